@@ -1,0 +1,23 @@
+"""mlviews: a generator in the place of a self-supervised-learning codebase's data loader."""
+
+from mlviews import perturb, transforms
+from mlviews._version import __version__
+from mlviews.config import list_presets
+from mlviews.errors import WeightsError
+from mlviews.generators import MLVGM, Level, list_generators, load_generator, wrap_generator
+from mlviews.source import Batch, MLViewSource
+
+__all__ = [
+    "MLVGM",
+    "Batch",
+    "Level",
+    "MLViewSource",
+    "WeightsError",
+    "__version__",
+    "list_generators",
+    "list_presets",
+    "load_generator",
+    "perturb",
+    "transforms",
+    "wrap_generator",
+]

@@ -1,0 +1,189 @@
+"""The command line: parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import mlviews
+from mlviews import data
+from mlviews.config import source_arguments
+from mlviews.probe import METHODS, SHARES, Encoder, Scores
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=mlviews.__doc__)
+console = Console()
+
+Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(mlviews.list_presets())}; or a YAML file with the same keys.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda. Default: cuda where there is one, else cpu.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder with Fashion-MNIST's four idx files. Default: the labelled slice that comes with the package.")
+]
+
+
+def main() -> None:
+    """Entry point: bad input becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"mlviews: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def generators() -> None:
+    """List the generators: levels, image shape, and the weights each needs."""
+    table = Table("generator", "image", "levels, coarse to fine (shape)", "weights")
+    for name, levels, shape, weights in mlviews.list_generators():
+        table.add_row(
+            name, "x".join(map(str, shape)), "\n".join(f"{i}  {level.name}  {level.shape}" for i, level in enumerate(levels)), weights
+        )
+    console.print(table)
+
+
+@app.command()
+def views(
+    preset: Preset = "fashion-ml-random",
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("runs/views.png"),
+    anchors: Annotated[int, typer.Option(help="Rows: anchors.", min=1, max=64)] = 8,
+    num_views: Annotated[int, typer.Option(help="Columns: views of each, the anchor included.", min=1, max=64)] = 6,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Draw anchors and their positives, before and after T_x."""
+    from mlviews.viz import draw_views  # matplotlib takes a second that other commands need not wait for
+
+    arguments = source_arguments(preset) | {"seed": seed, "device": _device(device)}
+    console.print(draw_views(arguments, out, anchors, num_views, title=preset))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the figures.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(help="Training steps of 128 pairs.", min=1)] = 1000,
+    data: Data = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """The main job: train an encoder on views made by the bundled generator, then test it on real images.
+
+    A few minutes on two CPU cores. It is the command `probe` with its defaults.
+    """
+    probe("fashion-ml-random", out, steps, 128, "simclr", 1.5e-3, 0.2, data, 10_000, seed, device)
+
+
+@app.command()
+def probe(
+    preset: Preset = "fashion-ml-random",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the figures.")] = Path("runs/probe"),
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Pairs per step.", min=2)] = 128,
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "simclr",
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW's one-cycle schedule.")] = 1.5e-3,
+    temperature: Annotated[float, typer.Option(help="Of SimCLR's NT-Xent.")] = 0.2,
+    data: Data = None,
+    labels: Annotated[int, typer.Option(help="Most labelled images to fit the probes on.", min=100)] = 10_000,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Train an encoder on a preset's views, then linear-probe and kNN it on real images next to raw pixels and an untrained encoder."""
+    from mlviews import probe as probing
+    from mlviews.viz import draw_loss, draw_views
+
+    begin = time.perf_counter()
+    arguments = source_arguments(preset) | {"layout": "pair", "seed": seed, "device": _device(device)}
+    source = mlviews.MLViewSource(**{**arguments, "batch_size": batch_size})
+    fit, test = _real_images(data, labels)
+    untrained = probing.initial(method, temperature, seed).encoder.eval()
+    levels = ", ".join(f"{level.name}" for level in source.generator.levels)
+    console.print(f"[bold]Views[/]: preset {preset}, levels {levels}, seed {seed}, on {source.device}. No file is read for them.")
+    console.print(f"[bold]Probe[/]: {len(fit.labels)} labelled real images to fit, {len(test.labels)} to test ({data or 'bundled slice'}).")
+
+    with _progress() as progress:
+        task = progress.add_task("training", total=steps)
+
+        def on_step(step: int, loss: float) -> None:
+            progress.update(task, completed=step, description=f"training ({method}), loss {loss:.2f}")
+
+        encoder, losses = probing.train(source, steps, method, lr, temperature, seed, on_step)
+        trained = time.perf_counter() - begin
+        rows: dict[str, Any] = {"raw pixels": None, "untrained encoder": untrained, "encoder trained on views": encoder}
+        task = progress.add_task("evaluating", total=len(rows))
+        scores: dict[str, Scores] = {}
+        for name, network in rows.items():
+            progress.update(task, description=f"evaluating {name}")
+            scores[name] = probing.evaluate(network, fit, test, seed)
+            progress.advance(task)
+
+    table = Table(title="Top-1 on real Fashion-MNIST test images, %")
+    for column in ("features", *(f"linear, {share:.0%} of labels" for share in SHARES), "kNN"):
+        table.add_column(column, justify="left" if column == "features" else "right")
+    for name, score in scores.items():
+        table.add_row(name, *(f"{value:.1f}" for value in score.linear.values()), f"{score.knn:.1f}")
+    console.print(table)
+    images_made = steps * batch_size * source.num_views
+    console.print(f"{steps} steps on {images_made:,} views, none seen twice: {trained:.0f} s; {time.perf_counter() - begin:.0f} s in all.")
+
+    out.mkdir(parents=True, exist_ok=True)
+    chance = math.log(2 * batch_size - 1) if method == "simclr" else None
+    paths = [
+        draw_views(arguments, out / "views.png", title=preset),
+        draw_loss(losses, out / "loss.png", f"{method} on {preset}", chance),
+    ]
+    record = {
+        "command": " ".join(["mlviews", *sys.argv[1:]]),
+        "preset": preset,
+        "training": {"method": method, "steps": steps, "batch_size": batch_size, "lr": lr, "temperature": temperature, "seed": seed},
+        "probe_images": len(fit.labels),
+        "test_images": len(test.labels),
+        "scores": {
+            name: {"linear": {f"{share:g}": top1 for share, top1 in score.linear.items()}, "knn": score.knn}
+            for name, score in scores.items()
+        },
+        "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - begin, 1)},
+        "loss": [round(loss, 4) for loss in losses],
+        "encoder_parameters": sum(p.numel() for p in Encoder().parameters()),
+        "versions": {"mlviews": mlviews.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(source.device)},
+    }
+    figures = out / "result.json"
+    figures.write_text(json.dumps(record, indent=1) + "\n")
+    for path in [*paths, figures]:
+        console.print(path)
+
+
+def _real_images(folder: Path | None, labels: int) -> tuple[data.Labelled, data.Labelled]:
+    """Images to fit the probes on, and to test them on."""
+    if folder is None:
+        fit, test = data.bundled_slice()
+    else:
+        fit, test = data.load_fashion_mnist(folder, "train", 28), data.load_fashion_mnist(folder, "test", 28)
+    return data.Labelled(fit.images[:labels], fit.labels[:labels]), test
+
+
+def _device(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""One configuration schema for presets, :meth:`MLViewSource.from_config`, the command line and the integrations.
+
+It is documented in ``mlviews/presets/README.md``; every key is an argument of :class:`MLViewSource`, plus ``preset``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from mlviews import perturb, transforms
+from mlviews.errors import did_you_mean, listing
+from mlviews.generators import MLVGM, load_generator
+from mlviews.source import MLViewSource
+
+PRESETS = Path(__file__).parent / "presets"
+KEYS = ("preset", *list(inspect.signature(MLViewSource).parameters))
+
+
+def list_presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[str, Any]:
+    """A configuration as a plain dictionary, with its preset's values where it gives none of its own.
+
+    Args:
+        config: a preset's name, the path of a YAML file, or a mapping (OmegaConf's included). A key in it replaces
+            the preset's value as a whole.
+
+    Raises:
+        ValueError: for an unknown preset or key, or a file that is not YAML.
+        FileNotFoundError: for a missing file.
+    """
+    if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
+        config = {"preset": config}
+    if isinstance(config, str | Path):
+        config = _read(Path(config))
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if not isinstance(config, Mapping):
+        raise ValueError(f"Invalid config of type {type(config).__name__}: give a preset's name, a YAML file, or a mapping.")
+    values = dict(config)
+    for key in values:
+        if key not in KEYS:
+            raise ValueError(f"Unknown key {key!r} in the configuration: the keys are {listing(KEYS)}.{did_you_mean(key, KEYS)}")
+    preset = values.pop("preset", None)
+    if preset is None:
+        return values
+    if preset not in list_presets():
+        raise ValueError(f"Unknown preset {preset!r}: there are {listing(list_presets())}.{did_you_mean(preset, list_presets())}")
+    return load_config(PRESETS / f"{preset}.yaml") | values
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"No configuration file {path}.")
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML mapping ({str(error).splitlines()[0]}).") from error
+
+
+def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[str, Any]:
+    """The arguments of :class:`MLViewSource` that a configuration stands for; loads the generator and the walkers.
+
+    Raises:
+        ValueError: for an unknown key or a bad value.
+        FileNotFoundError: for missing weights.
+    """
+    arguments = load_config(config)
+    if "generator" not in arguments:
+        raise ValueError("The configuration names no generator: add generator: NAME, {name: NAME, weights: FILE}, or a preset.")
+    arguments["generator"] = _generator(arguments["generator"])
+    if "perturb" in arguments:
+        spec = arguments["perturb"]
+        each = isinstance(spec, Mapping) and "name" not in spec
+        arguments["perturb"] = {key: perturb.build(one) for key, one in spec.items()} if each else spec and perturb.build(spec)
+    if isinstance(arguments.get("anchor"), Mapping):
+        arguments["anchor"] = perturb.build({"name": "normal", **arguments["anchor"]})
+    if isinstance(arguments.get("transform"), Mapping | Sequence):
+        arguments["transform"] = transforms.build(arguments["transform"])
+    return arguments
+
+
+def _generator(spec: Any) -> MLVGM:
+    if isinstance(spec, MLVGM):
+        return spec
+    options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    unknown = set(options) - {"name", "weights"}
+    if unknown or "name" not in options:
+        raise ValueError(f"Invalid generator {spec!r}: give NAME, or {{name: NAME, weights: FILE}}.")
+    return load_generator(**options)

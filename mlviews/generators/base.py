@@ -1,0 +1,306 @@
+"""Definition 1 of the paper as code: a generator is a stack of blocks, each taking one latent.
+
+``g(z_1, ..., z_n) = to_image(l_n(z_n, l_{n-1}(z_{n-1}, ... l_1(z_1))))``
+
+Because the blocks are explicit, what several views of one sample have in common (every block before the
+first perturbed level) is computed once: :meth:`MLVGM.decode_views`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlviews import sampling
+from mlviews.errors import listing
+
+Latents = Sequence[Tensor]
+"""One tensor ``[B, *level.shape]`` per level, coarse to fine."""
+
+
+class Level(NamedTuple):
+    """One latent of Definition 1: its name and the shape of one sample's latent."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of scalars in one sample's latent."""
+        return int(torch.Size(self.shape).numel())
+
+
+class MLVGM(nn.Module):
+    """A Multiple Latent Variable Generative Model (paper, Definition 1): frozen, in eval mode, images in [0, 1].
+
+    Subclass it by handing ``__init__`` one block per level, in order. A block is a module called as
+    ``block(z_i, state)`` that returns the next state; the first one gets ``state=None``. A state is a tensor whose
+    first dimension is the batch, or a (nested) tuple of such tensors. Two hooks may be overridden:
+    :meth:`condition` and :meth:`to_image`.
+
+    Args:
+        blocks: one module per level.
+        levels: the levels, coarse to fine.
+        image_shape: ``(C, H, W)`` of one image.
+        tied: the levels share one draw (StyleGAN2: a single z feeds every style); sampled latents are then equal
+            at every level, and perturbers move each level on its own.
+        truncation: of the anchors that :meth:`sample_latents` draws when not told otherwise, in standard
+            deviations; ``None`` for the full normal.
+
+    Raises:
+        ValueError: if there are no levels, or not one block per level, or a shape is not positive, or two levels
+            share a name.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        levels: Iterable[Level],
+        image_shape: tuple[int, int, int],
+        *,
+        tied: bool = False,
+        truncation: float | None = 2.0,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.levels = tuple(Level(name, tuple(shape)) for name, shape in levels)
+        self.image_shape = tuple(image_shape)
+        self.tied = tied
+        self.truncation = truncation
+        names = [level.name for level in self.levels]
+        if not self.levels:
+            raise ValueError("A generator needs at least one level: levels=() was given; pass levels=[Level(name, shape), ...].")
+        if len(self.blocks) != len(self.levels):
+            raise ValueError(
+                f"Definition 1 has one block per level: got {len(self.blocks)} blocks for {len(self.levels)} levels "
+                f"({listing(names)}). Merge or split blocks so that the two agree."
+            )
+        if len(set(names)) != len(names):
+            raise ValueError(f"Level names must differ: got {listing(names)}. Rename the repeated one.")
+        for level in self.levels:
+            if any(size < 1 for size in level.shape):
+                raise ValueError(f"Level {level.name!r} has shape {level.shape}: every size must be at least 1.")
+        if len(self.image_shape) != 3 or any(size < 1 for size in self.image_shape):
+            raise ValueError(f"Invalid image_shape={image_shape}: it must be (channels, height, width), all at least 1.")
+        if tied and len({level.shape for level in self.levels}) > 1:
+            raise ValueError(
+                f"tied=True shares one draw between all levels, so their shapes must agree: got "
+                f"{listing(level.shape for level in self.levels)}. Use tied=False, or equal shapes."
+            )
+        # Follows .to(): a generator without parameters (a wrapped callable) has a device too.
+        self.register_buffer("_where", torch.empty(0), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def condition(self, latents: Latents) -> Sequence[Any]:
+        """What each block takes as its latent, e.g. W from Z. Default: the latents themselves."""
+        return latents
+
+    def to_image(self, state: Any) -> Tensor:
+        """The last block's state as float images ``[B, C, H, W]`` in [0, 1]. Default: the state itself."""
+        image: Tensor = state
+        return image
+
+    # -- the forward pass ----------------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[Any], state: Any = None, *, start: int = 0, stop: int | None = None) -> Any:
+        """Blocks ``start`` to ``stop`` (exclusive; ``None``: all) on conditioned latents, from ``state`` on."""
+        for index in range(start, len(self.blocks) if stop is None else stop):
+            state = self.blocks[index](inputs[index], state)
+        return state
+
+    def decode(self, latents: Latents) -> Tensor:
+        """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them."""
+        self._check(latents)
+        return self.to_image(self.run(self.condition(latents)))
+
+    @torch.no_grad()
+    def forward(self, latents: Latents) -> Tensor:
+        """Images from latents, without a graph.
+
+        Args:
+            latents: one float tensor ``[B, *level.shape]`` per level, on the generator's device.
+
+        Returns:
+            Float images ``[B, C, H, W]`` in [0, 1] on the generator's device.
+
+        Raises:
+            ValueError: if the number of tensors or a shape does not fit the levels.
+        """
+        return self.decode(latents)
+
+    @torch.no_grad()
+    def decode_views(self, views: Sequence[Latents], first: int) -> list[Tensor]:
+        """Images of several views that agree below level ``first``, whose common blocks run once.
+
+        Args:
+            views: latents of each view, view 0 being the anchor.
+            first: index of the first level at which views differ; ``len(levels)`` if none does.
+
+        Returns:
+            One float tensor ``[B, C, H, W]`` per view, equal to ``[g(z) for z in views]`` up to float rounding.
+        """
+        for latents in views:
+            self._check(latents)
+        count = len(views)
+        if count == 1 or first == 0:
+            stacked = [torch.cat(levels) for levels in zip(*views, strict=True)]
+            return list(self.to_image(self.run(self.condition(stacked))).chunk(count))
+        shared = self.run(self.condition(views[0]), stop=first)
+        if first == len(self.levels):
+            image = self.to_image(shared)
+            return [image, *(image.clone() for _ in views[1:])]
+        # condition() sees whole latents (StyleGAN2 maps each of them); the blocks below `first` are not run again.
+        stacked = [torch.cat(levels) for levels in zip(*views, strict=True)]
+        state = _repeat(shared, count)
+        return list(self.to_image(self.run(self.condition(stacked), state, start=first)).chunk(count))
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    def sample_latents(
+        self,
+        indices: Iterable[int] | Tensor,
+        seed: int = 0,
+        epoch: int = 0,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        truncation: float | str | None = "default",
+    ) -> list[Tensor]:
+        """Anchor latents of the samples with these global indices (paper, sec. 3.2).
+
+        Sample *i* depends on ``(seed, epoch, i)`` only, so any subset in any order gives the same values. They are
+        the anchors that a :class:`mlviews.MLViewSource` with the same seed, epoch and anchor distribution draws.
+
+        Args:
+            indices: ``B`` global sample indices in ``[0, 2**32)``: a range, a list or an integer tensor.
+            seed: integer in ``[0, 2**64)``.
+            epoch: integer in ``[0, 2**32)``.
+            mean: of the (truncated) normal.
+            std: of the normal before truncation, at least 0.
+            truncation: support ``mean ± truncation * std``; ``None`` for the full normal; by default the
+                generator's own ``truncation``.
+
+        Returns:
+            One float32 tensor ``[B, *level.shape]`` per level on the generator's device (the same tensor for every
+            level of a tied generator).
+
+        Raises:
+            ValueError: for a seed, epoch or index out of range, a negative std or a truncation that is not positive.
+        """
+        cut = self.truncation if truncation == "default" else truncation
+        if isinstance(cut, str):
+            raise ValueError(f"Invalid truncation={truncation!r}: give a positive number, None, or leave it out.")
+        anchor = sampling.Normal(std, cut, mean)
+        draw = sampling.Draw(
+            [sampling.Field(level.size, sampling.ANCHOR, 0, index, anchor) for index, level in enumerate(self.drawn_levels)],
+            device=self.device,
+        )
+        values = draw(sampling.as_indices(indices, self.device), seed, epoch)
+        return self.shape_latents(values)
+
+    @property
+    def drawn_levels(self) -> tuple[Level, ...]:
+        """The levels whose anchors are drawn: all, or the first one where they share one draw."""
+        return self.levels[:1] if self.tied else self.levels
+
+    def shape_latents(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Anchor latents ``[B, *level.shape]`` of all levels from the flat draws of :attr:`drawn_levels`."""
+        shaped = [value.view(-1, *level.shape) for value, level in zip(values, self.drawn_levels, strict=True)]
+        return shaped * len(self.levels) if self.tied else shaped
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is."""
+        where: Tensor = self._where  # type: ignore[assignment]
+        return where.device
+
+    def train(self, mode: bool = True) -> MLVGM:
+        """Stays in eval mode: a view source's statistics must not move, whoever calls ``.train()`` around it."""
+        super().train(False)
+        return self
+
+    def _check(self, latents: Latents) -> None:
+        if len(latents) != len(self.levels):
+            raise ValueError(
+                f"Got {len(latents)} latents for {len(self.levels)} levels ({listing(self.level_names)}): "
+                f"pass one tensor per level, as sample_latents returns them."
+            )
+        for value, level in zip(latents, self.levels, strict=True):
+            if tuple(value.shape[1:]) != level.shape or len(value) != len(latents[0]):
+                raise ValueError(
+                    f"Level {level.name!r} got a latent of shape {tuple(value.shape)}: expected "
+                    f"[{len(latents[0])}, {listing(level.shape)}], the batch and the level's shape."
+                )
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, coarse to fine."""
+        return tuple(level.name for level in self.levels)
+
+
+def _repeat(state: Any, count: int) -> Any:
+    """The state of ``count`` views stacked along the batch, all starting from the same one."""
+    if isinstance(state, tuple):
+        return tuple(_repeat(part, count) for part in state)
+    return torch.cat([state] * count)
+
+
+class _Collect(nn.Module):
+    """A block that only hands its latent on: a wrapped callable needs all of them at once."""
+
+    def forward(self, z: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        return (*(state or ()), z)
+
+
+class WrappedGenerator(MLVGM):
+    """See :func:`wrap_generator`."""
+
+    def __init__(self, fn: Callable[[list[Tensor]], Tensor], levels: Sequence[Level], image_shape: tuple[int, int, int], **options: Any):
+        super().__init__([_Collect() for _ in levels], levels, image_shape, **options)
+        self.fn = fn
+        self.requires_grad_(False)
+        self.eval()
+
+    def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
+        return self.fn(list(state))
+
+
+def wrap_generator(
+    fn: Callable[[list[Tensor]], Tensor],
+    *,
+    levels: Iterable[Level | tuple[str, tuple[int, ...]]],
+    image_shape: tuple[int, int, int],
+    tied: bool = False,
+    truncation: float | None = 2.0,
+) -> MLVGM:
+    """Any callable as a generator.
+
+    Its blocks are not known, so views share no work; everything else works as for a subclass of :class:`MLVGM`.
+
+    Args:
+        fn: called with the list of latents (one float tensor ``[B, *shape]`` per level); returns float images
+            ``[B, C, H, W]`` in [0, 1]. If it is a module, it is frozen, put in eval mode and moved with the generator.
+        levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
+        image_shape: ``(C, H, W)``.
+        tied: see :class:`MLVGM`.
+        truncation: see :class:`MLVGM`.
+
+    Raises:
+        ValueError: if ``fn`` is not callable, or the levels or the image shape are invalid.
+
+    Examples:
+        >>> g = wrap_generator(lambda z: z[0].sigmoid().view(-1, 1, 4, 4), levels=[("z", (16,))], image_shape=(1, 4, 4))
+        >>> g(g.sample_latents(range(2))).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    if not callable(fn):
+        raise ValueError(f"Invalid fn={fn!r}: it must be callable with a list of latents and return images [B, C, H, W] in [0, 1].")
+    return WrappedGenerator(fn, [Level(*level) for level in levels], image_shape, tied=tied, truncation=truncation)

@@ -1,0 +1,361 @@
+"""The view source: a generator in the place of a data loader (paper, sec. 3.3, "continuous sampling").
+
+One step, in :meth:`MLViewSource.batch`: indices -> latents -> perturbed latents -> shared blocks -> images -> T_x. Every
+number in it is a function of ``(seed, epoch, global sample index, view, level)``, so the source keeps no random state:
+where it is in the epoch is all there is to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, get_worker_info
+
+from mlviews import sampling
+from mlviews.distributed import resolve_rank
+from mlviews.errors import did_you_mean, listing
+from mlviews.generators.base import MLVGM
+from mlviews.perturb import Normal, Perturber, assign
+from mlviews.transforms import Augmentation
+
+Transform = Callable[[Tensor], Tensor]
+"""T_x: an :class:`~mlviews.transforms.Augmentation`, or any callable on images ``[B, C, H, W]``, whose randomness is its own."""
+
+
+class Batch(NamedTuple):
+    """What a layout arranges. View 0 is the anchor, the others are its positives."""
+
+    views: list[Tensor]  # float images [B, C, H, W], one tensor per view
+    indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
+    targets: Tensor  # int64 [B], -1: a generator has no labels
+    latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
+    first_index: int  # indices[0] as a number, so that no layout has to ask the device
+
+
+def pair_layout(batch: Batch) -> tuple[Tensor, ...]:
+    """``(anchor, positive, ...)``: a tuple of views, for ``for anchor, positive in source``."""
+    return tuple(batch.views)
+
+
+def solo_layout(batch: Batch) -> list[Any]:
+    """``[indexes, [views], targets]``, as solo-learn's trainers take it."""
+    return [batch.indices, list(batch.views), batch.targets]
+
+
+def lightly_layout(batch: Batch) -> tuple[list[Tensor], Tensor, list[str]]:
+    """``(views, targets, filenames)``, as lightly's trainers take it."""
+    names = [f"{batch.first_index + i:010d}" for i in range(len(batch.indices))]
+    return list(batch.views), batch.targets, names
+
+
+LAYOUTS: dict[str, Callable[[Batch], Any]] = {"pair": pair_layout, "solo": solo_layout, "lightly": lightly_layout}
+
+
+class MLViewSource(IterableDataset[Any]):
+    """Fresh anchors and positives at every step, made on the training device; iterate over it like over a data loader.
+
+    Each pass is one epoch of ``num_samples`` new samples. A pass that reached its end is followed by the next epoch;
+    :meth:`set_epoch` chooses one. The samples of one step are consecutive, rank 0's first; a last, smaller batch is left
+    out unless ``drop_last=False``. Content does not depend on batch size, ranks, device (up to float rounding) or on
+    where a run was resumed. Epoch, ranks and device are looked up when the first batch is asked for, not before.
+
+    Args:
+        generator: an :class:`~mlviews.MLVGM`; moved to ``device``.
+        perturb: a perturber for all levels, or ``{level: perturber}`` with a level's index, its name or ``"start:stop"``.
+            Levels not named are fixed.
+        anchor: distribution of the anchors' latents; by default N(0, 1) truncated as the generator prefers.
+        transform: T_x, applied to every view: an :class:`~mlviews.transforms.Augmentation`, or any callable on images
+            ``[B, C, H, W]``; a sequence of them gives each view its own; None for raw views in [0, 1].
+        batch_size: samples per batch and rank.
+        num_samples: samples per epoch over all ranks.
+        num_views: views of each sample, the anchor included.
+        seed: integer in ``[0, 2**64)``; the only source of randomness.
+        device: where views are made; None: where the generator is.
+        layout: "pair", "solo", "lightly", or a callable that gets a :class:`Batch`; see the functions ``*_layout``.
+        rank: of this process; None: torch.distributed's, else the variable RANK, else 0.
+        world_size: number of processes; None likewise.
+        drop_last: leave out a last, smaller batch. If kept, it is split evenly between ranks (and left out all the same
+            if it has fewer samples than there are ranks).
+        micro_batch_size: most samples the generator sees at once, to bound its memory; None: the whole batch.
+
+    Raises:
+        ValueError: for any argument out of range, naming the values that are allowed.
+    """
+
+    def __init__(
+        self,
+        generator: MLVGM,
+        perturb: Perturber | Mapping[int | str, Perturber] | None = None,
+        anchor: sampling.Normal | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
+        batch_size: int = 256,
+        num_samples: int = 60_000,
+        num_views: int = 2,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        layout: str | Callable[[Batch], Any] = "pair",
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_last: bool = True,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        if not isinstance(generator, MLVGM):
+            raise ValueError(
+                f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM. "
+                f"Wrap a callable with mlviews.wrap_generator(fn, levels=..., image_shape=...)."
+            )
+        self.generator = generator
+        self.assignments = assign(perturb, generator.levels)
+        self.anchor = Normal(1.0, generator.truncation) if anchor is None else anchor
+        if not isinstance(self.anchor, sampling.Normal):
+            raise ValueError(f"Invalid anchor={anchor!r}: it must be a perturb.Normal(std, truncation, mean).")
+        self.batch_size = _count("batch_size", batch_size)
+        self.num_samples = _count("num_samples", num_samples)
+        if self.num_samples > 1 << 32:
+            raise ValueError(f"Invalid num_samples={num_samples}: an epoch has at most 2**32 samples; use more epochs.")
+        self.num_views = _count("num_views", num_views)
+        self.micro_batch_size = batch_size if micro_batch_size is None else _count("micro_batch_size", micro_batch_size)
+        self.transforms = _transforms(transform, self.num_views, generator)
+        self.seed = sampling.check_seed(seed)
+        self.requested_device = None if device is None else _device(device)
+        self.layout = _layout(layout)
+        self.drop_last = drop_last
+        self.requested_rank = rank, world_size
+        self._epoch = 0
+        self._position = 0  # samples of this epoch that the latest pass has handed out, over all ranks
+        self._resume = False  # the next pass starts at _position, not at 0
+        self._draw: sampling.Draw | None = None
+        len(self)  # an impossible size or rank is an error here, not at the first batch
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def batch(self, start: int, stop: int) -> Batch:
+        """The samples ``start`` to ``stop`` (exclusive) of the current epoch: the whole step, start to finish."""
+        generator, (device, draw) = self.generator, self._prepare()
+        with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
+            indices = torch.arange(start, stop, device=device)
+            drawn = draw(indices, self.seed, self._epoch)
+
+            anchors = generator.shape_latents(drawn[: len(generator.drawn_levels)])
+            noise = iter(drawn[len(generator.drawn_levels) :])
+            latents: list[Sequence[Tensor]] = [anchors, *(self._positive(anchors, noise) for _ in range(1, self.num_views))]
+
+            chunks = [
+                generator.decode_views([[z[part] for z in view] for view in latents], self._first)
+                for part in _slices(stop - start, self.micro_batch_size)
+            ]
+            views = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+            views = [self._augment(images, indices, view) for view, images in enumerate(views)]
+        targets = torch.full_like(indices, -1)
+        return Batch(views, indices, targets, latents, start)
+
+    def _positive(self, anchors: Sequence[Tensor], noise: Iterator[Tensor]) -> list[Tensor]:
+        """One positive's latents; takes its noise off ``noise``, in the order of :meth:`_prepare`'s plan."""
+        moved = list(anchors)
+        for levels, perturber in self.assignments:
+            own = [anchors[level] for level in levels]
+            drawn = None if perturber.noise(self.anchor) is None else [next(noise).view_as(z) for z in own]
+            for level, z in zip(levels, perturber(own, drawn), strict=True):
+                moved[level] = z
+        return moved
+
+    def _augment(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
+        transform = self.transforms[view]
+        if isinstance(transform, Augmentation):
+            return transform(images, indices, seed=self.seed, epoch=self._epoch, view=view)
+        return images if transform is None else transform(images)
+
+    @property
+    def device(self) -> torch.device:
+        """Where views are made. Asking moves the generator there."""
+        return self._prepare()[0]
+
+    @property
+    def _first(self) -> int:
+        """The first level that differs between views: all blocks before it run once per sample."""
+        return self.assignments[0].levels[0] if self.assignments else len(self.generator.levels)
+
+    def _prepare(self) -> tuple[torch.device, sampling.Draw]:
+        """The device, with the generator and the walkers on it, and the plan of what to draw there."""
+        if self._draw is None or self._draw.device != self.generator.device:
+            _move(self.generator, self.requested_device)
+            device = self.generator.device
+            size = {index: level.size for index, level in enumerate(self.generator.levels)}
+            fields = [
+                sampling.Field(level.size, sampling.ANCHOR, 0, index, self.anchor)
+                for index, level in enumerate(self.generator.drawn_levels)
+            ]
+            for view in range(1, self.num_views):
+                for levels, perturber in self.assignments:
+                    if isinstance(perturber, nn.Module):
+                        _move(perturber, device)
+                        perturber.requires_grad_(False)
+                    law = perturber.noise(self.anchor)
+                    fields += [sampling.Field(size[level], sampling.NOISE, view, level, law) for level in levels if law is not None]
+            self._draw = sampling.Draw(fields, device)
+        return self._draw.device, self._draw
+
+    # -- the epoch -----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """A pass over the epoch. Nothing happens, and nothing is looked up, before its first ``next()``."""
+        if get_worker_info() is not None:
+            raise ValueError(
+                "MLViewSource cannot run inside DataLoader workers (num_workers > 0): the generator lives on the training device, "
+                "and every worker would make the same views. Iterate over the source itself, or use num_workers=0, batch_size=None."
+            )
+        rank, world_size = resolve_rank(*self.requested_rank)
+        if not self._step_size(self._position, world_size):  # the latest pass reached its end
+            self._epoch += 1
+            self._position = 0
+        elif not self._resume:
+            self._position = 0
+        self._resume = False
+        epoch, position = self._epoch, self._position
+        while count := self._step_size(position, world_size):
+            if self._epoch != epoch:
+                raise RuntimeError(f"The epoch was changed from {epoch} to {self._epoch} during a pass; start a new one with iter(source).")
+            batch = self.batch(position + count * rank // world_size, position + count * (rank + 1) // world_size)
+            position += count
+            self._position = position
+            yield self.layout(batch)
+
+    def _step_size(self, position: int, world_size: int) -> int:
+        """Samples of the step that starts at this position of the epoch, over all ranks; 0 at its end."""
+        left, full = self.num_samples - position, self.batch_size * world_size
+        if left >= full:
+            return full
+        return 0 if self.drop_last or left < world_size else left
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on each rank.
+
+        Raises:
+            ValueError: if there is none, naming the sizes.
+        """
+        world_size = resolve_rank(*self.requested_rank)[1]
+        full, left = divmod(self.num_samples, self.batch_size * world_size)
+        count = full + bool(self._step_size(self.num_samples - left, world_size))
+        if count == 0:
+            raise ValueError(
+                f"An epoch would have no batch: num_samples={self.num_samples} for batch_size={self.batch_size} on world_size={world_size} "
+                f"needs at least {self.batch_size * world_size}. Raise num_samples, lower batch_size"
+                + (", or pass drop_last=False." if self.drop_last else ".")
+            )
+        return count
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch: of the latest pass, or the one set since."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass this epoch, from its start (or from where :meth:`load_state_dict` left that very epoch).
+
+        Raises:
+            ValueError: if it is not an integer in ``[0, 2**32)``.
+        """
+        epoch = sampling.check_epoch(epoch)
+        if epoch != self._epoch or not self._resume:
+            self._position = 0
+            self._resume = False
+        self._epoch = epoch
+
+    @property
+    def sampler(self) -> MLViewSource:
+        """The source itself: Lightning and others set the epoch through ``loader.sampler.set_epoch``."""
+        return self
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the latest pass is: ``seed``, ``epoch``, and ``position``, the samples handed out over all ranks."""
+        return {"seed": self.seed, "epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Make the next pass go on where the state was taken, on any number of ranks and with any batch size.
+
+        Raises:
+            ValueError: if the state is incomplete, belongs to another seed, or lies beyond this epoch's end.
+        """
+        missing = {"seed", "epoch", "position"} - set(state)
+        if missing:
+            raise ValueError(f"Invalid state {dict(state)!r}: it lacks {listing(sorted(missing))}; pass what state_dict() returned.")
+        if state["seed"] != self.seed:
+            raise ValueError(f"The state belongs to seed={state['seed']!r}, this source has seed={self.seed}: make it with the same seed.")
+        position = state["position"]
+        if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= self.num_samples:
+            raise ValueError(f"Invalid position={position!r}: this epoch goes from 0 to num_samples={self.num_samples}.")
+        self._epoch = sampling.check_epoch(state["epoch"])
+        self._position = position
+        self._resume = True
+
+    @classmethod
+    def from_config(cls, config: Any) -> MLViewSource:
+        """A source from a preset's name or a mapping; the schema is that of the presets (``mlviews/presets/README.md``).
+
+        Raises:
+            ValueError: for an unknown key or a bad value, naming those that are allowed.
+
+        Examples:
+            >>> source = MLViewSource.from_config({"preset": "fashion-ml-random", "batch_size": 4})
+            >>> anchor, positive = next(iter(source))
+        """
+        from mlviews.config import source_arguments  # config reads presets into the arguments of this very class
+
+        return cls(**source_arguments(config))
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, total, size)]
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Invalid {name}={value!r}: it must be an integer of at least 1.")
+    return value
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, if it exists here. CUDA, where there is one, is not initialised: the process may yet fork."""
+    try:
+        found = torch.device(device)
+        if found.type != "cuda" or not torch.cuda.is_available():
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"Invalid device={device!r}: not available here ({str(error).splitlines()[0]}); use 'cpu', 'cuda' with a GPU, or None."
+        ) from None
+    return found
+
+
+def _move(module: nn.Module, device: torch.device | None) -> None:
+    """Put a module on a device, unless it is there ("cuda" stands for whichever GPU it is on)."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if device is not None and any(t.device.type != device.type or device.index not in (None, t.device.index) for t in tensors):
+        module.to(device)
+
+
+def _layout(layout: str | Callable[[Batch], Any]) -> Callable[[Batch], Any]:
+    if isinstance(layout, str) and layout in LAYOUTS:
+        return LAYOUTS[layout]
+    if isinstance(layout, str) or not callable(layout):
+        raise ValueError(
+            f"Invalid layout={layout!r}: use {listing(LAYOUTS)}, or a callable that gets a Batch.{did_you_mean(layout, LAYOUTS)}"
+        )
+    return layout
+
+
+def _transforms(transform: Transform | Sequence[Transform] | None, num_views: int, generator: MLVGM) -> list[Transform | None]:
+    """T_x of each view."""
+    each = list(transform) if isinstance(transform, Sequence) else [transform] * num_views
+    if len(each) != num_views:
+        raise ValueError(f"Got {len(each)} transforms for num_views={num_views}: give one for all views, or one for each.")
+    for one in each:
+        if one is not None and not callable(one):
+            raise ValueError(f"Invalid transform={one!r}: use mlviews.transforms.simclr(size=...), another callable on images, or None.")
+        if isinstance(one, Augmentation):
+            one.check(generator.image_shape[0])
+    return list(each)

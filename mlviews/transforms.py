@@ -1,0 +1,553 @@
+"""T_x: pixel augmentation of whole batches, per sample, on the device, as a function of the sample's index.
+
+The operators are kornia's functional ones. Their parameters come from the counter streams of
+:mod:`mlviews.sampling` and not from kornia's samplers, which draw from the global CPU generator once per batch: the
+augmentation of a view depends on ``(seed, epoch, global sample index, view)`` and on nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mlviews import sampling
+from mlviews.errors import did_you_mean, listing
+
+__all__ = ["IMAGENET", "Augmentation", "Parameters", "build", "byol", "gray", "simclr"]
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and standard deviations, one of each per channel or one for all."""
+
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Means and standard deviations of ImageNet's channels."""
+
+# One stream of uniforms per operation, so that switching one on or off leaves the others' parameters as they are.
+# The numbers are part of what a seed means: never reorder them.
+_CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE = range(6)
+_ATTEMPTS = 10  # at a box that fits, as many as torchvision makes
+_UNIFORMS = {_CROP: 2 * _ATTEMPTS + 2, _FLIP: 1, _JITTER: 5, _GRAYSCALE: 1, _BLUR: 2, _SOLARIZE: 1}
+
+
+class Parameters(NamedTuple):
+    """What one :class:`Augmentation` does to each sample of a batch; ``None`` for an operation that is off."""
+
+    boxes: Tensor | None = None  # int64 [B, 4]: top, left, height, width, in pixels of Augmentation.working_shape
+    flip: Tensor | None = None  # bool [B]
+    brightness: Tensor | None = None  # float32 [B], a factor; 1 where the jitter is not applied
+    contrast: Tensor | None = None  # the same
+    saturation: Tensor | None = None  # the same
+    hue: Tensor | None = None  # float32 [B], in turns from -0.5 to 0.5; 0 where the jitter is not applied
+    grayscale: Tensor | None = None  # bool [B]
+    sigma: Tensor | None = None  # float32 [B], of the blur, in output pixels; 0 where it is not applied
+    solarize: Tensor | None = None  # bool [B]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """One pipeline T_x (paper, sec. 3.2 and app. D): crop, resize and flip in one resampling, then color, blur, solarization.
+
+    The operations equal torchvision's tensor ones for the same parameters, with two differences: the color
+    operations run in the fixed order brightness, contrast, saturation, hue (``ColorJitter`` permutes them at every
+    call), and gray is weighted 0.299, 0.587, 0.114 (torchvision: 0.2989). Boxes are distributed as those of
+    ``RandomResizedCrop``. On 1-channel images saturation, hue and grayscale change nothing and are skipped; they
+    are repeated to 3 channels at the very end.
+
+    Resampling is bilinear without antialiasing, so an image of at least twice the output's side is first shrunk by
+    the whole factor that leaves it just as large as the output or larger (512 to 128 for 112), with antialiasing.
+
+    Args:
+        size: side of the square output in pixels, at least 1.
+        scale: smallest and largest area of the crop as a share of the image's, in (0, 1]; ``None`` resizes the whole
+            image instead, with antialiasing.
+        ratio: smallest and largest width / height of the crop, above 0.
+        flip: probability of a horizontal flip. All probabilities are in [0, 1]; 0 skips the operation.
+        jitter: strengths of brightness, contrast, saturation (factors are uniform in ``[max(0, 1 - s), 1 + s]``) and
+            hue (uniform in ``[-s, s]`` turns, at most 0.5), as of ``ColorJitter``.
+        jitter_p: probability of the jitter, all four together.
+        grayscale: probability of losing the color.
+        blur: probability of a Gaussian blur. Its kernel is odd and about a tenth of ``size``, at least 3.
+        blur_sigma: smallest and largest standard deviation of the blur in output pixels, above 0.
+        solarize: probability of inverting what is at or above ``threshold``.
+        threshold: of the solarization, in [0, 1].
+        channels: of the output: 3 (1-channel images are repeated), 1, or ``None`` for as many as the images have.
+        normalize: means and standard deviations of the three channels, or one of each for all; ``None`` leaves
+            images in [0, 1]. A 1-channel output takes their averages.
+
+    Raises:
+        ValueError: for a value outside the range given here.
+
+    Examples:
+        >>> augment = Augmentation(size=28, scale=(0.2, 1.0))
+        >>> augment(torch.rand(8, 1, 32, 32), range(8), seed=0, epoch=0, view=1).shape
+        torch.Size([8, 3, 28, 28])
+    """
+
+    size: int
+    scale: tuple[float, float] | None = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_p: float = 0.8
+    grayscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    threshold: float = 0.5
+    channels: int | None = 3
+    normalize: Normalization | None = IMAGENET
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"Invalid size={self.size!r}: the output's side is an integer of at least 1 pixel.")
+        # Tuples, also when a configuration file gave lists: the pipeline stays hashable and compares equal.
+        if self.scale is not None:
+            self._set("scale", _numbers("scale", self.scale, 2, "(smallest, largest) share of the area, or None for no crop"))
+            _check_range("scale", self.scale, "0 < smallest <= largest <= 1", high=1.0)
+        self._set("ratio", _numbers("ratio", self.ratio, 2, "(smallest, largest) width / height of the crop"))
+        _check_range("ratio", self.ratio, "0 < smallest <= largest")
+        self._set("jitter", _numbers("jitter", self.jitter, 4, "strengths of brightness, contrast, saturation and hue"))
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError(f"Invalid jitter={self.jitter!r}: strengths are 0 (off) or more, and that of hue, the last, is at most 0.5.")
+        self._set("blur_sigma", _numbers("blur_sigma", self.blur_sigma, 2, "(smallest, largest) standard deviation in pixels"))
+        _check_range("blur_sigma", self.blur_sigma, "0 < smallest <= largest")
+        for name in ("flip", "jitter_p", "grayscale", "blur", "solarize", "threshold"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                kind = "a pixel value" if name == "threshold" else "a probability"
+                raise ValueError(f"Invalid {name}={value!r}: it is {kind}, a number from 0 to 1.")
+        if self.blur and self.size < 2:
+            raise ValueError(f"Invalid blur={self.blur!r} with size={self.size}: a blur needs a size of at least 2; set blur=0.")
+        if self.channels is not None and (isinstance(self.channels, bool) or self.channels not in (1, 3)):
+            raise ValueError(f"Invalid channels={self.channels!r}: the output has 1 or 3 channels, or None for as many as the images.")
+        if self.normalize is not None:
+            self._set("normalize", _check_normalize(self.normalize))
+
+    def __call__(self, images: Tensor, indices: Iterable[int] | Tensor, *, seed: int, epoch: int, view: int) -> Tensor:
+        """Augment a batch; the same as :meth:`apply` with :meth:`parameters`.
+
+        Args:
+            images: floating point ``[B, C, H, W]`` in [0, 1] with 1 or 3 channels.
+            indices: ``B`` global sample indices in ``[0, 2**32)``. An int64 tensor on the images' device is taken as
+                it is, without a look at its values, which would make the host wait.
+            seed: integer in ``[0, 2**64)``.
+            epoch: integer in ``[0, 2**32)``.
+            view: integer in ``[0, 4096)``; each view of a sample is augmented on its own.
+
+        Returns:
+            A new, contiguous float32 tensor ``[B, channels, size, size]`` on the images' device.
+
+        Raises:
+            ValueError: for images or indices of the wrong shape, type or range, or for a seed, epoch or view out of range.
+        """
+        self._check(images)
+        ready = isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == images.device
+        rows = indices if ready and isinstance(indices, Tensor) else sampling.as_indices(indices, images.device)
+        if rows.shape != images.shape[:1]:
+            raise ValueError(f"Got indices of shape {tuple(rows.shape)} for {len(images)} images: give one global sample index per image.")
+        return self.apply(images, self.parameters(rows, tuple(images.shape[-2:]), seed=seed, epoch=epoch, view=view))
+
+    def working_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which images are shrunk before the crop: whole, if they are below twice ``size``."""
+        if self.scale is None:
+            return self.size, self.size
+        factor = max(1, min(height, width) // self.size)
+        return height // factor, width // factor
+
+    def parameters(self, indices: Tensor, image_shape: tuple[int, ...], *, seed: int, epoch: int, view: int) -> Parameters:
+        """What is done to each sample, drawn on the device of ``indices``.
+
+        An operation's parameters do not depend on which other operations are on.
+
+        Args:
+            indices: int64 ``[B]`` of global sample indices in ``[0, 2**32)``.
+            image_shape: ``(H, W)`` of the images.
+            seed: integer in ``[0, 2**64)``.
+            epoch: integer in ``[0, 2**32)``.
+            view: integer in ``[0, 4096)``.
+
+        Returns:
+            The parameters of ``B`` samples.
+
+        Raises:
+            ValueError: for an image shape, seed, epoch or view out of range.
+        """
+        if len(image_shape) != 2 or min(image_shape) < 1:
+            raise ValueError(f"Invalid image_shape={image_shape!r}: give (height, width), both at least 1.")
+        operations, draw = self._plan(indices.device, view)
+        uniform = dict(zip(operations, draw(indices, seed, epoch), strict=True))
+        found: dict[str, Tensor] = {}
+        if _CROP in uniform:
+            found["boxes"] = self._boxes(uniform[_CROP], *self.working_shape(*image_shape))
+        if _FLIP in uniform:
+            found["flip"] = uniform[_FLIP][:, 0] < self.flip
+        if _JITTER in uniform:
+            applied, *amounts = uniform[_JITTER].unbind(1)
+            for name, strength, amount in zip(("brightness", "contrast", "saturation", "hue"), self.jitter, amounts, strict=True):
+                if strength:
+                    neutral = 0.0 if name == "hue" else 1.0
+                    low = -strength if name == "hue" else max(0.0, 1 - strength)
+                    value = low + (neutral + strength - low) * amount
+                    found[name] = torch.where(applied < self.jitter_p, value, neutral)
+        if _GRAYSCALE in uniform:
+            found["grayscale"] = uniform[_GRAYSCALE][:, 0] < self.grayscale
+        if _BLUR in uniform:
+            low, high = self.blur_sigma
+            applied, amount = uniform[_BLUR].unbind(1)
+            found["sigma"] = torch.where(applied < self.blur, low + (high - low) * amount, 0.0)
+        if _SOLARIZE in uniform:
+            found["solarize"] = uniform[_SOLARIZE][:, 0] < self.solarize
+        return Parameters(**found)
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Do to each sample what its parameters say, whoever chose them; differentiable with respect to the images.
+
+        Args:
+            images: floating point ``[B, C, H, W]`` in [0, 1] with 1 or 3 channels.
+            parameters: of ``B`` samples, on the images' device.
+
+        Returns:
+            A new, contiguous float32 tensor ``[B, channels, size, size]`` on the images' device.
+
+        Raises:
+            ValueError: for images of the wrong shape or type.
+        """
+        self._check(images)
+        # A training loop's autocast would run the blur in half precision.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._apply(images, parameters)
+
+    # -- the operations ------------------------------------------------------------------------------------------
+
+    def _apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        x = images.float()
+        if parameters.boxes is not None:
+            x = self._crop(_resize(x, self.working_shape(*x.shape[-2:])), parameters.boxes, parameters.flip)
+        else:
+            x = _resize(x, (self.size, self.size))
+            if parameters.flip is not None:
+                x = torch.where(_per_image(parameters.flip), x.flip(-1), x)
+        x = self._color(x, parameters)
+        if parameters.sigma is not None:
+            x = self._blur(x, parameters.sigma)
+        if parameters.solarize is not None:
+            from kornia.enhance import solarize
+
+            x = solarize(x, torch.where(parameters.solarize, float(self.threshold), math.inf))
+        out = self._finish(x).contiguous()
+        return out.clone() if out is images else out
+
+    def _boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
+        """Boxes as ``RandomResizedCrop`` chooses them: the first of ten that fits in the image, else the central one."""
+        assert self.scale is not None
+        areas, ratios, places = torch.split(uniform, [_ATTEMPTS, _ATTEMPTS, 2], dim=1)
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * areas)
+        low, high = (math.log(value) for value in self.ratio)
+        aspect = torch.exp(low + (high - low) * ratios)
+        w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        # Of several maxima argmax takes the first.
+        first, any_fits = fits.int().argmax(1, keepdim=True), fits.any(1)
+        w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
+        # Where none fits: as much of the image's centre as the ratios allow.
+        central_w, central_h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        w, h = torch.where(any_fits, w, float(central_w)), torch.where(any_fits, h, float(central_h))
+        room_y, room_x = height - h, width - w
+        top = torch.where(any_fits, (places[:, 0] * (room_y + 1)).floor(), (room_y / 2).floor())
+        left = torch.where(any_fits, (places[:, 1] * (room_x + 1)).floor(), (room_x / 2).floor())
+        return torch.stack((top, left, h, w), dim=1).to(torch.int64)
+
+    def _crop(self, images: Tensor, boxes: Tensor, flip: Tensor | None) -> Tensor:
+        """Crop, resize and flip in one bilinear resampling."""
+        from kornia.geometry.transform import remap
+
+        height, width = images.shape[-2:]
+        top, left, h, w = boxes.float()[:, :, None].unbind(1)
+        y = x = torch.arange(self.size, device=images.device) + 0.5
+        if flip is not None:
+            x = torch.where(flip[:, None], self.size - x, x)
+        # Kept between the centres of the box's outermost pixels: a resize of the crop alone sees nothing beyond it.
+        y = top + (y * (h / self.size) - 0.5).clamp_min(0).minimum(h - 1)
+        x = left + (x * (w / self.size) - 0.5).clamp_min(0).minimum(w - 1)
+        # Normalised here: kornia would copy its factors from the host at every call.
+        map_y = ((2 * y + 1) / height - 1)[:, :, None].expand(-1, -1, self.size)
+        map_x = ((2 * x + 1) / width - 1)[:, None, :].expand(-1, self.size, -1)
+        out: Tensor = remap(images, map_x, map_y, padding_mode="border", align_corners=False, normalized_coordinates=True)
+        return out
+
+    @staticmethod
+    def _color(x: Tensor, parameters: Parameters) -> Tensor:
+        """Brightness, contrast, saturation, hue, grayscale; the factors of samples left alone are neutral."""
+        from kornia import enhance
+
+        if parameters.brightness is not None:
+            x = enhance.adjust_brightness_accumulative(x, parameters.brightness)
+        if parameters.contrast is not None:
+            x = enhance.adjust_contrast_with_mean_subtraction(x, parameters.contrast)
+        if x.shape[1] == 1:
+            return x
+        if parameters.saturation is not None:
+            x = enhance.adjust_saturation_with_gray_subtraction(x, parameters.saturation)
+        if parameters.hue is not None:
+            x = enhance.adjust_hue(x, parameters.hue * (2 * math.pi))
+        if parameters.grayscale is not None:
+            from kornia.color import rgb_to_grayscale
+
+            x = torch.where(_per_image(parameters.grayscale), rgb_to_grayscale(x), x)
+        return x
+
+    def _blur(self, x: Tensor, sigma: Tensor) -> Tensor:
+        # The parts of kornia's gaussian_blur2d, which itself reads sigma back to the host to check it.
+        from kornia.filters import filter2d_separable, get_gaussian_kernel1d
+
+        applied = sigma > 0
+        kernel = get_gaussian_kernel1d(max(3, self.size // 10 | 1), torch.where(applied, sigma, 1.0)[:, None])
+        return torch.where(_per_image(applied), filter2d_separable(x, kernel, kernel), x)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """Normalise and repeat 1 channel to 3, in one pass."""
+        count = self.channels or x.shape[1]
+        if self.normalize is None:
+            return x if x.shape[1] == count else x.expand(-1, count, -1, -1)
+        key = (x.device, count)
+        if key not in self._constants:
+            means, stds = self.normalize
+            if count == 1:
+                means, stds = (sum(means) / len(means),), (sum(stds) / len(stds),)
+            table = [[-mean / std for mean, std in zip(means, stds, strict=True)], [1 / std for std in stds]]
+            shift, factor = torch.tensor(table, device=x.device)[:, None, :, None, None].expand(-1, 1, count, 1, 1)
+            self._constants[key] = shift, factor
+        shift, factor = self._constants[key]
+        return torch.addcmul(shift, x, factor)
+
+    # -- what is made once per device ----------------------------------------------------------------------------
+
+    def _plan(self, device: torch.device, view: int) -> tuple[list[int], sampling.Draw]:
+        """The operations that are on, and the draw of their uniforms."""
+        if isinstance(view, bool) or not isinstance(view, int) or view < 0:
+            raise ValueError(f"Invalid view={view!r}: views are counted by integers from 0, the anchor's.")
+        if (device, view) not in self._plans:
+            strengths = {
+                _CROP: self.scale is not None,
+                _FLIP: self.flip,
+                _JITTER: self.jitter_p if any(self.jitter) else 0,
+                _GRAYSCALE: self.grayscale,
+                _BLUR: self.blur,
+                _SOLARIZE: self.solarize,
+            }
+            operations = [operation for operation, strength in strengths.items() if strength]
+            wanted = [sampling.Field(_UNIFORMS[level], sampling.AUGMENT, view, level, sampling.Uniform()) for level in operations]
+            self._plans[device, view] = operations, sampling.Draw(wanted, device)
+        return self._plans[device, view]
+
+    @cached_property
+    def _plans(self) -> dict[tuple[torch.device, int], tuple[list[int], sampling.Draw]]:
+        return {}
+
+    @cached_property
+    def _constants(self) -> dict[tuple[torch.device, int], tuple[Tensor, Tensor]]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Device tensors stay behind when a pipeline is copied or sent to another process.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def check(self, channels: int) -> None:
+        """Raise a ValueError if images of so many channels cannot be augmented."""
+        if channels not in (1, 3):
+            raise ValueError(f"Got images with {channels} channels: augmentation works on 1 or 3.")
+        if self.channels == 1 and channels == 3:
+            raise ValueError("Got images with 3 channels for channels=1: use channels=3, or convert the images to gray first.")
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                f"Got images of shape {tuple(images.shape)} and dtype {images.dtype}: give a batch [B, C, H, W] of floats in [0, 1] "
+                f"(bytes: images.float() / 255)."
+            )
+        self.check(images.shape[1])
+
+
+# -- ready-made pipelines ----------------------------------------------------------------------------------------
+
+
+def simclr(size: int, *, color: bool = True, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> Augmentation:
+    """The SimCLR set (Chen et al. 2020) as the paper uses it (app. D and E): crop of 20 to 100 % of the area, flip, color.
+
+    Args:
+        size: side of the output in pixels.
+        color: color jitter (0.4, 0.4, 0.4, 0.1; p 0.8) and grayscale (p 0.2). The paper's ML views go without: it finds
+            that they hurt there.
+        channels: see :class:`Augmentation`.
+        normalize: see :class:`Augmentation`.
+
+    Raises:
+        ValueError: for an invalid value.
+    """
+    if color not in (True, False):
+        raise ValueError(f"Invalid color={color!r}: give True or False.")
+    strengths = (0.4, 0.4, 0.4, 0.1) if color else (0.0, 0.0, 0.0, 0.0)
+    return Augmentation(size=size, jitter=strengths, grayscale=0.2 if color else 0.0, channels=channels, normalize=normalize)
+
+
+def byol(size: int, *, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> tuple[Augmentation, Augmentation]:
+    """The two different pipelines of BYOL (Grill et al. 2020, table 6), one per view.
+
+    Both: crop of 8 to 100 % of the area, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grayscale (p 0.2). The first always
+    blurs; the second blurs with p 0.1 and solarizes with p 0.2.
+
+    Args:
+        size: side of the output in pixels.
+        channels: see :class:`Augmentation`.
+        normalize: see :class:`Augmentation`.
+
+    Raises:
+        ValueError: for an invalid value.
+    """
+
+    def pipeline(blur: float, solarize: float) -> Augmentation:
+        return Augmentation(
+            size=size,
+            scale=(0.08, 1.0),
+            jitter=(0.4, 0.4, 0.2, 0.1),
+            grayscale=0.2,
+            blur=blur,
+            solarize=solarize,
+            channels=channels,
+            normalize=normalize,
+        )
+
+    return pipeline(1.0, 0.0), pipeline(0.1, 0.2)
+
+
+def gray(size: int, *, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> Augmentation:
+    """For 1-channel data, where color is brightness and contrast (0.4 each, p 0.8): with crop and flip as in :func:`simclr`.
+
+    Args:
+        size: side of the output in pixels.
+        channels: see :class:`Augmentation`.
+        normalize: see :class:`Augmentation`.
+
+    Raises:
+        ValueError: for an invalid value.
+    """
+    return Augmentation(size=size, jitter=(0.4, 0.4, 0.0, 0.0), channels=channels, normalize=normalize)
+
+
+_NAMES: dict[str, Callable[..., Augmentation | tuple[Augmentation, ...]]] = {
+    "simclr": simclr,
+    "byol": byol,
+    "gray": gray,
+    "custom": Augmentation,
+}
+
+
+def build(spec: object) -> Augmentation | tuple[Augmentation | None, ...] | None:
+    """T_x from a configuration.
+
+    Args:
+        spec: ``{"name": "simclr", "size": 28, "color": False}``, that is a name (simclr, byol, gray, or custom for an
+            :class:`Augmentation`) and its arguments, where ``normalize`` may also be ``"imagenet"``; or an
+            :class:`Augmentation`, or ``None`` for raw views; or a sequence of these, one per view.
+
+    Returns:
+        One pipeline for all views; or a tuple of them (and of ``None``), one per view, also for ``byol``; or ``None``.
+
+    Raises:
+        ValueError: for an unknown name or key, a missing one, or a value out of range.
+
+    Examples:
+        >>> build({"name": "simclr", "size": 28, "color": False}) == simclr(28, color=False)
+        True
+    """
+    if spec is None or isinstance(spec, Augmentation):
+        return spec
+    if isinstance(spec, Mapping):
+        return _build_one(spec)
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        if not spec:
+            raise ValueError("Invalid transform=[]: give one pipeline per view, or None for raw views.")
+        views = [build(one) for one in spec]
+        several = [one for one, made in zip(spec, views, strict=True) if isinstance(made, tuple)]
+        if several:
+            raise ValueError(
+                f"Invalid transform for one view, {several[0]!r}: it makes a pipeline per view itself; give it without the list."
+            )
+        return tuple(view for view in views if not isinstance(view, tuple))
+    raise ValueError(
+        f"Invalid transform={spec!r}: give a mapping with a name ({listing(_NAMES)}) and its arguments, an Augmentation, a list of these "
+        f"(one per view), or None for raw views."
+    )
+
+
+def _build_one(spec: Mapping[Any, Any]) -> Augmentation | tuple[Augmentation, ...]:
+    name = spec.get("name")
+    if not isinstance(name, str) or name not in _NAMES:
+        said = f"Unknown transform name {name!r}" if "name" in spec else f"The transform {dict(spec)!r} has no name"
+        raise ValueError(f"{said}: the names are {listing(_NAMES)}.{did_you_mean(name, _NAMES) if 'name' in spec else ''}")
+    arguments = {key: value for key, value in spec.items() if key != "name"}
+    allowed = list(inspect.signature(_NAMES[name]).parameters)
+    for key in arguments:
+        if key not in allowed:
+            raise ValueError(f"Unknown key {key!r} of transform {name!r}: its keys are {listing(allowed)}.{did_you_mean(key, allowed)}")
+    if "size" not in arguments:
+        raise ValueError(f"The transform {name!r} needs a size, the side of its output in pixels: add it, e.g. size: 28.")
+    if arguments.get("normalize") == "imagenet":
+        arguments["normalize"] = IMAGENET
+    return _NAMES[name](**arguments)
+
+
+# -- small parts -------------------------------------------------------------------------------------------------
+
+
+def _resize(images: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Whole images at another size, antialiased where they shrink."""
+    # kornia's antialiasing is a blur before a plain resize; torch's own is the one of torchvision and Pillow.
+    if tuple(images.shape[-2:]) == shape:
+        return images
+    return F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """``[B]`` as ``[B, 1, 1, 1]``."""
+    return values[:, None, None, None]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(name: str, value: object, count: int, meaning: str) -> tuple[float, ...]:
+    """The value as a tuple of ``count`` finite numbers."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count or not all(map(_is_number, value)):
+        raise ValueError(f"Invalid {name}={value!r}: give {count} numbers, {meaning}.")
+    return tuple(value)
+
+
+def _check_range(name: str, value: tuple[float, float], rule: str, high: float = math.inf) -> None:
+    if not 0 < value[0] <= value[1] <= high:
+        raise ValueError(f"Invalid {name}={value!r}: it must hold {rule}.")
+
+
+def _check_normalize(value: object) -> Normalization:
+    """Means and standard deviations as tuples."""
+    remedy = "give (means, standard deviations) of 3 channels or of 1, standard deviations above 0, or None; the default is IMAGENET"
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
+    for part in value:
+        if isinstance(part, str) or not isinstance(part, Sequence) or len(part) not in (1, 3) or not all(map(_is_number, part)):
+            raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
+    means, stds = tuple(value[0]), tuple(value[1])
+    if len(means) != len(stds) or min(stds) <= 0:
+        raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
+    return means, stds

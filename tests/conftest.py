@@ -1,0 +1,78 @@
+"""A generator small enough for thousands of batches, and ways to look at a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mlviews import MLVGM, Level, MLViewSource, load_generator
+from mlviews.perturb import Normal
+from mlviews.source import Batch
+
+
+class ToyBlock(nn.Module):
+    """A block that remembers how many samples it was run on."""
+
+    def __init__(self, dim: int, out: int = 16) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, out)
+        self.rows = 0
+
+    def forward(self, z: Tensor, state: Tensor | None) -> Tensor:
+        self.rows += len(z)
+        new = self.linear(z.flatten(1))
+        return new if state is None else torch.tanh(state) + new
+
+
+class Toy(MLVGM):
+    """Three levels; images 4x4."""
+
+    def __init__(self, dims: Iterable[int] = (4, 6, 5), **options: bool) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            blocks = [ToyBlock(dim) for dim in dims]
+        super().__init__(blocks, [Level(f"l{i}", (dim,)) for i, dim in enumerate(dims)], (1, 4, 4), **options)
+
+    def to_image(self, state: Tensor) -> Tensor:
+        return torch.sigmoid(state).view(-1, 1, 4, 4)
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy()
+
+
+@pytest.fixture(scope="session")
+def fashion() -> MLVGM:
+    return load_generator("fashion")
+
+
+def toy_source(**options: object) -> MLViewSource:
+    """A source on a toy generator that hands out whole batches."""
+    defaults = {"generator": None, "perturb": {"1:": Normal(1.0, 2.0)}, "batch_size": 8, "num_samples": 48, "layout": _whole, "seed": 3}
+    arguments = {**defaults, **options}
+    return MLViewSource(**{**arguments, "generator": arguments["generator"] or Toy()})  # type: ignore[arg-type]
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+def by_index(batches: Iterable[Batch]) -> dict[int, Tensor]:
+    """All views of each sample, by its global index; an index that comes twice is an error."""
+    found: dict[int, Tensor] = {}
+    for batch in batches:
+        for row, index in enumerate(batch.indices.tolist()):
+            assert index not in found, f"sample {index} was handed out twice"
+            found[index] = torch.stack([view[row] for view in batch.views])
+    return found
+
+
+def assert_same(one: dict[int, Tensor], other: dict[int, Tensor]) -> None:
+    """The same samples with the same content, up to what another batch size does to float sums."""
+    assert one.keys() == other.keys()
+    for index in one:
+        torch.testing.assert_close(one[index], other[index], atol=1e-6, rtol=0)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Toy
+from torch import Tensor, nn
+
+import mlviews
+from mlviews import MLVGM, Level, wrap_generator
+from mlviews.generators.film import FilmConfig, FilmGenerator
+
+
+def views_of(g: MLVGM, first: int, count: int = 3, batch: int = 4) -> list[list[Tensor]]:
+    """Latents of several views that agree below level ``first``."""
+    anchors = g.sample_latents(range(batch))
+    others = [g.sample_latents(range(batch), seed=view) for view in range(1, count)]
+    return [anchors, *([*anchors[:first], *other[first:]] for other in others)]
+
+
+def test_definition_1_is_the_blocks_in_order(toy: Toy) -> None:
+    z = toy.sample_latents(range(4))
+    state = None
+    for block, latent in zip(toy.blocks, z, strict=True):
+        state = block(latent, state)
+    assert torch.equal(toy(z), toy.to_image(state))
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_shared_prefix_changes_no_image(toy: Toy, first: int) -> None:
+    views = views_of(toy, first)
+    for shared, alone in zip(toy.decode_views(views, first), [toy(z) for z in views], strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_blocks_before_the_first_perturbed_level_run_once(toy: Toy, first: int) -> None:
+    views = views_of(toy, first)
+    for block in toy.blocks:
+        block.rows = 0
+    toy.decode_views(views, first)
+    assert [block.rows for block in toy.blocks] == [4 if level < first else 12 for level in range(3)]
+
+
+def test_equal_views_have_storage_of_their_own(toy: Toy) -> None:
+    one, other = toy.decode_views(views_of(toy, 3, count=2), 3)
+    assert torch.equal(one, other)
+    one.zero_()
+    assert other.abs().sum() > 0
+
+
+def test_tuple_states_are_shared_too() -> None:
+    class Pair(nn.Module):
+        def forward(self, z: Tensor, state: tuple[Tensor, tuple[Tensor]] | None) -> tuple[Tensor, tuple[Tensor]]:
+            return (z, (z,)) if state is None else (state[0] + z, (state[1][0] * z,))
+
+    class Tupled(MLVGM):
+        def to_image(self, state: tuple[Tensor, tuple[Tensor]]) -> Tensor:
+            return torch.sigmoid(state[0] + state[1][0]).view(-1, 1, 2, 2)
+
+    g = Tupled([Pair(), Pair(), Pair()], [Level(name, (4,)) for name in "abc"], (1, 2, 2))
+    views = views_of(g, 1)
+    for shared, alone in zip(g.decode_views(views, 1), [g(z) for z in views], strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-6, rtol=0)
+
+
+def test_frozen_and_in_eval_mode_whatever_is_called(toy: Toy) -> None:
+    toy.train()
+    assert not toy.training
+    assert not any(module.training for module in toy.modules())
+    assert not any(parameter.requires_grad for parameter in toy.parameters())
+    assert not toy(toy.sample_latents(range(2))).requires_grad
+
+
+def test_decode_is_differentiable_in_the_latents(toy: Toy) -> None:
+    z = [value.requires_grad_() for value in toy.sample_latents(range(2))]
+    toy.decode(z).sum().backward()
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in z)
+
+
+def test_samples_depend_on_seed_epoch_and_index_only(toy: Toy) -> None:
+    whole = toy.sample_latents(range(10), seed=5, epoch=2)
+    for level, value in enumerate(toy.sample_latents([7, 1], seed=5, epoch=2)):
+        assert torch.equal(value, whole[level][[7, 1]])
+    for other in (toy.sample_latents(range(10), seed=6, epoch=2), toy.sample_latents(range(10), seed=5, epoch=3)):
+        assert not torch.equal(other[0], whole[0])
+
+
+def test_truncation_is_the_generators_unless_given(toy: Toy) -> None:
+    assert toy.sample_latents(range(2000))[0].abs().max() <= 2
+    assert toy.sample_latents(range(2000), truncation=None)[0].abs().max() > 2
+    assert toy.sample_latents(range(2000), truncation=0.5, std=2.0, mean=1.0)[0].sub(1).abs().max() <= 1
+
+
+def test_tied_levels_share_one_draw() -> None:
+    g = Toy(dims=(4, 4, 4), tied=True)
+    z = g.sample_latents(range(3))
+    assert len(z) == 3
+    assert torch.equal(z[0], z[1])
+    assert torch.equal(z[0], z[2])
+
+
+def test_wrapped_callable() -> None:
+    def fn(z: list[Tensor]) -> Tensor:
+        return torch.sigmoid(z[0].view(-1, 1, 2, 2) + z[1].sum((1, 2))[:, None, None, None])
+
+    g = wrap_generator(fn, levels=[Level("coarse", (4,)), ("fine", (3, 3))], image_shape=(1, 2, 2))
+    z = g.sample_latents(range(5))
+    assert [tuple(value.shape) for value in z] == [(5, 4), (5, 3, 3)]
+    assert torch.equal(g(z), fn(z))
+    assert [level.name for level in g.levels] == ["coarse", "fine"]
+    views = views_of(g, 1)
+    for shared, alone in zip(g.decode_views(views, 1), [g(latents) for latents in views], strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-6, rtol=0)
+
+
+def test_wrapped_module_is_frozen_and_moves() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+
+        def forward(self, z: list[Tensor]) -> Tensor:
+            return torch.sigmoid(self.layer(z[0])).view(-1, 1, 2, 2)
+
+    g = wrap_generator(Net(), levels=[("z", (4,))], image_shape=(1, 2, 2))
+    z = g.sample_latents(range(3))
+    assert torch.equal(g(z), g(z)), "dropout must be off"
+    assert not any(parameter.requires_grad for parameter in g.parameters())
+    assert next(g.to("meta").parameters()).device.type == "meta"
+    assert g.device.type == "meta"
+
+
+def test_bundled_generator(fashion: MLVGM) -> None:
+    z = fashion.sample_latents(range(8), seed=0)
+    assert [tuple(value.shape) for value in z] == [(8, *level.shape) for level in fashion.levels]
+    x = fashion(z)
+    assert x.shape == (8, *fashion.image_shape)
+    assert x.dtype == torch.float32
+    assert 0 <= x.min() < 0.05
+    assert 0.8 < x.max() <= 1
+    assert x.flatten(1).std(0).mean() > 0.1, "samples must differ"
+
+
+@pytest.mark.parametrize("first", range(5))
+def test_bundled_generator_shares_prefixes_exactly(fashion: MLVGM, first: int) -> None:
+    views = views_of(fashion, first)
+    for shared, alone in zip(fashion.decode_views(views, first), [fashion(z) for z in views], strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
+
+
+def test_film_sizes_follow_the_configuration() -> None:
+    g = FilmGenerator(FilmConfig(dims=(2, 3), channels=(8, 16), image_channels=3, groups=4, upsample="nearest", deep_first=True))
+    assert g.image_shape == (3, 8, 8)
+    assert g(g.sample_latents(range(2))).shape == (2, 3, 8, 8)
+
+
+def test_generators_are_listed_with_what_they_need(fashion: MLVGM) -> None:
+    found = {info.name: info for info in mlviews.list_generators()}
+    assert found["fashion"].levels == fashion.levels
+    assert found["fashion"].image_shape == (1, 32, 32)
+    assert "bundled" in found["fashion"].weights

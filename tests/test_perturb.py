@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Toy, toy_source
+
+from mlviews.generators import Level
+from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker, assign, build
+from mlviews.source import Batch
+
+LEVELS = [Level("coarse", (4,)), Level("middle", (6,)), Level("fine", (5,)), Level("finest", (2, 2))]
+N = Normal(1.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (None, []),
+        ({}, []),
+        (N, [(0, 1, 2, 3)]),
+        (Fixed(), []),
+        ({0: Fixed(), "1:": N}, [(1, 2, 3)]),
+        ({"1:3": N}, [(1, 2)]),
+        ({":2": N, "-1:": N}, [(0, 1), (3,)]),
+        ({-1: N, 0: N}, [(0,), (3,)]),
+        ({"fine": N, "0": N}, [(0,), (2,)]),
+        ({2: Normal(0.0), 3: Normal(0.0, mean=1.0)}, [(3,)]),
+    ],
+)
+def test_which_levels_move(spec: Perturber | dict[int | str, Perturber] | None, expected: list[tuple[int, ...]]) -> None:
+    assert [assignment.levels for assignment in assign(spec, LEVELS)] == expected
+
+
+def first_batch(**options: object) -> Batch:
+    batch = next(iter(toy_source(batch_size=512, num_samples=512, **options)))
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def test_fixed_levels_are_equal_and_moved_ones_are_not() -> None:
+    batch = first_batch(perturb={1: N}, num_views=3)
+    anchor, *positives = batch.latents
+    for positive in positives:
+        assert [torch.equal(a, p) for a, p in zip(anchor, positive, strict=True)] == [True, False, True]
+    assert not torch.equal(positives[0][1], positives[1][1]), "positives are independent of each other"
+
+
+def test_normal_adds_its_noise() -> None:
+    anchor, positive = first_batch(perturb={1: Normal(0.5, 2.0, 3.0)}).latents
+    noise = positive[1] - anchor[1]
+    assert (noise - 3).abs().max() <= 1 + 1e-5
+    assert noise.mean() == pytest.approx(3, abs=0.03)
+    # std of N(0, 0.5) truncated at two of them: 0.88 of 0.5.
+    assert noise.std() == pytest.approx(0.44, abs=0.02)
+
+
+def test_levels_have_noise_of_their_own_where_anchors_are_tied() -> None:
+    source = toy_source(batch_size=512, num_samples=512)
+    g = Toy(dims=(4, 4, 4), tied=True)
+    batch = next(iter(type(source)(g, N, batch_size=512, num_samples=512, layout=lambda batch: batch)))
+    anchor, positive = batch.latents
+    assert torch.equal(anchor[0], anchor[2])
+    noise = torch.stack([(p - a).flatten() for a, p in zip(anchor, positive, strict=True)])
+    assert (torch.corrcoef(noise) - torch.eye(3)).abs().max() < 0.1
+
+
+def test_resample_has_the_anchors_distribution_and_forgets_them() -> None:
+    anchor, positive = first_batch(perturb={0: Resample()}, anchor=Normal(2.0, 1.0, 5.0)).latents
+    assert (positive[0] - 5).abs().max() <= 2 + 1e-5
+    assert positive[0].mean() == pytest.approx(5, abs=0.15)
+    assert abs(float(torch.corrcoef(torch.stack([anchor[0].flatten(), positive[0].flatten()]))[0, 1])) < 0.1
+
+
+def walker(width: int) -> Walker:
+    torch.manual_seed(1)
+    made = Walker(width, {"target": 0.7})
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+def test_walker_starts_near_the_identity() -> None:
+    made = Walker(6)
+    z = torch.randn(100, 6)
+    assert (made([z])[0] - z).abs().max() < 0.02
+    assert made.net[0].weight.std().item() == pytest.approx(0.01, rel=0.5)
+    assert made.net[2].bias.abs().max() <= 0.001
+
+
+def test_walker_adds_its_two_layers() -> None:
+    made, z = walker(6), torch.randn(7, 6)
+    first, second = made.net[0], made.net[2]
+    expected = z + torch.relu(z @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(made([z])[0], expected)
+
+
+def test_walker_moves_its_levels_together_or_each() -> None:
+    together, each = walker(11), walker(5)
+    a, b = torch.randn(3, 6), torch.randn(3, 5)
+    joint = torch.cat([a, b], 1)
+    torch.testing.assert_close(torch.cat(list(together([a, b])), 1), joint + together.net(joint))
+    c = torch.randn(3, 5)
+    torch.testing.assert_close(each([b, c])[1], c + each.net(c))
+
+
+def test_walker_in_a_source() -> None:
+    made = walker(11)
+    anchor, positive = first_batch(perturb={"1:": made}).latents
+    joint = torch.cat([anchor[1], anchor[2]], 1)
+    torch.testing.assert_close(torch.cat([positive[1], positive[2]], 1), joint + made.net(joint))
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_walker_file_round_trip(tmp_path: Path) -> None:
+    made = walker(6)
+    made.save(tmp_path / "w.safetensors")
+    again = Walker.load(tmp_path / "w.safetensors")
+    assert again.provenance == {"target": 0.7}
+    z = torch.randn(3, 6)
+    assert torch.equal(made([z])[0], again([z])[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"], "no partial file stays behind"
+
+
+def test_perturbers_from_configuration(tmp_path: Path) -> None:
+    walker(6).save(tmp_path / "w.safetensors")
+    assert isinstance(build("fixed"), Fixed)
+    assert isinstance(build("resample"), Resample)
+    assert build({"name": "normal", "std": 0.5, "truncation": 1}) == Normal(0.5, 1)
+    made = build({"name": "walker", "path": str(tmp_path / "w.safetensors")})
+    assert isinstance(made, Walker)
+    assert made.width == 6

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Toy, assert_same, by_index, toy_source
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+from mlviews import MLVGM, MLViewSource, transforms
+from mlviews.generators.film import FilmGenerator
+from mlviews.perturb import Fixed, Normal, Resample, Walker
+from mlviews.source import Batch
+
+T_X = {"transform": transforms.byol(12)}
+
+
+# -- content is a function of (seed, epoch, index, view) -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, T_X], ids=["raw", "T_x"])
+def test_batch_size_does_not_matter(options: dict[str, object]) -> None:
+    assert_same(by_index(toy_source(batch_size=8, **options)), by_index(toy_source(batch_size=16, **options)))
+
+
+@pytest.mark.parametrize("options", [{}, T_X], ids=["raw", "T_x"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_partition_the_epoch(world_size: int, options: dict[str, object]) -> None:
+    parts = [toy_source(rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    assert {len(part) for part in parts} == {6 // world_size}
+    whole = by_index(itertools.chain(*parts))
+    assert_same(whole, by_index(toy_source(**options)))
+
+
+def test_one_step_of_all_ranks_is_one_stretch_of_the_epoch() -> None:
+    steps = zip(*[toy_source(rank=rank, world_size=2) for rank in range(2)], strict=True)
+    assert [[int(i) for batch in step for i in batch.indices] for step in steps] == [list(range(16 * k, 16 * k + 16)) for k in range(3)]
+
+
+def test_micro_batches_do_not_matter() -> None:
+    assert_same(by_index(toy_source()), by_index(toy_source(micro_batch_size=3)))
+
+
+def test_micro_batches_bound_what_the_generator_sees() -> None:
+    source = toy_source(micro_batch_size=3, num_views=2, perturb=Normal(1.0))
+    seen = []
+    source.generator.blocks[2].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    next(iter(source))
+    assert seen == [6, 6, 4]
+
+
+def test_the_number_of_views_does_not_matter() -> None:
+    two, four = by_index(toy_source(num_views=2)), by_index(toy_source(num_views=4))
+    assert_same(two, {index: views[:2] for index, views in four.items()})
+
+
+def test_views_differ_from_each_other_and_between_epochs() -> None:
+    source = toy_source(num_views=3)
+    first, second = by_index(source), by_index(source)
+    assert all(not torch.equal(a, b) for views in first.values() for a, b in itertools.combinations(views, 2))
+    assert all(not torch.equal(first[index][0], second[index][0]) for index in first)
+
+
+def test_another_seed_is_another_stream() -> None:
+    one, other = by_index(toy_source(seed=1)), by_index(toy_source(seed=2))
+    assert all(not torch.equal(one[index], other[index]) for index in one)
+
+
+def test_anchors_are_the_generators_samples(fashion: MLVGM) -> None:
+    source = MLViewSource(fashion, {1: Normal(1.0)}, batch_size=4, num_samples=8, seed=9)
+    source.set_epoch(2)
+    anchors = torch.cat([anchor for anchor, _ in source])
+    torch.testing.assert_close(anchors, fashion(fashion.sample_latents(range(8), seed=9, epoch=2)), atol=1e-5, rtol=0)
+
+
+def test_a_second_process_makes_the_same_samples() -> None:
+    code = (
+        "import sys, torch; sys.path.insert(0, 'tests'); from conftest import by_index, toy_source; from mlviews import transforms;"
+        "torch.save(by_index(toy_source(transform=transforms.byol(12))), sys.argv[1])"
+    )
+    path = Path(os.environ.get("PYTEST_TMP", ".pytest_cache")) / "second.pt"
+    path.parent.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=Path(__file__).parents[1])
+    assert_same(torch.load(path), by_index(toy_source(**T_X)))
+
+
+def test_autocast_and_grad_modes_of_the_caller_do_not_matter() -> None:
+    expected = by_index(toy_source())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(by_index(toy_source()), expected)
+    batch = next(iter(toy_source()))
+    assert not any(view.requires_grad or view.is_inference() for view in batch.views)
+
+
+def test_views_can_be_trained_on() -> None:
+    """Inference tensors could not be saved for the encoder's backward pass."""
+    anchor, _ = next(iter(toy_source(layout="pair")))
+    layer = torch.nn.Conv2d(1, 2, 3)
+    layer(anchor).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_levels_that_do_not_move_are_run_once() -> None:
+    source = toy_source(perturb={2: Resample(), 0: Fixed()}, num_views=4)
+    next(iter(source))
+    assert [block.rows for block in source.generator.blocks] == [8, 8, 32]
+
+
+# -- length, epochs, iterators -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "world_size", "drop_last", "expected"),
+    [(48, 8, 1, True, 6), (50, 8, 1, True, 6), (50, 8, 1, False, 7), (48, 8, 3, True, 2), (50, 8, 3, False, 2), (55, 8, 3, False, 3)],
+)
+def test_length_is_exact(num_samples: int, batch_size: int, world_size: int, drop_last: bool, expected: int) -> None:
+    sources = [
+        toy_source(num_samples=num_samples, batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert [len(source) for source in sources] == [expected] * world_size
+    assert [len(list(source)) for source in sources] == [expected] * world_size
+
+
+def test_a_last_smaller_batch_is_split_between_ranks() -> None:
+    parts = [list(toy_source(num_samples=55, drop_last=False, rank=rank, world_size=3)) for rank in range(3)]
+    assert [len(part[-1].indices) for part in parts] == [2, 2, 3]
+    assert sorted(by_index(itertools.chain(*parts))) == list(range(55))
+
+
+def test_iter_has_no_side_effects() -> None:
+    source = toy_source()
+    expected = by_index(toy_source())
+    abandoned = iter(source)
+    iter(source)
+    assert source.state_dict() == toy_source().state_dict()
+    assert_same(by_index(source), expected)
+    del abandoned
+
+
+def test_epoch_and_ranks_are_looked_up_at_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = toy_source()
+    iterator = iter(source)
+    source.set_epoch(4)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    batch = next(iterator)
+    assert batch.indices.tolist() == list(range(8, 16))
+    expected = toy_source(rank=1, world_size=2)
+    expected.set_epoch(4)
+    assert torch.equal(batch.views[0], next(iter(expected)).views[0])
+    assert len(source) == 3
+
+
+def test_a_completed_pass_is_followed_by_the_next_epoch() -> None:
+    source, other = toy_source(), toy_source()
+    list(source)
+    other.set_epoch(1)
+    assert_same(by_index(source), by_index(other))
+    assert source.epoch == 1
+
+
+def test_an_abandoned_pass_is_not_followed_by_the_next_epoch() -> None:
+    source = toy_source()
+    expected = next(iter(source))
+    again = next(iter(source))
+    assert torch.equal(expected.views[1], again.views[1])
+    assert source.epoch == 0
+
+
+def test_set_epoch_replays_an_epoch_and_is_found_through_the_sampler() -> None:
+    source = toy_source()
+    first = by_index(source)
+    source.sampler.set_epoch(0)
+    assert_same(by_index(source), first)
+
+
+def test_changing_the_epoch_during_a_pass_is_an_error() -> None:
+    source = toy_source()
+    iterator = iter(source)
+    next(iterator)
+    source.set_epoch(1)
+    with pytest.raises(RuntimeError, match="from 0 to 1 during a pass"):
+        next(iterator)
+
+
+# -- resuming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 6])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_resume_goes_on_where_it_stopped(stop: int, epoch: int) -> None:
+    source = toy_source()
+    source.set_epoch(epoch)
+    before = list(itertools.islice(source, stop))
+    state = source.state_dict()
+
+    other = toy_source()
+    other.load_state_dict(state)
+    assert other.state_dict() == state, "a state survives being loaded"
+    rest = list(other)
+    whole = toy_source()
+    whole.set_epoch(epoch)
+    if stop == 6:  # a finished epoch: the next one
+        assert other.epoch == epoch + 1
+        whole.set_epoch(epoch + 1)
+        before = []
+    assert_same(by_index([*before, *rest]), by_index(whole))
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 1), (16, 1), (8, 2), (4, 4)])
+def test_resume_with_another_batch_size_and_number_of_ranks(batch_size: int, world_size: int) -> None:
+    source = toy_source()
+    before = list(itertools.islice(source, 2))
+    parts = [toy_source(batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for part in parts:
+        part.load_state_dict(source.state_dict())
+    assert_same(by_index([*before, *itertools.chain(*parts)]), by_index(toy_source()))
+
+
+def test_set_epoch_of_the_resumed_epoch_keeps_the_position() -> None:
+    """Lightning restores the loader first and sets the epoch after."""
+    source = toy_source()
+    source.load_state_dict({"seed": 3, "epoch": 2, "position": 16})
+    source.set_epoch(2)
+    assert next(iter(source)).indices[0] == 16
+    source.load_state_dict({"seed": 3, "epoch": 2, "position": 16})
+    source.set_epoch(3)
+    assert next(iter(source)).indices[0] == 0
+
+
+def test_a_pass_after_a_resumed_one_starts_at_the_beginning() -> None:
+    source = toy_source()
+    source.load_state_dict({"seed": 3, "epoch": 0, "position": 16})
+    assert len(list(source)) == 4
+    assert len(list(source)) == 6
+
+
+def test_state_is_plain_and_small() -> None:
+    source = toy_source()
+    next(iter(source))
+    assert source.state_dict() == {"seed": 3, "epoch": 0, "position": 8}
+
+
+# -- layouts, storage, loaders -------------------------------------------------------------------------------------
+
+
+def test_layouts(toy: Toy) -> None:
+    pair = next(iter(toy_source(layout="pair")))
+    solo = next(iter(toy_source(layout="solo")))
+    light = next(iter(toy_source(layout="lightly")))
+    views = next(iter(toy_source())).views
+    assert isinstance(pair, tuple)
+    assert isinstance(solo, list)
+    indices, crops, targets = solo
+    own, labels, names = light
+    for got in (pair, crops, own):
+        assert len(got) == 2
+        assert all(torch.equal(a, b) for a, b in zip(got, views, strict=True))
+    assert indices.dtype == targets.dtype == labels.dtype == torch.int64
+    assert indices.tolist() == list(range(8))
+    assert targets.tolist() == labels.tolist() == [-1] * 8
+    assert names == [f"{i:010d}" for i in range(8)]
+
+
+def test_layout_may_be_a_callable() -> None:
+    assert next(iter(toy_source(layout=lambda batch: {"x": batch.views[0], "id": batch.indices})))["id"].tolist() == list(range(8))
+
+
+def test_num_views_one_to_five() -> None:
+    for count in range(1, 6):
+        assert len(next(iter(toy_source(num_views=count, layout="pair")))) == count
+
+
+@pytest.mark.parametrize("options", [{}, {"perturb": None}, {"perturb": None, **T_X}, {"transform": lambda x: x}])
+def test_every_batch_has_storage_of_its_own(options: dict[str, object]) -> None:
+    batches = list(itertools.islice(toy_source(**options), 2))
+    copies = [[view.clone() for view in batch.views] for batch in batches]
+    batches[0].views[0].zero_()
+    for batch, copy in zip(batches, copies, strict=True):
+        for i, (view, kept) in enumerate(zip(batch.views, copy, strict=True)):
+            assert (batch is batches[0] and i == 0) or torch.equal(view, kept)
+
+
+def test_transform_per_view_and_of_the_users_own() -> None:
+    own = next(iter(toy_source(transform=[None, lambda x: x + 10])))
+    assert own.views[0].max() <= 1
+    assert own.views[1].min() >= 10
+    crop = next(iter(toy_source(transform=transforms.simclr(size=6, color=False))))
+    assert [tuple(view.shape) for view in crop.views] == [(8, 3, 6, 6)] * 2
+
+
+def test_in_a_data_loader_without_workers() -> None:
+    loader = DataLoader(toy_source(layout="pair"), batch_size=None)
+    assert len(loader) == 6
+    assert [tuple(anchor.shape) for anchor, _ in loader] == [(8, 1, 4, 4)] * 6
+
+
+def test_in_a_data_loader_with_workers_is_one_clear_error() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = DataLoader(toy_source(), batch_size=None, num_workers=1)
+        with pytest.raises(ValueError, match="num_workers"):
+            next(iter(loader))
+
+
+# -- on the device -------------------------------------------------------------------------------------------------
+
+
+class Watch(TorchDispatchMode):
+    """Lists the operations that make the host wait for the device, or copy between the two."""
+
+    SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.waits: list[str] = []
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        name = func.overloadpacket.__name__
+        if any(name == sync or name.startswith(f"{sync}_") for sync in self.SYNCS):
+            self.waits.append(name)
+        flat = [value for value in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(value, Tensor)]
+        found = {value.device.type for value in flat if value.dim()}
+        self.devices |= {value.device.type for value in torch.utils._pytree.tree_leaves(out) if isinstance(value, Tensor)}
+        if len(found) > 1:
+            self.waits.append(f"{name} between {sorted(found)}")
+        return out
+
+
+SETTINGS = {
+    "raw": {},
+    "resample, three views, micro-batches": {"perturb": {0: Resample()}, "num_views": 3, "micro_batch_size": 4},
+    "walker": {"perturb": {"1:": Walker(11)}},
+    "crop and flip": {"transform": transforms.simclr(12, color=False)},
+    "byol": T_X,
+}
+
+
+@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
+def test_a_step_never_waits_for_the_device(options: dict[str, object]) -> None:
+    iterator = iter(toy_source(**options, layout="solo"))
+    next(iterator)
+    with Watch() as watch:
+        next(iterator)
+    assert watch.operations > 20
+    assert watch.waits == []
+
+
+@pytest.mark.parametrize("make", [Toy, FilmGenerator])
+@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
+def test_everything_is_made_on_the_device(options: dict[str, object], make: type[MLVGM]) -> None:
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.device("cuda"):
+            generator = make()
+            if options is SETTINGS["walker"]:
+                options = {"perturb": {"1:": Walker(sum(level.size for level in generator.levels[1:]))}}
+        iterator = iter(toy_source(**options, generator=generator, layout="solo", device="cuda"))
+        next(iterator)  # the plan's constants are sent there once
+        with Watch() as watch:
+            indices, views, targets = next(iterator)
+    assert {value.device.type for value in (indices, targets, *views)} == {"cuda"}
+    assert watch.devices == {"cuda"}
+    assert watch.waits == []
+
+
+def test_memory_is_flat_over_2000_batches() -> None:
+    source = toy_source(num_samples=2100 * 8, transform=transforms.simclr(12, color=False))
+    iterator = iter(source)
+    for _ in range(50):
+        next(iterator)
+    before = _tensors(), _resident()
+    for _ in range(2000):
+        next(iterator)
+    assert _tensors() <= before[0] + 2
+    assert _resident() - before[1] < 20_000_000
+
+
+def _tensors() -> int:
+    gc.collect()
+    with warnings.catch_warnings():  # isinstance() wakes torch's deprecated names
+        warnings.simplefilter("ignore")
+        return sum(isinstance(value, Tensor) for value in gc.get_objects())
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
