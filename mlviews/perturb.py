@@ -151,8 +151,9 @@ class Walker(nn.Module, Perturber):
         """
         tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
         bias = tensors.get("net.0.bias")
+        width = 1 if bias is None or not bias.numel() else bias.numel()
         provenance = json.loads(metadata.get("provenance", "{}"))
-        return weights.fit(cls(len(bias) if bias is not None and bias.ndim else 1, provenance), tensors, path)
+        return weights.fit(lambda: cls(width, provenance), tensors, path)
 
 
 class Assignment(NamedTuple):

@@ -21,6 +21,7 @@ from mlviews.source import MLViewSource
 
 METHODS = ("simclr", "simsiam", "byol")
 SHARES = (0.01, 0.1, 1.0)  # of the probe's labels
+PENALTIES = (0.003, 0.03, 0.3)  # inverse strengths that the linear probe chooses from
 
 
 class Encoder(nn.Module):
@@ -230,10 +231,12 @@ def _linear(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed: int) -> 
     def fitted(penalty: float, features: Any, labels: Any) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200, tol=1e-3)).fit(features, labels)
 
-    features, labels = x.numpy(), y.numpy()
-    grid = (0.003, 0.03, 0.3)
-    fit_x, held_x, fit_y, held_y = train_test_split(features, labels, test_size=max(0.2, 10 / len(y)), random_state=seed, stratify=labels)
-    best = max(grid, key=lambda penalty: float(fitted(penalty, fit_x, fit_y).score(held_x, held_y)))
+    features, labels, classes = x.numpy(), y.numpy(), len(y.unique())
+    best = PENALTIES[len(PENALTIES) // 2]
+    if len(y) >= 2 * classes:  # some of each class to fit on, some to hold out
+        held = max(classes, len(y) // 5)
+        fit_x, held_x, fit_y, held_y = train_test_split(features, labels, test_size=held, random_state=seed, stratify=labels)
+        best = max(PENALTIES, key=lambda penalty: float(fitted(penalty, fit_x, fit_y).score(held_x, held_y)))
     return 100 * float(fitted(best, features, labels).score(x_test.numpy(), y_test.numpy()))
 
 

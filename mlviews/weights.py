@@ -5,12 +5,13 @@ Nothing in a weights file is ever executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from mlviews.errors import WeightsError, listing
@@ -49,12 +50,14 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     partial.replace(path)
 
 
-def fit(module: Module, tensors: Mapping[str, Tensor], path: str | Path) -> Module:
-    """The module with these weights, if they are exactly its own.
+def fit(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: str | Path) -> Module:
+    """The module that ``make`` builds, with these weights, if they are exactly its own; the global random state is left alone.
 
     Raises:
         WeightsError: if tensors are missing, unknown or of another shape, or hold a NaN or an infinity.
     """
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn only to be overwritten
+        module = make()
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import os
@@ -19,7 +20,6 @@ from torch.utils.data import DataLoader
 from mlviews import MLVGM, MLViewSource, transforms
 from mlviews.generators.film import FilmGenerator
 from mlviews.perturb import Fixed, Normal, Resample, Walker
-from mlviews.source import Batch
 
 T_X = {"transform": transforms.byol(12)}
 
@@ -286,8 +286,8 @@ def test_every_batch_has_storage_of_its_own(options: dict[str, object]) -> None:
     batches = list(itertools.islice(toy_source(**options), 2))
     copies = [[view.clone() for view in batch.views] for batch in batches]
     batches[0].views[0].zero_()
-    for batch, copy in zip(batches, copies, strict=True):
-        for i, (view, kept) in enumerate(zip(batch.views, copy, strict=True)):
+    for batch, kept_views in zip(batches, copies, strict=True):
+        for i, (view, kept) in enumerate(zip(batch.views, kept_views, strict=True)):
             assert (batch is batches[0] and i == 0) or torch.equal(view, kept)
 
 
@@ -363,11 +363,12 @@ def test_a_step_never_waits_for_the_device(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("make", [Toy, FilmGenerator])
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_everything_is_made_on_the_device(options: dict[str, object], make: type[MLVGM]) -> None:
+    is_walker, options = options is SETTINGS["walker"], copy.deepcopy(options)  # a pipeline's constants must not outlive this mode
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.device("cuda"):
             generator = make()
-            if options is SETTINGS["walker"]:
+            if is_walker:
                 options = {"perturb": {"1:": Walker(sum(level.size for level in generator.levels[1:]))}}
         iterator = iter(toy_source(**options, generator=generator, layout="solo", device="cuda"))
         next(iterator)  # the plan's constants are sent there once

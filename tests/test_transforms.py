@@ -592,6 +592,9 @@ def test_rejects_calls(batch: Tensor, options: dict[str, Any], message: str) -> 
 def test_rejects_three_channels_for_one() -> None:
     with pytest.raises(ValueError, match="channels=1"):
         Augmentation(size=28, channels=1)(torch.rand(2, 3, 32, 32), range(2), seed=0, epoch=0, view=0)
+    with pytest.raises(ValueError, match="channels=1"):
+        Augmentation(size=28, channels=1).check(3)
+    Augmentation(size=28, channels=1).check(1)
 
 
 @pytest.mark.parametrize("shape", [(32,), (3, 32, 32), (0, 32)])

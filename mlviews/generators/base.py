@@ -43,7 +43,7 @@ class MLVGM(nn.Module):
 
     Args:
         blocks: one module per level.
-        levels: the levels, coarse to fine.
+        levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
         image_shape: ``(C, H, W)`` of one image.
         tied: the levels share one draw (StyleGAN2: a single z feeds every style); sampled latents are then equal
             at every level, and perturbers move each level on its own.
@@ -58,7 +58,7 @@ class MLVGM(nn.Module):
     def __init__(
         self,
         blocks: Iterable[nn.Module],
-        levels: Iterable[Level],
+        levels: Iterable[Level | tuple[str, tuple[int, ...]]],
         image_shape: tuple[int, int, int],
         *,
         tied: bool = False,
@@ -66,7 +66,7 @@ class MLVGM(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.levels = tuple(Level(name, tuple(shape)) for name, shape in levels)
+        self.levels = tuple(_level(level) for level in levels)
         self.image_shape = tuple(image_shape)
         self.tied = tied
         self.truncation = truncation
@@ -246,6 +246,16 @@ class MLVGM(nn.Module):
         return tuple(level.name for level in self.levels)
 
 
+def _level(level: Any) -> Level:
+    try:
+        name, shape = level
+        return Level(str(name), tuple(int(size) for size in shape))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"Invalid level {level!r}: give Level(name, shape) or (name, shape), the shape being a tuple of integers."
+        ) from None
+
+
 def _repeat(state: Any, count: int) -> Any:
     """The state of ``count`` views stacked along the batch, all starting from the same one."""
     if isinstance(state, tuple):
@@ -263,7 +273,9 @@ class _Collect(nn.Module):
 class WrappedGenerator(MLVGM):
     """See :func:`wrap_generator`."""
 
-    def __init__(self, fn: Callable[[list[Tensor]], Tensor], levels: Sequence[Level], image_shape: tuple[int, int, int], **options: Any):
+    def __init__(
+        self, fn: Callable[[list[Tensor]], Tensor], levels: Sequence[Any], image_shape: tuple[int, int, int], **options: Any
+    ) -> None:
         super().__init__([_Collect() for _ in levels], levels, image_shape, **options)
         self.fn = fn
         self.requires_grad_(False)
@@ -303,4 +315,4 @@ def wrap_generator(
     """
     if not callable(fn):
         raise ValueError(f"Invalid fn={fn!r}: it must be callable with a list of latents and return images [B, C, H, W] in [0, 1].")
-    return WrappedGenerator(fn, [Level(*level) for level in levels], image_shape, tied=tied, truncation=truncation)
+    return WrappedGenerator(fn, list(levels), image_shape, tied=tied, truncation=truncation)

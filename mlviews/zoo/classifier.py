@@ -74,7 +74,7 @@ def train_classifier(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = model(images.contiguous(memory_format=torch.channels_last))[1]
             optimiser.zero_grad()
-            F.cross_entropy(logits.float(), data.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(logits.float(), data.labels[rows]).backward()
             optimiser.step()
             schedule.step()
             advance(batch)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mlviews.cli import app
+
+run = CliRunner().invoke
+COMMANDS = ("demo", "generators", "views", "probe")
+
+
+def failing(*arguments: str) -> str:
+    """What the installed command says on stderr when it fails."""
+    done = subprocess.run([sys.executable, "-m", "mlviews.cli", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_complete(command: str) -> None:
+    out = run(app, [command, "--help"]).output
+    options = [line for line in out.splitlines() if "--" in line]
+    assert len(options) > 1 or command == "generators"
+    assert command in run(app, ["--help"]).output
+
+
+def test_generators() -> None:
+    out = run(app, ["generators"]).output
+    assert "fashion" in out
+    assert "1x32x32" in out
+    assert "32x32" in out
+
+
+@pytest.mark.parametrize("preset", ["fashion-ml-random", "fashion-none"])
+def test_views(preset: str, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "views.png"
+    done = run(app, ["views", "--preset", preset, "--out", str(path), "--anchors", "2", "--num-views", "3"])
+    assert done.exit_code == 0, done.output
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", ["simclr", "simsiam", "byol"])
+def test_probe_trains_and_evaluates(method: str, tmp_path: Path) -> None:
+    done = run(app, ["probe", "--steps", "3", "--batch-size", "8", "--labels", "500", "--method", method, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "result.json", "views.png"]
+    assert len(result["loss"]) == 3
+    assert all(-1 <= loss < 10 for loss in result["loss"])
+    assert set(result["scores"]) == {"raw pixels", "untrained encoder", "encoder trained on views"}
+    for scores in result["scores"].values():
+        assert 30 < scores["linear"]["0.01"] < scores["linear"]["1"] < 95
+        assert 40 < scores["knn"] < 95
+    assert result["training"]["method"] == method
+    assert result["probe_images"] == 500
+    assert "raw pixels" in done.output
+
+
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
+    said = failing("views", "--preset", "fashion")
+    assert said.startswith("mlviews: Unknown preset 'fashion'")
+    assert said.count("\n") == 1
+
+
+def test_missing_data_is_one_line_and_exit_code_2() -> None:
+    said = failing("probe", "--data", "nowhere")
+    assert "train-images-idx3-ubyte" in said
+    assert said.count("\n") == 1
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['lightly'] = None; sys.argv = ['mlviews', 'probe', '--steps', '1']; from mlviews.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'mlviews[lightly]'" in done.stderr
+    assert "Traceback" not in done.stderr

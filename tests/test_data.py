@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import torch
+
+from mlviews.data import CLASSES, bundled_slice, load_fashion_mnist
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    content = header + bytes(values.to(torch.uint8).flatten().tolist())
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def test_idx_files_are_read_and_padded(tmp_path: Path) -> None:
+    images = torch.randint(256, (3, 28, 28))
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", torch.tensor([3, 1, 9]))
+    padded, labels = load_fashion_mnist(tmp_path, "train")
+    assert padded.shape == (3, 1, 32, 32)
+    assert torch.equal(padded[:, 0, 2:30, 2:30], images.to(torch.uint8))
+    assert padded.sum() == images.sum()
+    assert labels.tolist() == [3, 1, 9]
+    assert torch.equal(load_fashion_mnist(tmp_path, "train", 28).images[:, 0], images.to(torch.uint8))
+
+
+def test_the_bundled_slice_is_balanced_and_its_halves_differ() -> None:
+    fit, test = bundled_slice()
+    for part in (fit, test):
+        assert part.images.shape == (2500, 1, 28, 28)
+        assert part.images.dtype == torch.uint8
+        assert torch.bincount(part.labels).tolist() == [250] * len(CLASSES)
+    rows = {image.numpy().tobytes() for image in fit.images}
+    assert not any(image.numpy().tobytes() in rows for image in test.images)

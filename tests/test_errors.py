@@ -1,0 +1,245 @@
+"""Every mistake gives one clear error that names the value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Toy, toy_source
+from safetensors.torch import save_file
+
+import mlviews
+from mlviews import Level, MLViewSource, WeightsError, load_generator, perturb, transforms, wrap_generator
+from mlviews.data import load_fashion_mnist
+from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.perturb import Normal, Walker
+from mlviews.probe import train
+from mlviews.zoo import FOLDER
+
+
+def from_config(**values: Any) -> Callable[[], object]:
+    return lambda: MLViewSource.from_config({"preset": "fashion-ml-random", **values})
+
+
+def source(**values: Any) -> Callable[[], object]:
+    return lambda: toy_source(**values)
+
+
+MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    # levels
+    "level out of range": (source(perturb={3: Normal(1.0)}), ValueError, r"Level 3 is out of range.*0 \(l0\), 1 \(l1\), 2 \(l2\)"),
+    "negative level out of range": (source(perturb={-4: Normal(1.0)}), ValueError, "-4 is out of range"),
+    "range past the end": (source(perturb={"1:4": Normal(1.0)}), ValueError, "'1:4' is out of range"),
+    "empty range": (source(perturb={"2:1": Normal(1.0)}), ValueError, "'2:1' is empty"),
+    "stepped range": (source(perturb={"0:3:2": Normal(1.0)}), ValueError, "'start:stop'"),
+    "unknown level name": (source(perturb={"l9": Normal(1.0)}), ValueError, r"Invalid level 'l9'.*l0"),
+    "level key of another type": (source(perturb={1.5: Normal(1.0)}), ValueError, "Invalid level 1.5"),
+    "boolean level": (source(perturb={True: Normal(1.0)}), ValueError, "Invalid level True"),
+    "overlapping levels": (source(perturb={"0:2": Normal(1.0), 1: Normal(1.0)}), ValueError, "Level 1 .* twice, by '0:2' and by 1"),
+    "same level by name and index": (source(perturb={"l1": Normal(1.0), 1: Normal(1.0)}), ValueError, "twice"),
+    # perturbers
+    "not a perturber": (source(perturb={0: 1.0}), ValueError, "Invalid perturber 1.0 for level 0"),
+    "perturbers in a list": (source(perturb=[Normal(1.0)]), ValueError, "Invalid perturb="),
+    "negative std": (lambda: Normal(-0.1), ValueError, "Invalid std=-0.1"),
+    "std is not a number": (lambda: Normal("1"), ValueError, "Invalid std='1'"),  # type: ignore[arg-type]
+    "infinite std": (lambda: Normal(float("inf")), ValueError, "finite"),
+    "mean is NaN": (lambda: Normal(1.0, mean=float("nan")), ValueError, "Invalid mean=nan"),
+    "zero truncation": (lambda: Normal(1.0, 0.0), ValueError, "Invalid truncation=0.0"),
+    "walker too narrow": (source(perturb={"1:": Walker(5)}), ValueError, "width 5 .* l1, l2 of sizes 6, 5: it needs 11"),
+    "walker of no width": (lambda: Walker(0), ValueError, "Invalid width=0"),
+    "anchor of another type": (source(anchor=1.0), ValueError, "Invalid anchor=1.0"),
+    # sizes
+    "batch of nothing": (source(batch_size=0), ValueError, "Invalid batch_size=0"),
+    "fractional batch": (source(batch_size=8.0), ValueError, "Invalid batch_size=8.0"),
+    "no samples": (source(num_samples=0), ValueError, "Invalid num_samples=0"),
+    "too many samples": (source(num_samples=2**33), ValueError, "at most 2\\*\\*32"),
+    "empty epoch": (source(num_samples=7), ValueError, "num_samples=7 for batch_size=8 on world_size=1 needs at least 8"),
+    "empty epoch on many ranks": (source(rank=0, world_size=7), ValueError, "world_size=7 needs at least 56"),
+    "empty epoch without drop_last": (source(num_samples=2, rank=0, world_size=4, drop_last=False), ValueError, "no batch"),
+    "no views": (source(num_views=0), ValueError, "Invalid num_views=0"),
+    "micro-batch of nothing": (source(micro_batch_size=0), ValueError, "Invalid micro_batch_size=0"),
+    # seeds, epochs, ranks, devices, layouts
+    "negative seed": (source(seed=-1), ValueError, "Invalid seed=-1"),
+    "seed too large": (source(seed=2**64), ValueError, "2\\*\\*64"),
+    "seed of another type": (source(seed="0"), ValueError, "Invalid seed='0'"),
+    "negative epoch": (lambda: toy_source().set_epoch(-1), ValueError, "Invalid epoch=-1"),
+    "rank without world size": (source(rank=1), ValueError, "give both"),
+    "rank beyond world size": (source(rank=2, world_size=2), ValueError, "rank=2, world_size=2"),
+    "unknown device": (source(device="gpu"), ValueError, "Invalid device='gpu'"),
+    "unavailable device": (source(device="xpu"), ValueError, "Invalid device='xpu'"),
+    "unknown layout": (source(layout="pairs"), ValueError, "Invalid layout='pairs'.*Did you mean 'pair'"),
+    "layout of another type": (source(layout=3), ValueError, "Invalid layout=3"),
+    # states
+    "incomplete state": (lambda: toy_source().load_state_dict({"epoch": 1}), ValueError, "lacks position, seed"),
+    "state of another seed": (lambda: toy_source().load_state_dict({"seed": 1, "epoch": 0, "position": 0}), ValueError, "seed=1.*seed=3"),
+    "state beyond the epoch": (lambda: toy_source().load_state_dict({"seed": 3, "epoch": 0, "position": 99}), ValueError, "position=99"),
+    # generators
+    "not a generator": (lambda: MLViewSource(lambda z: z), ValueError, "wrap_generator"),  # type: ignore[arg-type]
+    "unknown generator": (lambda: load_generator("fasion"), ValueError, "Unknown generator 'fasion'.*Did you mean 'fashion'"),
+    "not callable": (lambda: wrap_generator(3, levels=[("z", (4,))], image_shape=(1, 2, 2)), ValueError, "Invalid fn=3"),  # type: ignore[arg-type]
+    "no levels": (lambda: wrap_generator(sum, levels=[], image_shape=(1, 2, 2)), ValueError, "at least one level"),
+    "repeated level": (lambda: wrap_generator(sum, levels=[("z", (4,)), ("z", (4,))], image_shape=(1, 2, 2)), ValueError, "must differ"),
+    "malformed level": (lambda: wrap_generator(sum, levels=["z"], image_shape=(1, 2, 2)), ValueError, "Invalid level 'z'"),
+    "empty level": (lambda: wrap_generator(sum, levels=[("z", (0,))], image_shape=(1, 2, 2)), ValueError, "'z' has shape"),
+    "image shape of two": (lambda: wrap_generator(sum, levels=[("z", (4,))], image_shape=(2, 2)), ValueError, "image_shape"),  # type: ignore[arg-type]
+    "tied levels of two sizes": (lambda: Toy(tied=True), ValueError, "tied=True .* agree"),
+    "fewer blocks than levels": (lambda: mlviews.MLVGM([], [Level("z", (4,))], (1, 2, 2)), ValueError, "0 blocks for 1 levels"),
+    "too few latents": (lambda: Toy()(Toy().sample_latents(range(2))[:2]), ValueError, "Got 2 latents for 3 levels"),
+    "latents of another shape": (lambda: Toy()([torch.zeros(2, 4)] * 3), ValueError, r"'l1' got a latent of shape \(2, 4\)"),
+    "negative sample index": (lambda: Toy().sample_latents([-1]), ValueError, "Invalid indices from -1"),
+    "fractional sample index": (lambda: Toy().sample_latents([0.5]), ValueError, "Invalid indices"),  # type: ignore[list-item]
+    "negative range": (lambda: Toy().sample_latents(range(-2, 2)), ValueError, "Invalid indices"),
+    "truncation of another type": (lambda: Toy().sample_latents([0], truncation="high"), ValueError, "truncation='high'"),
+    # transforms
+    "one transform for two views": (source(transform=[None]), ValueError, "Got 1 transforms for num_views=2"),
+    "transform of another type": (source(transform=3), ValueError, "Invalid transform=3"),
+    "size of nothing": (lambda: transforms.simclr(0), ValueError, "Invalid size=0"),
+    "color to gray": (
+        lambda: MLViewSource(Toy3(), transform=transforms.simclr(2, channels=1), batch_size=1),
+        ValueError,
+        "3 channels for channels=1",
+    ),
+    # configurations
+    "unknown preset": (lambda: MLViewSource.from_config("fashion-ml-randm"), ValueError, "Did you mean 'fashion-ml-random'"),
+    "unknown key": (from_config(batchsize=4), ValueError, "Unknown key 'batchsize'.*Did you mean 'batch_size'"),
+    "no generator": (lambda: MLViewSource.from_config({"batch_size": 4}), ValueError, "names no generator"),
+    "unknown generator key": (from_config(generator={"name": "fashion", "file": "x"}), ValueError, "Invalid generator"),
+    "generator of another type": (from_config(generator=3), ValueError, "Invalid generator 3"),
+    "unknown perturber": (from_config(perturb={0: "fixd"}), ValueError, "Did you mean 'fixed'"),
+    "unknown perturber option": (from_config(perturb={"name": "normal", "sigma": 1}), ValueError, "'sigma'.*std, truncation, mean"),
+    "perturb of another type": (from_config(perturb=3), ValueError, "Invalid perturber 3"),
+    "walker without a file": (from_config(perturb={0: "walker"}), ValueError, "needs path"),
+    "bad std in a configuration": (from_config(perturb={0: {"name": "normal", "std": -1}}), ValueError, "Invalid std=-1"),
+    "unknown anchor option": (from_config(anchor={"sigma": 1}), ValueError, "'sigma'"),
+    "unknown transform": (from_config(transform={"name": "simclrr", "size": 28}), ValueError, "Did you mean 'simclr'"),
+    "unknown transform option": (from_config(transform={"name": "simclr", "sise": 28}), ValueError, "Did you mean 'size'"),
+    "transform by name only": (from_config(transform="simclr"), ValueError, "transform"),
+    "configuration of another type": (lambda: MLViewSource.from_config(3), ValueError, "Invalid config of type int"),
+    "missing configuration file": (lambda: MLViewSource.from_config("nowhere.yaml"), FileNotFoundError, "nowhere.yaml"),
+    # files, probing
+    "missing weights": (lambda: load_generator("fashion", weights="nowhere.safetensors"), FileNotFoundError, "nowhere.safetensors"),
+    "a folder as weights": (lambda: load_generator("fashion", weights="."), FileNotFoundError, "No weights file"),
+    "missing walker": (lambda: perturb.Walker.load("nowhere.safetensors"), FileNotFoundError, "nowhere"),
+    "missing data set": (lambda: load_fashion_mnist("nowhere", "test"), FileNotFoundError, "t10k-images-idx3-ubyte"),
+    "unknown split": (lambda: load_fashion_mnist(".", "val"), ValueError, "Invalid split='val'"),
+    "no steps": (lambda: train(toy_source(layout="pair"), 0), ValueError, "Invalid steps=0"),
+    "training on one view": (lambda: train(toy_source(num_views=1), 1), ValueError, "num_views=1"),
+    "unknown method": (lambda: train(toy_source(layout="pair"), 1, "simclrr"), ValueError, "Did you mean 'simclr'"),
+}
+
+
+class Toy3(Toy):
+    """Claims three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_shape = (3, 4, 4)
+
+
+@pytest.mark.parametrize(("mistake", "kind", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_one_clear_error(mistake: Callable[[], object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        mistake()
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+def film_file(path: Path, metadata: dict[str, str] | None = None, **changes: torch.Tensor | None) -> Path:
+    """A small film generator's weights, with some tensors replaced or (None) left out."""
+    g = FilmGenerator(FilmConfig(dims=(2, 3), channels=(8, 8)))
+    tensors = {name: value.contiguous() for name, value in g.state_dict().items()} | changes
+    config = {"dims": [2, 3], "channels": [8, 8]}
+    own = {"format": "mlviews.film", "config": json.dumps(config)} if metadata is None else metadata
+    save_file({name: value for name, value in tensors.items() if value is not None}, path, own)
+    return path
+
+
+def truncated(path: Path) -> Path:
+    whole = (FOLDER / "fashion.safetensors").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return path
+
+
+def written(content: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "empty": (written(b""), "not a whole safetensors file"),
+    "noise": (written(bytes(range(256)) * 40), "not a whole safetensors file"),
+    "a pickle": (written(b"\x80\x04cos\nsystem\n(S'false'\ntR."), "not a whole safetensors file"),
+    "a huge header": (written(b"\xff" * 7 + b"\x7f" + b"{}"), "not a whole safetensors file"),
+    "truncated": (truncated, "not a whole safetensors file"),
+    "a walker": (lambda path: (Walker(4).save(path), path)[1], "'mlviews.walker', not 'mlviews.film'"),
+    "no format": (lambda path: film_file(path, {}), "'no format'"),
+    "no configuration": (lambda path: film_file(path, {"format": "mlviews.film"}), "no valid configuration"),
+    "configuration is not JSON": (lambda path: film_file(path, {"format": "mlviews.film", "config": "{"}), "no valid configuration"),
+    "configuration is a list": (lambda path: film_file(path, {"format": "mlviews.film", "config": "[]"}), "no valid configuration"),
+    "unknown option": (lambda path: film_file(path, {"format": "mlviews.film", "config": '{"depth": 3}'}), "no valid configuration"),
+    "impossible sizes": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": '{"channels": [7, 7]}'}),
+        "no valid configuration",
+    ),
+    "another architecture": (lambda path: film_file(path, {"format": "mlviews.film", "config": "{}"}), "another architecture"),
+    "missing tensor": (lambda path: film_file(path, **{"rgb.bias": None}), "missing rgb.bias"),
+    "unknown tensor": (lambda path: film_file(path, extra=torch.zeros(1)), "unknown extra"),
+    "tensor of another shape": (
+        lambda path: film_file(path, **{"rgb.bias": torch.zeros(2)}),
+        r"rgb.bias has shape \(2,\), expected \(1,\)",
+    ),
+    "NaN": (lambda path: film_file(path, **{"rgb.bias": torch.tensor([float("nan")])}), "NaN"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_weights_files(write: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_generator("fashion", weights=path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_small_file_is_good(tmp_path: Path) -> None:
+    """Without which the tests above would prove nothing."""
+    assert load_generator("fashion", weights=film_file(tmp_path / "w.safetensors")).image_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x80\x04."])
+def test_bad_walker_files(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+        Walker.load(tmp_path / "w.safetensors")
+
+
+def test_a_bad_yaml_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("perturb: {0: [fixed\n")
+    with pytest.raises(ValueError, match="not a YAML mapping"):
+        MLViewSource.from_config(str(tmp_path / "c.yaml"))
+
+
+def test_a_damaged_idx_file(tmp_path: Path) -> None:
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03" + b"\x00\x00\x00\x09" * 3 + b"short")
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(b"")
+    with pytest.raises(ValueError, match="not a whole idx file"):
+        load_fashion_mnist(tmp_path, "test")
+
+
+def test_unreadable_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="WORLD_SIZE"):
+        toy_source()
+
+
+def test_no_cuda_here() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="Invalid device='cuda'"):
+        toy_source(device="cuda")

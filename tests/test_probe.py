@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import torch
+
+from mlviews import MLViewSource
+from mlviews.data import Labelled, bundled_slice
+from mlviews.probe import Encoder, embed, evaluate, initial, train
+
+
+def source() -> MLViewSource:
+    return MLViewSource.from_config({"preset": "fashion-ml-random", "batch_size": 16, "num_samples": 32})
+
+
+def test_training_is_a_function_of_its_seeds() -> None:
+    before = torch.random.get_rng_state()
+    runs = [train(source(), 4, seed=seed)[1] for seed in (0, 0, 1)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.allclose(torch.tensor(runs[0]), torch.tensor(runs[1]), atol=1e-4)
+    assert runs[0][0] != runs[2][0]
+
+
+def test_the_loss_falls() -> None:
+    _, losses = train(MLViewSource.from_config({"preset": "fashion-none", "batch_size": 32}), 50)
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.2
+
+
+def test_training_goes_through_epochs() -> None:
+    views = source()
+    train(views, 5)
+    assert views.epoch == 2
+
+
+def test_encoder_size() -> None:
+    encoder = Encoder()
+    assert encoder(torch.zeros(2, 3, 28, 28)).shape == (2, 512)
+    assert encoder(torch.zeros(2, 3, 112, 112)).shape == (2, 512)
+    assert 250_000 < sum(p.numel() for p in encoder.parameters()) < 350_000
+
+
+def test_byols_target_follows_slowly_and_is_not_trained() -> None:
+    learner = initial("byol", 0.2, 0)
+    x, y = torch.rand(8, 3, 28, 28), torch.rand(8, 3, 28, 28)
+    learner(x, y).backward()
+    assert all(parameter.grad is None for parameter in learner.target.parameters())
+    online, target = learner.encoder.body[0].weight, learner.target[0].body[0].weight
+    assert torch.equal(online, target)
+    with torch.no_grad():
+        online += 1
+    learner.after_step(0.0)
+    assert torch.allclose(online - target, torch.full_like(online, 0.99), atol=1e-5)
+    learner.after_step(1.0)
+    assert torch.allclose(online - target, torch.full_like(online, 0.99), atol=1e-5), "the momentum has reached 1"
+
+
+def test_simsiam_stops_the_gradient() -> None:
+    learner = initial("simsiam", 0.2, 0)
+    x, y = torch.rand(8, 3, 28, 28), torch.rand(8, 3, 28, 28)
+    learner(x, y).backward()
+    got = learner.encoder.body[0].weight.grad.clone()
+    learner.zero_grad()
+    z0, z1 = learner.head(learner.encoder(torch.cat([x, y]))).chunk(2)
+    p0, p1 = learner.predictor(torch.cat([z0, z1])).chunk(2)
+    cos = torch.nn.functional.cosine_similarity
+    loss = -(cos(p0, z1.detach()).mean() + cos(p1, z0.detach()).mean()) / 2
+    loss.backward()
+    torch.testing.assert_close(got, learner.encoder.body[0].weight.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_a_feature_that_is_the_class_scores_all() -> None:
+    """An encoder that sees the label written into a pixel's place is right everywhere; a constant one is at chance."""
+    fit, test = bundled_slice()
+
+    class Cheat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(10) * 50)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            grey = x[:, 0, 0, 0] * 0.229 + 0.485
+            return self.weight[(grey * 255 / 20).round().long()]
+
+    def marked(part: Labelled) -> Labelled:
+        images = part.images.clone()
+        images[:, :, 0, 0] = (part.labels * 20)[:, None].to(torch.uint8)
+        return Labelled(images, part.labels)
+
+    scores = evaluate(Cheat(), marked(fit), marked(test))
+    assert scores.knn == 100
+    assert scores.linear == {0.01: 100, 0.1: 100, 1.0: 100}
+
+
+def test_pixels_are_embedded_as_they_are() -> None:
+    images = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(embed(None, images), images.flatten(1) / 255)
