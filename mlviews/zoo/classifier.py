@@ -94,5 +94,5 @@ def load_classifier(path: Path) -> tuple[Classifier, dict[str, object]]:
         WeightsError: if the file is damaged or holds something else.
     """
     tensors, metadata = read_safetensors(path, FORMAT)
-    model = fit(Classifier(), tensors, path).eval().requires_grad_(False)
+    model = fit(Classifier, tensors, path).eval().requires_grad_(False)
     return model.to(memory_format=torch.channels_last), json.loads(metadata["settings"])
