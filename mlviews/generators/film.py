@@ -48,7 +48,7 @@ class Film(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         scale, shift = self.style(z)[:, :, None, None].chunk(2, dim=1)
-        return F.leaky_relu(torch.addcmul(shift, self.norm(x), 1 + scale), 0.2)
+        return F.leaky_relu(torch.addcmul(shift, self.norm(x), 1 + scale), 0.2, inplace=True)
 
 
 class FirstBlock(nn.Module):
@@ -108,7 +108,7 @@ class FilmGenerator(MLVGM):
         self.eval()
 
     def to_image(self, state: Tensor) -> Tensor:
-        return torch.sigmoid(self.rgb(F.leaky_relu(self.norm(state), 0.2)))
+        return torch.sigmoid(self.rgb(F.leaky_relu(self.norm(state), 0.2, inplace=True)))
 
     @classmethod
     def load(cls, path: str | Path) -> FilmGenerator:

@@ -1,0 +1,164 @@
+"""Write the documents' tables from the committed records: ``python benchmarks/tables.py``; ``--check`` only compares.
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, and is what the function NAME below makes of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "mlviews" / "zoo" / "README.md")
+RESULTS = ROOT / "benchmarks" / "results"
+ZOO = ROOT / "mlviews" / "zoo"
+
+
+def read(path: Path) -> Any:
+    """A record."""
+    return json.loads(path.read_text())
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and the others numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range over seeds."""
+    mean = statistics.mean(values)
+    return f"{mean:.1f}" if max(values) - min(values) < 0.05 else f"{mean:.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def probe() -> str:
+    """Linear probes and kNN of the demo's encoder, over seeds."""
+    runs = [read(path) for path in sorted((RESULTS / "probe").glob("full-seed*.json"))]
+    names, shares = runs[0]["scores"], runs[0]["scores"]["raw pixels"]["linear"]
+    rows = [
+        [
+            name,
+            *(spread([run["scores"][name]["linear"][share] for run in runs]) for share in shares),
+            spread([run["scores"][name]["knn"] for run in runs]),
+        ]
+        for name in names
+    ]
+    first, training = runs[0], runs[0]["training"]
+    seconds = [run["seconds"]["training"] for run in runs]
+    table = markdown(["features", *(f"linear, {float(share):.0%} of labels" for share in shares), "kNN"], rows)
+    return (
+        f"{table}\n\nTop-1 in percent on {first['test_images']:,} real Fashion-MNIST test images, mean (range) of {len(runs)} seeds; "
+        f"{first['probe_images']:,} labelled training images for the probes. "
+        f"{training['method']}, preset `{first['preset']}`, {training['steps']:,} steps of {training['batch_size']} pairs, "
+        f"{first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; {min(seconds):.0f}–{max(seconds):.0f} s of training with "
+        f"{first['machine']['threads']} threads on {first['machine']['processor']}. Command: `{first['command']}`."
+    )
+
+
+def overhead() -> str:
+    """Parts of a step."""
+    record = read(RESULTS / "overhead.json")
+    base = record["median_ms"]["generator"]
+    rows = [[name, f"{value:.2f}", f"{value / base:.1%}"] for name, value in record["median_ms"].items()]
+    machine = record["machine"]
+    return (
+        f"{markdown(['part of a step', 'median, ms', 'of the generator'], rows)}\n\n"
+        f"All but the generator and T_x: **{record['overhead_of_generator']:.1%}** of the generator's forward pass; "
+        f"T_x: {record['t_x_of_generator']:.1%}. "
+        f"Preset `{record['preset']}`, batch {record['batch_size']}, {record['steps']} steps, "
+        f"{machine['threads']} thread(s) of {machine['processor']}. "
+        f"Command: `{record['command']}`."
+    )
+
+
+def generator() -> str:
+    """Fidelity of the bundled generator beside the trial recipe and real images."""
+    own, trial = read(ZOO / "fashion.quality.json"), read(RESULTS / "fashion-trial.quality.json")
+
+    def row(name: str, figures: dict[str, Any]) -> list[str]:
+        distance = figures.get("frechet_to_test")
+        return [
+            name,
+            f"{figures['confidence']:.3f}",
+            f"{figures['entropy_of_mean_prediction']:.3f}",
+            f"{figures['frechet_to_train']:.1f}",
+            "" if distance is None else f"{distance:.1f}",
+        ]
+
+    rows = [
+        row(f"`fashion`, {own['provenance']['images']:,} images", own["fidelity"]["anchors"]),
+        row("the same, prior not truncated", own["fidelity"]["prior"]),
+        row(f"trial recipe, {trial['provenance']['images']:,} images", trial["fidelity"]["anchors"]),
+        row("real test images", own["fidelity"]["test"]),
+    ]
+    floor = own["frechet_floor"]
+    ratio = own["fidelity"]["anchors"]["frechet_to_train"] / trial["fidelity"]["anchors"]["frechet_to_train"]
+    return (
+        f"{markdown(['samples', 'confidence', 'class entropy / log 10', 'Fréchet to train', 'to test'], rows)}\n\n"
+        f"By a classifier of {own['classifier']['test_accuracy']:.1%} accuracy on real test images, "
+        f"{own['fidelity']['anchors']['samples']:,} samples. "
+        f"The Fréchet distance is {ratio:.2f} times the trial recipe's; its floor, real images against real images, is "
+        f"{floor['train_to_test']:.1f} (train to test, {floor['images_per_side']:,} a side). Command: `{own['run']['command']}`."
+    )
+
+
+def levels() -> str:
+    """What each level of the bundled generator does."""
+    own, trial = read(ZOO / "fashion.quality.json")["levels"]["table"], read(RESULTS / "fashion-trial.quality.json")["levels"]["table"]
+    rows = [
+        [
+            f"{row['level']} ({row['name']})",
+            f"{row['normal']['class_kept']:.1%}",
+            f"{row['resample']['class_kept']:.1%}",
+            f"{row['normal']['pixel_change']:.3f}",
+            f"{other['normal']['class_kept']:.1%}",
+        ]
+        for row, other in zip(own, trial, strict=True)
+    ]
+    header = [
+        "level moved alone",
+        "class kept, N^t(0, 1, 2)",
+        "class kept, resampled",
+        "mean change of a pixel",
+        "trial recipe: class kept, N^t(0, 1, 2)",
+    ]
+    return f"{markdown(header, rows)}\n\nShares of {own[0]['pairs']:,} pairs."
+
+
+def memorisation() -> str:
+    """Distances to the nearest training image."""
+    record = read(ZOO / "fashion.quality.json")["memorisation"]
+    keys = {"mean": "mean", "quantile_01": "1 %", "quantile_05": "5 %", "median": "median"}
+    rows = [[name, *(f"{record[part][key]:.2f}" for key in keys)] for name, part in (("samples", "samples"), ("real test images", "test"))]
+    return (
+        f"{markdown(['L2 distance to the nearest training image', *keys.values()], rows)}\n\n"
+        f"{record['queries']:,} images each, against all {record['training_images']:,}."
+    )
+
+
+def render(text: str) -> str:
+    """The document with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table:{match[1]} -->\n{globals()[match[1]]()}\n<!-- /table -->"
+
+    return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- /table -->", table, text, flags=re.DOTALL)
+
+
+def main(check: bool) -> None:
+    """Write the documents, or (``check``) exit with 1 if one is out of date."""
+    for path in DOCUMENTS:
+        text = path.read_text()
+        made = render(text)
+        if check and made != text:
+            raise SystemExit(f"{path.relative_to(ROOT)} is out of date: run python benchmarks/tables.py")
+        path.write_text(made)
+
+
+if __name__ == "__main__":
+    main("--check" in sys.argv[1:])

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from test_data import write_idx
+from typer.testing import CliRunner
+
+from mlviews import load_generator
+from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.weights import read_safetensors
+from mlviews.zoo import FOLDER
+from mlviews.zoo import evaluate as quality
+from mlviews.zoo.train import RECIPES, Discriminator, Trainer, equalise
+
+SMALL = dataclasses.replace(RECIPES["fashion"], model=FilmConfig(dims=(3, 4, 4, 4), channels=(16, 16, 8, 8)), batch=8, width=8, r1_every=2)
+
+
+def trainer() -> Trainer:
+    images = torch.randint(256, (64, 1, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return Trainer(SMALL, images, total=80, seed=1, bf16=False)
+
+
+def test_training_resumes_exactly(tmp_path: Path) -> None:
+    whole, first, second = trainer(), trainer(), trainer()
+    history = [whole.step() for _ in range(4)]
+    resumed = [first.step() for _ in range(2)]
+    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    resumed += [second.step() for _ in range(2)]
+    assert resumed == history
+    for one, other in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_learning_rate_decays_to_a_tenth() -> None:
+    made = trainer()
+    made.step()
+    assert made.opt_g.param_groups[0]["lr"] == SMALL.lr
+    made.steps = 10
+    made.step()
+    assert made.opt_g.param_groups[0]["lr"] == pytest.approx(SMALL.lr / 10)
+
+
+def test_export_is_the_moving_average_without_the_equalisation(tmp_path: Path) -> None:
+    made = trainer()
+    for _ in range(2):
+        made.step()
+    made.export(tmp_path / "w.safetensors", {"seed": 1})
+    g = load_generator("fashion", weights=tmp_path / "w.safetensors")
+    assert isinstance(g, FilmGenerator)
+    assert g.config == SMALL.model
+    z = g.sample_latents(range(4))
+    torch.testing.assert_close(g(z), made.average(z), atol=1e-5, rtol=0)
+    assert not torch.allclose(g(z), made.generator(z).detach(), atol=1e-5)
+    assert json.loads(read_safetensors(tmp_path / "w.safetensors", "mlviews.film")[1]["provenance"]) == {"seed": 1}
+
+
+def test_equalised_layers_keep_unit_variance() -> None:
+    torch.manual_seed(0)
+    layer = equalise(torch.nn.Linear(400, 300))
+    assert layer(torch.randn(200, 400)).std().item() == pytest.approx(1, rel=0.05)
+    assert layer.parametrizations.weight.original.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_the_regression_error_of_latents_that_do_not_show_is_one() -> None:
+    made = trainer()
+    latents = [torch.randn(5000, dim) for dim in SMALL.model.dims]
+    assert made.info(torch.zeros(5000, 15), latents).item() == pytest.approx(1, abs=0.05)
+    assert made.info(torch.cat(latents, 1), latents).item() == 0
+
+
+def test_discriminator_shapes() -> None:
+    logits, latents = Discriminator(1, 8, 15)(torch.zeros(16, 1, 32, 32))
+    assert logits.shape == (16,)
+    assert latents.shape == (16, 15)
+
+
+def test_the_bundled_weights_say_where_they_come_from() -> None:
+    _, metadata = read_safetensors(FOLDER / "fashion.safetensors", "mlviews.film")
+    provenance = json.loads(metadata["provenance"])
+    assert provenance["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES["fashion"])))
+    assert provenance["images"] >= 500_000
+
+
+def test_frechet_distance_is_scipys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(500, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + shift for shift in (0, 1))
+    one, other = quality.gaussian(a), quality.gaussian(b)
+    root = linalg.sqrtm(one.covariance.numpy() @ other.covariance.numpy()).real
+    expected = (one.mean - other.mean).square().sum().item() + np.trace(one.covariance.numpy() + other.covariance.numpy() - 2 * root)
+    assert quality.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert quality.frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+
+
+def test_entropy_share() -> None:
+    assert quality.entropy_share(torch.full((10,), 0.1)) == pytest.approx(1)
+    assert quality.entropy_share(torch.eye(10)[0]) == 0
+    assert quality.entropy_share(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(math.log(2) / math.log(4))
+
+
+def test_nearest_is_brute_force() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.rand(7, 1, 4, 4, generator=generator)
+    train = torch.randint(256, (40, 1, 4, 4), generator=generator).to(torch.uint8)
+    distances, where = quality.nearest(queries, train, lambda count: None)
+    expected = torch.cdist(queries.flatten(1), train.flatten(1) / 255)
+    torch.testing.assert_close(distances, expected.min(1).values, atol=1e-5, rtol=0)
+    assert torch.equal(where, expected.argmin(1))
+
+
+def test_a_short_training_and_evaluation_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    from mlviews.zoo import train
+
+    data = tmp_path / "data"
+    data.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name, count in (("train", 600), ("t10k", 300)):
+        write_idx(data / f"{name}-images-idx3-ubyte", torch.randint(256, (count, 28, 28), generator=generator))
+        write_idx(data / f"{name}-labels-idx1-ubyte", torch.arange(count) % 10)
+    monkeypatch.setitem(train.RECIPES, "fashion", dataclasses.replace(SMALL, model=FilmConfig()))
+
+    def run(main: object, *arguments: str) -> str:
+        app = typer.Typer()
+        app.command()(main)  # type: ignore[type-var]
+        done = CliRunner().invoke(app, list(arguments))
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    out = tmp_path / "run"
+    options = ("fashion", "--data", str(data), "--out", str(out), "--snapshots", "64")
+    run(train.main, *options, "--images", "64")
+    run(train.main, *options, "--images", "128")
+    assert sorted(path.name for path in out.glob("*.safetensors")) == [
+        "00000064.safetensors",
+        "00000128.safetensors",
+        "fashion.safetensors",
+    ]
+    assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["images", "64", "128"]
+
+    run(quality.main, str(out / "fashion.safetensors"), "--data", str(data), "--out", str(tmp_path / "eval"), "--samples", "256")
+    report = json.loads((tmp_path / "eval" / "quality.json").read_text())
+    assert report["provenance"]["images"] == 128
+    assert 0 < report["fidelity"]["anchors"]["confidence"] <= 1
+    assert [row["level"] for row in report["levels"]["table"]] == ["0", "1", "2", "3", "1:"]
+    assert report["memorisation"]["samples"]["mean"] > 0
+    assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == ["levels.png", "nearest.png", "samples.png"]
