@@ -56,7 +56,7 @@ def draw_views(arguments: Mapping[str, Any], path: str | Path, anchors: int = 8,
         axis.set_title(name, fontsize=10)
         axis.axis("off")
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: float | None = None) -> Path:
@@ -73,10 +73,11 @@ def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: flo
     axis.set(xlabel="step", ylabel="loss (nats)" if chance is not None else "loss", title=title)
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write the figure, making its folder where there is none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

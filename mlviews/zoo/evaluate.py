@@ -22,11 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import typer
-from PIL import Image
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,6 +35,7 @@ from mlviews import sampling
 from mlviews.data import CLASSES, Labelled, load_fashion_mnist
 from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.film import FilmGenerator
+from mlviews.viz import mosaic, save_figure
 from mlviews.weights import read_safetensors
 from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
 
@@ -209,19 +209,10 @@ def distance_figures(distances: Tensor) -> dict[str, float]:
 # -- pictures ------------------------------------------------------------------------------------------------------
 
 
-def tile(images: Tensor, columns: int, margin: int = 2) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Images ``[N, 1, H, W]`` in [0, 1] in rows of ``columns``, on white: uint8 ``[H', W']``."""
-    rows, side = len(images) // columns, images.shape[-1] + margin
-    cells = torch.nn.functional.pad(images[: rows * columns, 0], (0, margin, 0, margin), value=1.0)
-    canvas = cells.view(rows, columns, side, side).transpose(1, 2).reshape(rows * side, columns * side)
-    grid: np.ndarray[Any, np.dtype[np.uint8]] = (canvas[:-margin, :-margin] * 255).round().byte().numpy()
-    return grid
-
-
 def draw_samples(images: Tensor, path: Path) -> None:
     """160 samples in their order, at twice their size."""
-    picture = Image.fromarray(tile(images[:160], 16))
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
+    rows = [list(row) for row in images[:160].split(16)]
+    imsave(path, mosaic(rows).repeat_interleave(2, 0).repeat_interleave(2, 1).numpy())
 
 
 def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, positives: int = 8) -> None:
@@ -229,30 +220,30 @@ def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, 
     count = 2
     moved = [draw_noise(generator, count, seed, SHIFT, view) for view in range(1, positives + 1)]
     chosen = [z[:count] for z in anchors]
-    figure, axes = plt.subplots(len(generator.levels), 1, figsize=(6.2, 1.42 * len(generator.levels)), layout="constrained", squeeze=False)
-    for i, (level, ax) in enumerate(zip(generator.levels, axes[:, 0], strict=True)):
+    figure = Figure(figsize=(6.2, 1.42 * len(generator.levels)), layout="constrained")
+    axes = figure.subplots(len(generator.levels), 1, squeeze=False)[:, 0]
+    for i, (level, ax) in enumerate(zip(generator.levels, axes, strict=True)):
         views = [generator(chosen)] + [generator([z + w[k] if k == i else z for k, z in enumerate(chosen)]) for w in moved]
-        ax.imshow(tile(torch.stack(views, 1).flatten(0, 1), positives + 1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        ax.axvline(generator.image_shape[-1] + 0.5, color="tab:red", linewidth=1.5)
+        ax.imshow(mosaic([[view[row] for view in views] for row in range(count)]).numpy(), interpolation="nearest")
+        ax.axvline(generator.image_shape[-1] + 1, color="tab:red", linewidth=1.5)
         ax.set_ylabel(f"level {i}\n{level.name}")
         ax.set(xticks=[], yticks=[])
-    axes[0, 0].set_title("anchor | positives: this level alone moved by N(0, 1), truncated at 2", fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    axes[0].set_title("anchor | positives: this level alone moved by N(0, 1), truncated at 2", fontsize=9)
+    save_figure(figure, path)
 
 
 def draw_nearest(queries: Tensor, found: Tensor, distances: Tensor, path: Path) -> None:
     """Samples above their nearest training images, closest pair first."""
-    figure, axes = plt.subplots(2, len(queries), figsize=(0.85 * len(queries), 2.1), layout="constrained")
+    figure = Figure(figsize=(0.85 * len(queries), 2.1), layout="constrained")
+    axes = figure.subplots(2, len(queries))
     for column, (query, match, distance) in enumerate(zip(queries, found, distances.tolist(), strict=True)):
         for ax, image in zip(axes[:, column], (query, match), strict=True):
-            ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+            ax.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         axes[0, column].set_title(f"{distance:.2f}", fontsize=8)
     axes[0, 0].set_ylabel("sample", fontsize=8)
     axes[1, 0].set_ylabel("nearest", fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 # -- command -------------------------------------------------------------------------------------------------------
@@ -300,7 +291,6 @@ def main(
         torch.set_num_threads(threads)
     train, test = load_fashion_mnist(data, "train"), load_fashion_mnist(data, "test")
     generator, provenance = _load(weights)
-    generator.to(memory_format=torch.channels_last)
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
