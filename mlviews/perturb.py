@@ -127,8 +127,6 @@ class Walker(nn.Module, Perturber):
             moved = tuple(z + self.net(z) for z in flat)
         return [new.view_as(z) for new, z in zip(moved, latents, strict=True)]
 
-    __call__ = nn.Module.__call__  # the hooks of nn.Module, not the abstract method
-
     def check(self, levels: Sequence[Level]) -> None:
         sizes = [level.size for level in levels]
         if self.width != sum(sizes) and any(size != self.width for size in sizes):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import runpy
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in ROOT.rglob("README.md") if ".venv" not in path.parts)
@@ -21,6 +24,14 @@ def test_readme_examples_run() -> None:
         exec(block.replace("60_000", "256").replace("range(100)", "range(1)"), session)
     assert tuple(session["anchor"].shape) == (256, 3, 28, 28)  # type: ignore[attr-defined]
     assert len(session["source"]) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["generators.base", "transforms", "source"])
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(f"mlviews.{name}")
+    result = doctest.testmod(module, extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_tables_are_up_to_date() -> None:

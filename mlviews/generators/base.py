@@ -53,6 +53,20 @@ class MLVGM(nn.Module):
     Raises:
         ValueError: if there are no levels, or not one block per level, or a shape is not positive, or two levels
             share a name.
+
+    Examples:
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = nn.Linear(4, 16)
+        ...     def forward(self, z, state):
+        ...         return self.linear(z) if state is None else state.tanh() + self.linear(z)
+        >>> class Small(MLVGM):
+        ...     def to_image(self, state):
+        ...         return state.sigmoid().view(-1, 1, 4, 4)
+        >>> g = Small([Block(), Block()], [("coarse", (4,)), ("fine", (4,))], image_shape=(1, 4, 4))
+        >>> g(g.sample_latents(range(3))).shape
+        torch.Size([3, 1, 4, 4])
     """
 
     def __init__(
