@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class WeightsError(ValueError):
@@ -19,3 +22,31 @@ def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` (with a leading blank) when one allowed name is close, else nothing."""
     close = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """The value as an int (numpy's and the like included), if it is one from ``low`` to ``high``, both included.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"Invalid {name}={value!r}: it must be an integer {allowed}.")
+    return number
+
+
+def path_of(value: Any, meaning: str) -> Path:
+    """The value as a path.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    try:
+        return Path(value)
+    except TypeError:
+        raise ValueError(f"Invalid {meaning} {value!r}: it must be a path.") from None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import sampling, weights
-from mlviews.errors import did_you_mean, listing
+from mlviews.errors import did_you_mean, integer, listing
 from mlviews.generators.base import Level
 
 __all__ = ["Assignment", "Fixed", "Normal", "Perturber", "Resample", "Walker", "assign", "build"]
@@ -108,9 +108,9 @@ class Walker(nn.Module, Perturber):
 
     def __init__(self, width: int, provenance: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"Invalid width={width!r}: a walker needs the number of scalars it moves, at least 1.")
-        self.width = width
+        self.width = integer("width", width, 1)
+        if provenance is not None and not isinstance(provenance, Mapping):
+            raise ValueError(f"Invalid provenance={provenance!r}: give a mapping of facts about the training, or None.")
         self.provenance = dict(provenance or {})
         self.net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         for layer in (self.net[0], self.net[2]):
@@ -148,10 +148,7 @@ class Walker(nn.Module, Perturber):
             mlviews.WeightsError: if it is damaged or holds something else.
         """
         tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-        bias = tensors.get("net.0.bias")
-        width = 1 if bias is None or not bias.numel() else bias.numel()
-        provenance = json.loads(metadata.get("provenance", "{}"))
-        return weights.fit(lambda: cls(width, provenance), tensors, path)
+        return weights.fit(lambda: cls(tensors["net.0.bias"].numel(), json.loads(metadata.get("provenance", "{}"))), tensors, path)
 
 
 class Assignment(NamedTuple):
@@ -219,7 +216,7 @@ def _indices(key: int | str, levels: Sequence[Level], there: str) -> tuple[int, 
         raise ValueError(f"Invalid level {key!r}: use an index, a name, or 'start:stop'. {there}")
     limit = count if len(bounds) == 2 else count - 1
     if any(bound is not None and not -count <= bound <= limit for bound in bounds):
-        raise ValueError(f"Level {key!r} is out of range. {there}")
+        raise ValueError(f"Level {key!r} is out of range. {there} (In YAML, quote ranges: 1:3 without quotes is the number 63.)")
     if len(bounds) == 1:
         return (range(count)[bounds[0] or 0],)
     found = tuple(range(count)[bounds[0] : bounds[1]])
@@ -243,7 +240,7 @@ def build(spec: Perturber | str | Mapping[str, Any]) -> Perturber:
         return spec
     options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
     name = options.pop("name", None)
-    if name not in _KINDS:
+    if not isinstance(name, str) or name not in _KINDS:
         raise ValueError(f"Invalid perturber {spec!r}: its name must be one of {listing(_KINDS)}.{did_you_mean(name, _KINDS)}")
     for option in options:
         if option not in _OPTIONS[name]:

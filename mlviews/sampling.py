@@ -9,6 +9,7 @@ plain int64 tensor arithmetic, for a whole batch at once, on any device and with
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,8 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlviews.errors import integer
+
 # What a stream of numbers is for; with the view and the level it makes the fourth counter word.
 ANCHOR, NOISE, AUGMENT = range(3)
+MAX_VIEWS, MAX_LEVELS = 1 << 12, 1 << 16  # that the word has room for
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -73,13 +77,17 @@ class Normal:
     def __post_init__(self) -> None:
         for name in ("std", "mean"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not _is_number(value) or not math.isfinite(value):
                 raise ValueError(f"Invalid {name}={value!r}: it must be a finite number.")
         if self.std < 0:
             raise ValueError(f"Invalid std={self.std!r}: a standard deviation is 0 or more (0 moves nothing).")
         cut = self.truncation
-        if cut is not None and (isinstance(cut, bool) or not isinstance(cut, int | float) or not cut > 0):
+        if cut is not None and not (_is_number(cut) and 0 < cut < math.inf):
             raise ValueError(f"Invalid truncation={cut!r}: it counts standard deviations and must be above 0, or None for the full normal.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class Field(NamedTuple):
@@ -108,11 +116,12 @@ class Draw:
         ValueError: for a view above 4095 or a level above 65535, the room their counter word has.
     """
 
+    @torch.inference_mode(False)  # the plan outlives the mode it happens to be made in
     def __init__(self, fields: Sequence[Field], device: torch.device) -> None:
         self.device = device
         for field in fields:
-            if not (0 <= field.view < 1 << 12 and 0 <= field.level < 1 << 16):
-                raise ValueError(f"Invalid view={field.view} or level={field.level}: up to 4096 views and 65536 levels have streams.")
+            integer("view", field.view, 0, MAX_VIEWS - 1)
+            integer("level", field.level, 0, MAX_LEVELS - 1)
         # Words come in blocks of four; each field starts a block, so its numbers do not depend on its neighbours.
         sizes = [-(-field.size // 4) * 4 for field in fields]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -183,11 +192,12 @@ def as_indices(indices: Iterable[int] | Tensor, device: torch.device) -> Tensor:
     Raises:
         ValueError: if they are not integers in ``[0, 2**32)``.
     """
-    if isinstance(indices, range) and len(indices) and indices.step > 0:
-        if indices.start < 0 or indices[-1] > _MASK:
-            raise ValueError(f"Invalid indices={indices!r}: sample indices are in [0, 2**32).")
+    if isinstance(indices, range) and len(indices) and indices.step > 0 and indices.start >= 0 and indices[-1] <= _MASK:
         return torch.arange(indices.start, indices.stop, indices.step, device=device)
-    values = indices if isinstance(indices, Tensor) else torch.tensor(list(indices))
+    try:
+        values = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"Invalid indices={indices!r}: give a flat sequence of integers in [0, 2**32), e.g. range(8).") from None
     if not values.numel():
         return torch.empty(0, dtype=torch.int64, device=device)
     if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
@@ -199,15 +209,9 @@ def as_indices(indices: Iterable[int] | Tensor, device: torch.device) -> Tensor:
 
 def check_seed(seed: int) -> int:
     """The seed, if it is an integer in ``[0, 2**64)``; else a ValueError."""
-    return _check("seed", seed, 64)
+    return integer("seed", seed, 0, (1 << 64) - 1)
 
 
 def check_epoch(epoch: int) -> int:
     """The epoch, if it is an integer in ``[0, 2**32)``; else a ValueError."""
-    return _check("epoch", epoch, 32)
-
-
-def _check(name: str, value: int, bits: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
-        raise ValueError(f"Invalid {name}={value!r}: it must be an integer from 0 to 2**{bits} - 1.")
-    return value
+    return integer("epoch", epoch, 0, _MASK)

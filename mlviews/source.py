@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mlviews import sampling
-from mlviews.distributed import resolve_rank
-from mlviews.errors import did_you_mean, listing
+from mlviews.distributed import check_device, resolve_rank
+from mlviews.errors import did_you_mean, integer, listing
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Normal, Perturber, assign
-from mlviews.transforms import Augmentation
+from mlviews.transforms import FACTORIES, Augmentation
 
 Transform = Callable[[Tensor], Tensor]
 """T_x: an :class:`~mlviews.transforms.Augmentation`, or any callable on images ``[B, C, H, W]``, whose randomness is its own."""
@@ -90,7 +90,7 @@ class MLViewSource(IterableDataset[Any]):
         generator: MLVGM,
         perturb: Perturber | Mapping[int | str, Perturber] | None = None,
         anchor: sampling.Normal | None = None,
-        transform: Transform | Sequence[Transform] | None = None,
+        transform: Transform | Sequence[Transform | None] | None = None,
         batch_size: int = 256,
         num_samples: int = 60_000,
         num_views: int = 2,
@@ -112,21 +112,22 @@ class MLViewSource(IterableDataset[Any]):
         self.anchor = Normal(1.0, generator.truncation) if anchor is None else anchor
         if not isinstance(self.anchor, sampling.Normal):
             raise ValueError(f"Invalid anchor={anchor!r}: it must be a perturb.Normal(std, truncation, mean).")
-        self.batch_size = _count("batch_size", batch_size)
-        self.num_samples = _count("num_samples", num_samples)
-        if self.num_samples > 1 << 32:
-            raise ValueError(f"Invalid num_samples={num_samples}: an epoch has at most 2**32 samples; use more epochs.")
-        self.num_views = _count("num_views", num_views)
-        self.micro_batch_size = batch_size if micro_batch_size is None else _count("micro_batch_size", micro_batch_size)
+        self.batch_size = integer("batch_size", batch_size, 1)
+        self.num_samples = integer("num_samples", num_samples, 1, 1 << 32)
+        self.num_views = integer("num_views", num_views, 1, sampling.MAX_VIEWS)
+        self.micro_batch_size = self.batch_size if micro_batch_size is None else integer("micro_batch_size", micro_batch_size, 1)
         self.transforms = _transforms(transform, self.num_views, generator)
         self.seed = sampling.check_seed(seed)
-        self.requested_device = None if device is None else _device(device)
+        self.requested_device = None if device is None else check_device(device)
         self.layout = _layout(layout)
+        if not isinstance(drop_last, bool):
+            raise ValueError(f"Invalid drop_last={drop_last!r}: it must be True or False.")
         self.drop_last = drop_last
         self.requested_rank = rank, world_size
         self._epoch = 0
         self._position = 0  # samples of this epoch that the latest pass has handed out, over all ranks
         self._resume = False  # the next pass starts at _position, not at 0
+        self._moves = 0  # how often the position was set from outside: a pass begun before is over
         self._draw: sampling.Draw | None = None
         len(self)  # an impossible size or rank is an error here, not at the first batch
 
@@ -134,7 +135,13 @@ class MLViewSource(IterableDataset[Any]):
 
     @torch.no_grad()
     def batch(self, start: int, stop: int) -> Batch:
-        """The samples ``start`` to ``stop`` (exclusive) of the current epoch: the whole step, start to finish."""
+        """The samples ``start`` to ``stop`` (exclusive) of the current epoch: the whole step, start to finish.
+
+        Raises:
+            ValueError: if the range is empty or outside ``[0, num_samples]``, or if the generator, a perturber or a transform
+                returns something of the wrong shape.
+        """
+        start, stop = integer("start", start, 0, self.num_samples - 1), integer("stop", stop, start + 1, self.num_samples)
         generator, (device, draw) = self.generator, self._prepare()
         with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
             indices = torch.arange(start, stop, device=device)
@@ -159,7 +166,12 @@ class MLViewSource(IterableDataset[Any]):
         for levels, perturber in self.assignments:
             own = [anchors[level] for level in levels]
             drawn = None if perturber.noise(self.anchor) is None else [next(noise).view_as(z) for z in own]
-            for level, z in zip(levels, perturber(own, drawn), strict=True):
+            made = perturber(own, drawn)
+            if not isinstance(made, Sequence) or [getattr(z, "shape", None) for z in made] != [z.shape for z in own]:
+                raise ValueError(
+                    f"Perturber {perturber!r} must return one tensor per level, shaped like the anchor's: levels {listing(levels)}."
+                )
+            for level, z in zip(levels, made, strict=True):
                 moved[level] = z
         return moved
 
@@ -167,7 +179,11 @@ class MLViewSource(IterableDataset[Any]):
         transform = self.transforms[view]
         if isinstance(transform, Augmentation):
             return transform(images, indices, seed=self.seed, epoch=self._epoch, view=view)
-        return images if transform is None else transform(images)
+        made = images if transform is None else transform(images)
+        if not isinstance(made, Tensor) or len(made) != len(images):
+            found = f"a tensor of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            raise ValueError(f"The transform of view {view} returned {found}: it must return a tensor of {len(images)} images.")
+        return made
 
     @property
     def device(self) -> torch.device:
@@ -193,7 +209,7 @@ class MLViewSource(IterableDataset[Any]):
                 for levels, perturber in self.assignments:
                     if isinstance(perturber, nn.Module):
                         _move(perturber, device)
-                        perturber.requires_grad_(False)
+                        perturber.eval()
                     law = perturber.noise(self.anchor)
                     fields += [sampling.Field(size[level], sampling.NOISE, view, level, law) for level in levels if law is not None]
             self._draw = sampling.Draw(fields, device)
@@ -209,16 +225,17 @@ class MLViewSource(IterableDataset[Any]):
                 "and every worker would make the same views. Iterate over the source itself, or use num_workers=0, batch_size=None."
             )
         rank, world_size = resolve_rank(*self.requested_rank)
+        len(self)  # the launcher's ranks may have come after the source was made
         if not self._step_size(self._position, world_size):  # the latest pass reached its end
             self._epoch += 1
             self._position = 0
         elif not self._resume:
             self._position = 0
         self._resume = False
-        epoch, position = self._epoch, self._position
+        position, moves = self._position, self._moves
         while count := self._step_size(position, world_size):
-            if self._epoch != epoch:
-                raise RuntimeError(f"The epoch was changed from {epoch} to {self._epoch} during a pass; start a new one with iter(source).")
+            if self._moves != moves:
+                raise RuntimeError("The epoch or the position was set during a pass, which ends it; start a new one with iter(source).")
             batch = self.batch(position + count * rank // world_size, position + count * (rank + 1) // world_size)
             position += count
             self._position = position
@@ -260,10 +277,14 @@ class MLViewSource(IterableDataset[Any]):
             ValueError: if it is not an integer in ``[0, 2**32)``.
         """
         epoch = sampling.check_epoch(epoch)
-        if epoch != self._epoch or not self._resume:
+        resumes = self._resume and epoch == self._epoch and self._step_size(self._position, resolve_rank(*self.requested_rank)[1]) > 0
+        if not resumes:
             self._position = 0
             self._resume = False
         self._epoch = epoch
+        self._moves += 1
+
+    batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
     @property
     def sampler(self) -> MLViewSource:
@@ -280,17 +301,17 @@ class MLViewSource(IterableDataset[Any]):
         Raises:
             ValueError: if the state is incomplete, belongs to another seed, or lies beyond this epoch's end.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"Invalid state {state!r}: pass what state_dict() returned.")
         missing = {"seed", "epoch", "position"} - set(state)
         if missing:
             raise ValueError(f"Invalid state {dict(state)!r}: it lacks {listing(sorted(missing))}; pass what state_dict() returned.")
         if state["seed"] != self.seed:
             raise ValueError(f"The state belongs to seed={state['seed']!r}, this source has seed={self.seed}: make it with the same seed.")
-        position = state["position"]
-        if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= self.num_samples:
-            raise ValueError(f"Invalid position={position!r}: this epoch goes from 0 to num_samples={self.num_samples}.")
-        self._epoch = sampling.check_epoch(state["epoch"])
-        self._position = position
+        position, epoch = integer("position", state["position"], 0, self.num_samples), sampling.check_epoch(state["epoch"])
+        self._position, self._epoch = position, epoch
         self._resume = True
+        self._moves += 1
 
     @classmethod
     def from_config(cls, config: Any) -> MLViewSource:
@@ -312,25 +333,6 @@ def _slices(total: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, total, size)]
 
 
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Invalid {name}={value!r}: it must be an integer of at least 1.")
-    return value
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """The device, if it exists here. CUDA, where there is one, is not initialised: the process may yet fork."""
-    try:
-        found = torch.device(device)
-        if found.type != "cuda" or not torch.cuda.is_available():
-            torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise ValueError(
-            f"Invalid device={device!r}: not available here ({str(error).splitlines()[0]}); use 'cpu', 'cuda' with a GPU, or None."
-        ) from None
-    return found
-
-
 def _move(module: nn.Module, device: torch.device | None) -> None:
     """Put a module on a device, unless it is there ("cuda" stands for whichever GPU it is on)."""
     tensors = [*module.parameters(), *module.buffers()]
@@ -348,13 +350,13 @@ def _layout(layout: str | Callable[[Batch], Any]) -> Callable[[Batch], Any]:
     return layout
 
 
-def _transforms(transform: Transform | Sequence[Transform] | None, num_views: int, generator: MLVGM) -> list[Transform | None]:
+def _transforms(transform: Transform | Sequence[Transform | None] | None, num_views: int, generator: MLVGM) -> list[Transform | None]:
     """T_x of each view."""
     each = list(transform) if isinstance(transform, Sequence) else [transform] * num_views
     if len(each) != num_views:
         raise ValueError(f"Got {len(each)} transforms for num_views={num_views}: give one for all views, or one for each.")
     for one in each:
-        if one is not None and not callable(one):
+        if one is not None and (not callable(one) or one in FACTORIES):  # type: ignore[comparison-overlap]
             raise ValueError(f"Invalid transform={one!r}: use mlviews.transforms.simclr(size=...), another callable on images, or None.")
         if isinstance(one, Augmentation):
             one.check(generator.image_shape[0])

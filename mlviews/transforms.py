@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlviews import sampling
-from mlviews.errors import did_you_mean, listing
+from mlviews.errors import did_you_mean, integer, listing
 
 __all__ = ["IMAGENET", "Augmentation", "Parameters", "build", "byol", "gray", "simclr"]
 
@@ -105,8 +105,7 @@ class Augmentation:
     normalize: Normalization | None = IMAGENET
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"Invalid size={self.size!r}: the output's side is an integer of at least 1 pixel.")
+        self._set("size", integer("size", self.size, 1))
         # Tuples, also when a configuration file gave lists: the pipeline stays hashable and compares equal.
         if self.scale is not None:
             self._set("scale", _numbers("scale", self.scale, 2, "(smallest, largest) share of the area, or None for no crop"))
@@ -148,8 +147,10 @@ class Augmentation:
             ValueError: for images or indices of the wrong shape, type or range, or for a seed, epoch or view out of range.
         """
         self._check(images)
-        ready = isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == images.device
-        rows = indices if ready and isinstance(indices, Tensor) else sampling.as_indices(indices, images.device)
+        if isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == images.device:
+            rows = indices
+        else:
+            rows = sampling.as_indices(indices, images.device)
         if rows.shape != images.shape[:1]:
             raise ValueError(f"Got indices of shape {tuple(rows.shape)} for {len(images)} images: give one global sample index per image.")
         return self.apply(images, self.parameters(rows, tuple(images.shape[-2:]), seed=seed, epoch=epoch, view=view))
@@ -270,7 +271,7 @@ class Augmentation:
 
         height, width = images.shape[-2:]
         top, left, h, w = boxes.float()[:, :, None].unbind(1)
-        y = x = torch.arange(self.size, device=images.device) + 0.5
+        y = x = torch.arange(self.size, device=images.device, dtype=torch.float32) + 0.5
         if flip is not None:
             x = torch.where(flip[:, None], self.size - x, x)
         # Kept between the centres of the box's outermost pixels: a resize of the crop alone sees nothing beyond it.
@@ -322,7 +323,9 @@ class Augmentation:
             if count == 1:
                 means, stds = (sum(means) / len(means),), (sum(stds) / len(stds),)
             table = [[-mean / std for mean, std in zip(means, stds, strict=True)], [1 / std for std in stds]]
-            shift, factor = torch.tensor(table, device=x.device)[:, None, :, None, None].expand(-1, 1, count, 1, 1)
+            with torch.inference_mode(False):  # they outlive the mode they happen to be made in
+                constants = torch.tensor(table, dtype=torch.float32, device=x.device)[:, None, :, None, None]
+                shift, factor = constants.expand(-1, 1, count, 1, 1)
             self._constants[key] = shift, factor
         shift, factor = self._constants[key]
         return torch.addcmul(shift, x, factor)
@@ -331,8 +334,6 @@ class Augmentation:
 
     def _plan(self, device: torch.device, view: int) -> tuple[list[int], sampling.Draw]:
         """The operations that are on, and the draw of their uniforms."""
-        if isinstance(view, bool) or not isinstance(view, int) or view < 0:
-            raise ValueError(f"Invalid view={view!r}: views are counted by integers from 0, the anchor's.")
         if (device, view) not in self._plans:
             strengths = {
                 _CROP: self.scale is not None,
@@ -370,11 +371,11 @@ class Augmentation:
             raise ValueError("Got images with 3 channels for channels=1: use channels=3, or convert the images to gray first.")
 
     def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or not images.is_floating_point():
-            raise ValueError(
-                f"Got images of shape {tuple(images.shape)} and dtype {images.dtype}: give a batch [B, C, H, W] of floats in [0, 1] "
-                f"(bytes: images.float() / 255)."
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            found = (
+                f"images of shape {tuple(images.shape)} and dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
             )
+            raise ValueError(f"Got {found}: give a batch [B, C, H, W] of floats in [0, 1] (bytes: images.float() / 255).")
         self.check(images.shape[1])
 
 
@@ -394,7 +395,7 @@ def simclr(size: int, *, color: bool = True, channels: int | None = 3, normalize
     Raises:
         ValueError: for an invalid value.
     """
-    if color not in (True, False):
+    if not isinstance(color, bool):
         raise ValueError(f"Invalid color={color!r}: give True or False.")
     strengths = (0.4, 0.4, 0.4, 0.1) if color else (0.0, 0.0, 0.0, 0.0)
     return Augmentation(size=size, jitter=strengths, grayscale=0.2 if color else 0.0, channels=channels, normalize=normalize)
@@ -443,6 +444,8 @@ def gray(size: int, *, channels: int | None = 3, normalize: Normalization | None
     """
     return Augmentation(size=size, jitter=(0.4, 0.4, 0.0, 0.0), channels=channels, normalize=normalize)
 
+
+FACTORIES = (simclr, byol, gray, Augmentation)  # which users may pass uncalled
 
 _NAMES: dict[str, Callable[..., Augmentation | tuple[Augmentation, ...]]] = {
     "simclr": simclr,

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mlviews.errors import WeightsError, listing
+from mlviews.errors import WeightsError, listing, path_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -26,7 +26,7 @@ def read_safetensors(path: str | Path, format: str) -> tuple[dict[str, Tensor], 
         FileNotFoundError: if there is no such file.
         WeightsError: if it is unreadable or declares another format.
     """
-    path = Path(path)
+    path = path_of(path, "weights file")
     if not path.is_file():
         raise FileNotFoundError(f"No weights file {path}.")
     try:
@@ -54,11 +54,13 @@ def fit(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: str | P
     """The module that ``make`` builds, with these weights, if they are exactly its own; the global random state is left alone.
 
     Raises:
-        WeightsError: if tensors are missing, unknown or of another shape, or hold a NaN or an infinity.
+        WeightsError: if ``make`` fails, if tensors are missing, unknown or of another shape, or hold a NaN or an infinity.
     """
-    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn only to be overwritten
-        module = make()
-    own = module.state_dict()
+    try:
+        with torch.device("meta"):  # sizes first, without memory: a damaged file may ask for any amount of it
+            own = make().state_dict()
+    except Exception as error:  # whatever a constructor makes of values it was never meant for
+        raise WeightsError(f"{path} has no valid configuration ({error!r}); make or download it again.") from error
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:
         raise WeightsError(f"{path} was made for another architecture: missing {_some(missing)}; unknown {_some(unknown)}.")
@@ -69,6 +71,8 @@ def fit(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: str | P
             )
         if not tensors[name].isfinite().all():
             raise WeightsError(f"{path} is damaged: {name} holds a NaN or an infinity; copy or download it again.")
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn only to be overwritten
+        module = make()
     module.load_state_dict(dict(tensors))
     return module
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from mlviews import zoo
-from mlviews.errors import did_you_mean, listing
+from mlviews.distributed import check_device
+from mlviews.errors import did_you_mean, listing, path_of
 from mlviews.generators.base import MLVGM, Level, wrap_generator
 from mlviews.generators.film import FilmGenerator
 
@@ -45,18 +46,19 @@ def load_generator(name: str, weights: str | Path | None = None, device: str | t
         device: where to put it; None for the CPU.
 
     Raises:
-        ValueError: for an unknown name, or where weights are needed and none are given.
+        ValueError: for an unknown name, a device that is not there, or where weights are needed and none are given.
         FileNotFoundError: if the weights file is missing.
         mlviews.WeightsError: if it is damaged, or was made for another architecture.
     """
-    if name not in _GENERATORS:
+    if not isinstance(name, str) or name not in _GENERATORS:
         raise ValueError(f"Unknown generator {name!r}: there are {listing(_GENERATORS)}.{did_you_mean(name, _GENERATORS)}")
     entry = _GENERATORS[name]
-    path = entry.bundled if weights is None else Path(weights)
+    path = entry.bundled if weights is None else path_of(weights, "weights file")
     if path is None:
         raise ValueError(f"Generator {name!r} has no bundled weights: pass weights=FILE ({entry.needs}).")
+    where = None if device is None else check_device(device)
     generator = entry.load(path)
-    return generator if device is None else generator.to(device)
+    return generator if where is None else generator.to(where)
 
 
 def list_generators() -> list[GeneratorInfo]:

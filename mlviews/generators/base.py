@@ -8,6 +8,7 @@ first perturbed level) is computed once: :meth:`MLVGM.decode_views`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import sampling
-from mlviews.errors import listing
+from mlviews.errors import integer, listing
 
 Latents = Sequence[Tensor]
 """One tensor ``[B, *level.shape]`` per level, coarse to fine."""
@@ -79,11 +80,14 @@ class MLVGM(nn.Module):
         truncation: float | None = 2.0,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.levels = tuple(_level(level) for level in levels)
-        self.image_shape = tuple(image_shape)
+        self.levels = _levels(levels)
+        self.image_shape = _image_shape(image_shape)
+        try:
+            self.blocks = nn.ModuleList(blocks)
+        except TypeError:
+            raise ValueError(f"Invalid blocks={blocks!r}: give one torch.nn.Module per level.") from None
         self.tied = tied
-        self.truncation = truncation
+        self.truncation = sampling.Normal(1.0, truncation).truncation
         names = [level.name for level in self.levels]
         if not self.levels:
             raise ValueError("A generator needs at least one level: levels=() was given; pass levels=[Level(name, shape), ...].")
@@ -97,17 +101,21 @@ class MLVGM(nn.Module):
         for level in self.levels:
             if any(size < 1 for size in level.shape):
                 raise ValueError(f"Level {level.name!r} has shape {level.shape}: every size must be at least 1.")
-        if len(self.image_shape) != 3 or any(size < 1 for size in self.image_shape):
-            raise ValueError(f"Invalid image_shape={image_shape}: it must be (channels, height, width), all at least 1.")
         if tied and len({level.shape for level in self.levels}) > 1:
             raise ValueError(
                 f"tied=True shares one draw between all levels, so their shapes must agree: got "
                 f"{listing(level.shape for level in self.levels)}. Use tied=False, or equal shapes."
             )
         # Follows .to(): a generator without parameters (a wrapped callable) has a device too.
-        self.register_buffer("_where", torch.empty(0), persistent=False)
-        self.requires_grad_(False)
-        self.eval()
+        self.register_buffer("_where", torch.empty(0, dtype=torch.float32), persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Freezes every module and parameter it is given, also those of a subclass's own ``__init__``."""
+        if isinstance(value, nn.Module | nn.Parameter):
+            value.requires_grad_(False)
+        if isinstance(value, nn.Module):
+            value.eval()
+        super().__setattr__(name, value)
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -130,8 +138,8 @@ class MLVGM(nn.Module):
 
     def decode(self, latents: Latents) -> Tensor:
         """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them."""
-        self._check(latents)
-        return self.to_image(self.run(self.condition(latents)))
+        latents = self._checked(latents)
+        return self._images(self.run(self.condition(latents)), len(latents[0]))
 
     @torch.no_grad()
     def forward(self, latents: Latents) -> Tensor:
@@ -141,10 +149,10 @@ class MLVGM(nn.Module):
             latents: one float tensor ``[B, *level.shape]`` per level, on the generator's device.
 
         Returns:
-            Float images ``[B, C, H, W]`` in [0, 1] on the generator's device.
+            float32 images ``[B, C, H, W]`` in [0, 1] on the generator's device.
 
         Raises:
-            ValueError: if the number of tensors or a shape does not fit the levels.
+            ValueError: if the latents do not fit the levels, or the generator does not return such images.
         """
         return self.decode(latents)
 
@@ -157,22 +165,25 @@ class MLVGM(nn.Module):
             first: index of the first level at which views differ; ``len(levels)`` if none does.
 
         Returns:
-            One float tensor ``[B, C, H, W]`` per view, equal to ``[g(z) for z in views]`` up to float rounding.
+            One float32 tensor ``[B, C, H, W]`` per view, equal to ``[g(z) for z in views]`` up to float rounding.
+
+        Raises:
+            ValueError: as :meth:`forward`, and if there are no views or ``first`` is out of range.
         """
-        for latents in views:
-            self._check(latents)
         count = len(views)
-        if count == 1 or first == 0:
-            stacked = [torch.cat(levels) for levels in zip(*views, strict=True)]
-            return list(self.to_image(self.run(self.condition(stacked))).chunk(count))
-        shared = self.run(self.condition(views[0]), stop=first)
+        if not count:
+            raise ValueError("Invalid views=[]: there is at least one, the anchor.")
+        first = integer("first", first, 0, len(self.levels))
+        views = [self._checked(latents) for latents in views]
+        rows = len(views[0][0])
         if first == len(self.levels):
-            image = self.to_image(shared)
+            image = self._images(self.run(self.condition(views[0])), rows)
             return [image, *(image.clone() for _ in views[1:])]
+        state = self.run(self.condition(views[0]), stop=first) if first else None
         # condition() sees whole latents (StyleGAN2 maps each of them); the blocks below `first` are not run again.
         stacked = [torch.cat(levels) for levels in zip(*views, strict=True)]
-        state = _repeat(shared, count)
-        return list(self.to_image(self.run(self.condition(stacked), state, start=first)).chunk(count))
+        state = self.run(self.condition(stacked), _repeat(state, count) if first else None, start=first)
+        return list(self._images(state, count * rows).chunk(count))
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -241,18 +252,38 @@ class MLVGM(nn.Module):
         super().train(False)
         return self
 
-    def _check(self, latents: Latents) -> None:
+    def _images(self, state: Any, rows: int) -> Tensor:
+        """:meth:`to_image`, held to its word; half-precision generators give float32 images too."""
+        image = self.to_image(state)
+        expected = (rows, *self.image_shape)
+        if not isinstance(image, Tensor) or not image.is_floating_point() or tuple(image.shape) != expected:
+            found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"The generator returned {found}: it must return a float tensor {expected} with values in [0, 1].")
+        return image.float()
+
+    def _checked(self, latents: Latents) -> Latents:
+        """The latents, in the generator's precision."""
+        if isinstance(latents, Tensor) or not isinstance(latents, Sequence):
+            raise ValueError(
+                f"Invalid latents of type {type(latents).__name__}: pass a list of one tensor per level, as sample_latents does."
+            )
         if len(latents) != len(self.levels):
             raise ValueError(
                 f"Got {len(latents)} latents for {len(self.levels)} levels ({listing(self.level_names)}): "
                 f"pass one tensor per level, as sample_latents returns them."
             )
+        rows = len(latents[0]) if isinstance(latents[0], Tensor) and latents[0].ndim else 0
         for value, level in zip(latents, self.levels, strict=True):
-            if tuple(value.shape[1:]) != level.shape or len(value) != len(latents[0]):
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.device != self.device:
+                found = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"Level {level.name!r} got {found}: expected a float tensor on the generator's device, {self.device}.")
+            if tuple(value.shape[1:]) != level.shape or value.ndim == 0 or len(value) != rows:
                 raise ValueError(
                     f"Level {level.name!r} got a latent of shape {tuple(value.shape)}: expected "
-                    f"[{len(latents[0])}, {listing(level.shape)}], the batch and the level's shape."
+                    f"{(rows, *level.shape)}, the batch and the level's shape."
                 )
+        dtype = self._where.dtype
+        return [z.to(dtype) for z in latents]  # type: ignore[arg-type]
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -260,14 +291,31 @@ class MLVGM(nn.Module):
         return tuple(level.name for level in self.levels)
 
 
-def _level(level: Any) -> Level:
+def _levels(levels: Any) -> tuple[Level, ...]:
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise ValueError(f"Invalid levels={levels!r}: give a list of Level(name, shape), coarse to fine.")
+    found = []
+    for level in levels:
+        try:
+            name, shape = level
+            if not isinstance(name, str) or isinstance(shape, str):
+                raise TypeError
+            found.append(Level(name, tuple(operator.index(size) for size in shape)))
+        except (TypeError, ValueError):
+            raise ValueError(f"Invalid level {level!r}: give Level(name, shape), a string and a tuple of integers.") from None
+        if ":" in name or name.lstrip("-").isdigit():
+            raise ValueError(f"Invalid level name {name!r}: it would be read as an index or a range of levels; use another name.")
+    return tuple(found)
+
+
+def _image_shape(shape: Any) -> tuple[int, ...]:
     try:
-        name, shape = level
-        return Level(str(name), tuple(int(size) for size in shape))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"Invalid level {level!r}: give Level(name, shape) or (name, shape), the shape being a tuple of integers."
-        ) from None
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"Invalid image_shape={shape!r}: it must be (channels, height, width), integers of at least 1.")
+    return sizes
 
 
 def _repeat(state: Any, count: int) -> Any:
@@ -292,8 +340,6 @@ class WrappedGenerator(MLVGM):
     ) -> None:
         super().__init__([_Collect() for _ in levels], levels, image_shape, **options)
         self.fn = fn
-        self.requires_grad_(False)
-        self.eval()
 
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
         return self.fn(list(state))
@@ -329,4 +375,4 @@ def wrap_generator(
     """
     if not callable(fn):
         raise ValueError(f"Invalid fn={fn!r}: it must be callable with a list of latents and return images [B, C, H, W] in [0, 1].")
-    return WrappedGenerator(fn, list(levels), image_shape, tied=tied, truncation=truncation)
+    return WrappedGenerator(fn, _levels(levels), image_shape, tied=tied, truncation=truncation)

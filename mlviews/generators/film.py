@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlviews import weights
-from mlviews.errors import WeightsError
 from mlviews.generators.base import MLVGM, Level
 
 
@@ -104,8 +103,6 @@ class FilmGenerator(MLVGM):
         for weight in self.parameters():
             if weight.ndim == 4:  # twice as fast as the default layout on a CPU
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        self.requires_grad_(False)
-        self.eval()
 
     def to_image(self, state: Tensor) -> Tensor:
         return torch.sigmoid(self.rgb(F.leaky_relu(self.norm(state), 0.2, inplace=True)))
@@ -119,11 +116,10 @@ class FilmGenerator(MLVGM):
             mlviews.WeightsError: if it is damaged or holds something else.
         """
         tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-        try:
+
+        def build() -> FilmGenerator:
             stored = json.loads(metadata["config"])
             options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-            return weights.fit(lambda: cls(FilmConfig(**options)), tensors, path)
-        except WeightsError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise WeightsError(f"{path} has no valid configuration of a film generator ({error!r}); train or download it again.") from error
+            return cls(FilmConfig(**options))
+
+        return weights.fit(build, tensors, path)
