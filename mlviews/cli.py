@@ -27,8 +27,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 console = Console()
 
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(mlviews.list_presets())}; or a YAML file with the same keys.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
-Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda. Default: cuda where there is one, else cpu.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random. Default: the preset's, else 0.", min=0)]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run, e.g. cpu or cuda. Default: the preset's, else cuda where there is one, else cpu.")
+]
 Data = Annotated[
     Path | None, typer.Option(help="Folder with Fashion-MNIST's four idx files. Default: the labelled slice that comes with the package.")
 ]
@@ -37,9 +39,14 @@ Data = Annotated[
 def main() -> None:
     """Entry point: bad input becomes one line on stderr and exit code 2."""
     try:
-        app()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"mlviews: {error}", file=sys.stderr)
+        raise SystemExit(app(standalone_mode=False))
+    except (typer.Abort, KeyboardInterrupt):
+        raise SystemExit(130) from None
+    except Exception as error:
+        say = getattr(error, "format_message", None)  # click's own errors: a missing value, an unknown option
+        if say is None and not isinstance(error, ValueError | OSError | ModuleNotFoundError):
+            raise
+        print(f"mlviews: {say() if say else error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -60,14 +67,13 @@ def views(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("runs/views.png"),
     anchors: Annotated[int, typer.Option(help="Rows: anchors.", min=1, max=64)] = 8,
     num_views: Annotated[int, typer.Option(help="Columns: views of each, the anchor included.", min=1, max=64)] = 6,
-    seed: Seed = 0,
+    seed: Seed = None,
     device: Device = None,
 ) -> None:
     """Draw anchors and their positives, before and after T_x."""
     from mlviews.viz import draw_views  # matplotlib takes a second that other commands need not wait for
 
-    arguments = source_arguments(preset) | {"seed": seed, "device": _device(device)}
-    console.print(draw_views(arguments, out, anchors, num_views, title=preset))
+    console.print(draw_views(_arguments(preset, seed, device), out, anchors, num_views, title=preset))
 
 
 @app.command()
@@ -75,14 +81,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the figures.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(help="Training steps of 128 pairs.", min=1)] = 1000,
     data: Data = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     device: Device = None,
 ) -> None:
     """The main job: train an encoder on views made by the bundled generator, then test it on real images.
 
     A few minutes on two CPU cores. It is the command `probe` with its defaults.
     """
-    probe("fashion-ml-random", out, steps, 128, "simclr", 1.5e-3, 0.2, data, 10_000, seed, device)
+    probe(out=out, steps=steps, data=data, seed=seed, device=device)
 
 
 @app.command()
@@ -90,13 +96,13 @@ def probe(
     preset: Preset = "fashion-ml-random",
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the figures.")] = Path("runs/probe"),
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Pairs per step.", min=2)] = 128,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs per step. Default: the preset's, else 128.", min=2)] = None,
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "simclr",
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW's one-cycle schedule.")] = 1.5e-3,
     temperature: Annotated[float, typer.Option(help="Of SimCLR's NT-Xent.")] = 0.2,
     data: Data = None,
     labels: Annotated[int, typer.Option(help="Most labelled images to fit the probes on.", min=100)] = 10_000,
-    seed: Seed = 0,
+    seed: Seed = None,
     device: Device = None,
 ) -> None:
     """Train an encoder on a preset's views, then linear-probe and kNN it on real images next to raw pixels and an untrained encoder."""
@@ -104,8 +110,12 @@ def probe(
     from mlviews.viz import draw_loss, draw_views
 
     begin = time.perf_counter()
-    arguments = source_arguments(preset) | {"layout": "pair", "seed": seed, "device": _device(device)}
-    source = mlviews.MLViewSource(**{**arguments, "batch_size": batch_size})
+    out.mkdir(parents=True, exist_ok=True)  # an impossible folder is an error now, not after training
+    arguments = {"batch_size": 128, **_arguments(preset, seed, device), "layout": "pair"}
+    if batch_size is not None:
+        arguments["batch_size"] = batch_size
+    source = mlviews.MLViewSource(**arguments)
+    seed, batch_size = source.seed, source.batch_size
     fit, test = _real_images(data, labels)
     untrained = probing.initial(method, temperature, seed).encoder.eval()
     levels = ", ".join(f"{level.name}" for level in source.generator.levels)
@@ -137,7 +147,6 @@ def probe(
     images_made = steps * batch_size * source.num_views
     console.print(f"{steps} steps on {images_made:,} views, none seen twice: {trained:.0f} s; {time.perf_counter() - begin:.0f} s in all.")
 
-    out.mkdir(parents=True, exist_ok=True)
     chance = math.log(2 * batch_size - 1) if method == "simclr" else None
     paths = [
         draw_views(arguments, out / "views.png", title=preset),
@@ -174,8 +183,13 @@ def _real_images(folder: Path | None, labels: int) -> tuple[data.Labelled, data.
     return data.Labelled(fit.images[:labels], fit.labels[:labels]), test
 
 
-def _device(device: str | None) -> str:
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _arguments(preset: str, seed: int | None, device: str | None) -> dict[str, Any]:
+    """A preset's arguments of the source, with what the command line gives in place of its own."""
+    arguments = {"seed": 0, **source_arguments(preset)}
+    if seed is not None:
+        arguments["seed"] = seed
+    arguments["device"] = device or arguments.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return arguments
 
 
 @contextmanager

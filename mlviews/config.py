@@ -44,7 +44,10 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[str
     if isinstance(config, str | Path):
         config = _read(Path(config))
     if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        try:
+            config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise ValueError(f"The configuration cannot be resolved ({str(error).splitlines()[0]}).") from error
     if not isinstance(config, Mapping):
         raise ValueError(f"Invalid config of type {type(config).__name__}: give a preset's name, a YAML file, or a mapping.")
     values = dict(config)
@@ -54,7 +57,7 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[str
     preset = values.pop("preset", None)
     if preset is None:
         return values
-    if preset not in list_presets():
+    if not isinstance(preset, str) or preset not in list_presets():
         raise ValueError(f"Unknown preset {preset!r}: there are {listing(list_presets())}.{did_you_mean(preset, list_presets())}")
     return load_config(PRESETS / f"{preset}.yaml") | values
 
@@ -79,10 +82,11 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig) -> dic
     if "generator" not in arguments:
         raise ValueError("The configuration names no generator: add generator: NAME, {name: NAME, weights: FILE}, or a preset.")
     arguments["generator"] = _generator(arguments["generator"])
-    if "perturb" in arguments:
-        spec = arguments["perturb"]
-        each = isinstance(spec, Mapping) and "name" not in spec
-        arguments["perturb"] = {key: perturb.build(one) for key, one in spec.items()} if each else spec and perturb.build(spec)
+    spec = arguments.get("perturb")
+    if isinstance(spec, Mapping) and "name" not in spec:
+        arguments["perturb"] = {key: perturb.build(one) for key, one in spec.items()}
+    elif spec is not None:
+        arguments["perturb"] = perturb.build(spec)
     if isinstance(arguments.get("anchor"), Mapping):
         arguments["anchor"] = perturb.build({"name": "normal", **arguments["anchor"]})
     if isinstance(arguments.get("transform"), Mapping | Sequence):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlviews.errors import integer, path_of
 from mlviews.zoo import FOLDER
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -63,13 +64,13 @@ def load_fashion_mnist(folder: str | Path, split: str, size: int = 32) -> Labell
         ValueError: for another split, a damaged file, or a size below 28.
     """
     stems = {"train": "train", "test": "t10k"}
-    if split not in stems:
+    if not isinstance(split, str) or split not in stems:
         raise ValueError(f"Invalid split={split!r}: it must be 'train' or 'test'.")
-    if size < 28:
-        raise ValueError(f"Invalid size={size}: the images have 28 pixels a side; give 28 or more.")
+    size = integer("size", size, 28)
+    root = path_of(folder, "folder")
     parts = []
     for part in (f"{stems[split]}-images-idx3-ubyte", f"{stems[split]}-labels-idx1-ubyte"):
-        candidates = [Path(folder) / part, Path(folder) / f"{part}.gz"]
+        candidates = [root / part, root / f"{part}.gz"]
         found = next((path for path in candidates if path.exists()), None)
         if found is None:
             raise FileNotFoundError(

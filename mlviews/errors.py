@@ -35,9 +35,17 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or number < low or (high is not None and number > high):
-        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        allowed = f"of at least {low}" if high is None else f"from {low} to {_readable(high)}"
         raise ValueError(f"Invalid {name}={value!r}: it must be an integer {allowed}.")
     return number
+
+
+def _readable(bound: int) -> str:
+    for offset, suffix in ((0, ""), (1, " - 1")):
+        power = (bound + offset).bit_length() - 1
+        if power >= 32 and bound + offset == 1 << power:
+            return f"2**{power}{suffix}"
+    return str(bound)
 
 
 def path_of(value: Any, meaning: str) -> Path:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mlviews.data import Labelled
-from mlviews.errors import did_you_mean, listing
-from mlviews.source import MLViewSource
+from mlviews.errors import did_you_mean, integer, listing
+from mlviews.source import MLViewSource, pair_layout
 
 METHODS = ("simclr", "simsiam", "byol")
 SHARES = (0.01, 0.1, 1.0)  # of the probe's labels
@@ -135,17 +135,25 @@ def train(
         The encoder in eval mode, and the loss of every step.
 
     Raises:
-        ValueError: for an unknown method, steps below 1, or a source of one view.
+        ValueError: for an unknown method, a value that is not positive, or a source that does not give pairs of 3 channels.
     """
-    if steps < 1:
-        raise ValueError(f"Invalid steps={steps!r}: training takes at least 1.")
+    steps = integer("steps", steps, 1)
+    for name, value in (("lr", lr), ("temperature", temperature)):
+        if not value > 0:
+            raise ValueError(f"Invalid {name}={value!r}: it must be above 0.")
     if source.num_views < 2:
         raise ValueError(f"Invalid num_views={source.num_views}: training takes two views; make the source with num_views=2.")
+    if source.layout is not pair_layout:
+        raise ValueError("Training takes views as they come: make the source with layout='pair'.")
     learner = initial(method, temperature, seed).to(source.device).train()
     optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps + 1)
     losses = []
     for step, (first, second, *_) in zip(range(1, steps + 1), endless(source), strict=False):
+        if first.shape[1] != 3:
+            raise ValueError(
+                f"The views have {first.shape[1]} channels and the encoder takes 3: use a transform, e.g. transforms.gray(28)."
+            )
         loss = learner(first, second)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -181,7 +189,7 @@ class Scores(NamedTuple):
 def embed(encoder: nn.Module | None, images: Tensor, batch: int = 500) -> Tensor:
     """Features ``[N, D]`` of real images ``[N, 1, H, W]`` (uint8); the pixels themselves if there is no encoder.
 
-    The encoder sees them as it saw the views: 3 channels, normalised.
+    The encoder gets them as the presets' T_x makes views: 3 channels, ImageNet's normalisation.
     """
     from mlviews.transforms import Augmentation
 
@@ -208,6 +216,7 @@ def evaluate(encoder: nn.Module | None, probe: Labelled, test: Labelled, seed: i
         test: real images and labels to score them on.
         seed: of the shuffled order.
     """
+    seed %= 1 << 32  # scikit-learn takes no more
     lightly = _lightly()
     x, y = embed(encoder, probe.images), probe.labels
     x_test, y_test = embed(encoder, test.images), test.labels

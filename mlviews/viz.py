@@ -79,6 +79,8 @@ def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: flo
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write the figure, making its folder where there is none."""
     path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"Invalid picture {str(path)!r}: its name must end in .png.")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

@@ -71,8 +71,8 @@ def by_index(batches: Iterable[Batch]) -> dict[int, Tensor]:
     return found
 
 
-def assert_same(one: dict[int, Tensor], other: dict[int, Tensor]) -> None:
-    """The same samples with the same content, up to what another batch size does to float sums."""
+def assert_same(one: dict[int, Tensor], other: dict[int, Tensor], tolerance: float = 1e-6) -> None:
+    """The same samples with the same content: up to what another batch size does to float sums, or to the bit (0)."""
     assert one.keys() == other.keys()
     for index in one:
-        torch.testing.assert_close(one[index], other[index], atol=1e-6, rtol=0)
+        torch.testing.assert_close(one[index], other[index], atol=tolerance, rtol=0)

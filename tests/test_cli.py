@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from mlviews.cli import app
@@ -23,9 +24,12 @@ def failing(*arguments: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_complete(command: str) -> None:
-    out = run(app, [command, "--help"]).output
-    options = [line for line in out.splitlines() if "--" in line]
-    assert len(options) > 1 or command == "generators"
+    out = run(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    for parameter in parameters:
+        assert parameter.opts[-1] in out
+        assert parameter.help
+    assert {parameter.name for parameter in parameters} >= (set() if command == "generators" else {"seed", "device", "out"})
     assert command in run(app, ["--help"]).output
 
 
@@ -33,7 +37,7 @@ def test_generators() -> None:
     out = run(app, ["generators"]).output
     assert "fashion" in out
     assert "1x32x32" in out
-    assert "32x32" in out
+    assert "16x16  (16,)" in out
 
 
 @pytest.mark.parametrize("preset", ["fashion-ml-random", "fashion-none"])
@@ -65,6 +69,35 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
     said = failing("views", "--preset", "fashion")
     assert said.startswith("mlviews: Unknown preset 'fashion'")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("views", "--anchors", "0"), "anchors"),
+        (("views", "--bogus", "1"), "--bogus"),
+        (("nothing",), "nothing"),
+        (("views", "--out", "picture"), "must end in .png"),
+        (("views", "--device", "gpu"), "Invalid device='gpu'"),
+        (("probe", "--out", "pyproject.toml"), "pyproject.toml"),
+        (("probe", "--lr", "-1", "--out", "{tmp}"), "Invalid lr=-1.0"),
+        (("probe", "--method", "simclrr", "--out", "{tmp}"), "Did you mean 'simclr'"),
+    ],
+)
+def test_every_mistake_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    stderr = failing(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert stderr.startswith("mlviews: ")
+    assert said in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_files_own_values_hold_unless_the_command_line_gives_others(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("preset: fashion-none\nseed: 7\nbatch_size: 4\n")
+    options = ["probe", "--preset", str(tmp_path / "own.yaml"), "--steps", "1", "--labels", "500", "--out", str(tmp_path)]
+    for more, seed, batch_size in (([], 7, 4), (["--seed", "0", "--batch-size", "6"], 0, 6)):
+        assert run(app, options + more).exit_code == 0
+        training = json.loads((tmp_path / "result.json").read_text())["training"]
+        assert (training["seed"], training["batch_size"]) == (seed, batch_size)
 
 
 def test_missing_data_is_one_line_and_exit_code_2() -> None:

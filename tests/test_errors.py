@@ -29,6 +29,18 @@ def source(**values: Any) -> Callable[[], object]:
     return lambda: toy_source(**values)
 
 
+def wrapped(fn: Callable[[Any], Any]) -> Callable[[], object]:
+    g = wrap_generator(fn, levels=[("z", (4,))], image_shape=(1, 2, 2))
+    return lambda: g(g.sample_latents(range(2)))
+
+
+class Nothing(perturb.Perturber):
+    """Forgets to return."""
+
+    def __call__(self, latents: Any, noise: Any) -> Any:
+        return None
+
+
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     # levels
     "level out of range": (source(perturb={3: Normal(1.0)}), ValueError, r"Level 3 is out of range.*0 \(l0\), 1 \(l1\), 2 \(l2\)"),
@@ -56,7 +68,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "batch of nothing": (source(batch_size=0), ValueError, "Invalid batch_size=0"),
     "fractional batch": (source(batch_size=8.0), ValueError, "Invalid batch_size=8.0"),
     "no samples": (source(num_samples=0), ValueError, "Invalid num_samples=0"),
-    "too many samples": (source(num_samples=2**33), ValueError, "at most 2\\*\\*32"),
+    "too many samples": (source(num_samples=2**33), ValueError, "from 1 to 2\\*\\*32"),
     "empty epoch": (source(num_samples=7), ValueError, "num_samples=7 for batch_size=8 on world_size=1 needs at least 8"),
     "empty epoch on many ranks": (source(rank=0, world_size=7), ValueError, "world_size=7 needs at least 56"),
     "empty epoch without drop_last": (source(num_samples=2, rank=0, world_size=4, drop_last=False), ValueError, "no batch"),
@@ -73,13 +85,33 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unavailable device": (source(device="xpu"), ValueError, "Invalid device='xpu'"),
     "unknown layout": (source(layout="pairs"), ValueError, "Invalid layout='pairs'.*Did you mean 'pair'"),
     "layout of another type": (source(layout=3), ValueError, "Invalid layout=3"),
+    "drop_last is not a boolean": (source(drop_last="false"), ValueError, "Invalid drop_last='false'"),
+    "more views than streams": (source(num_views=4097), ValueError, "from 1 to 4096"),
+    "batch outside the epoch": (lambda: toy_source().batch(-4, 4), ValueError, "Invalid start=-4"),
+    "device without storage": (source(device="meta"), ValueError, "Invalid device='meta'"),
     # states
+    "no state": (lambda: toy_source().load_state_dict(None), ValueError, "Invalid state None"),  # type: ignore[arg-type]
     "incomplete state": (lambda: toy_source().load_state_dict({"epoch": 1}), ValueError, "lacks position, seed"),
     "state of another seed": (lambda: toy_source().load_state_dict({"seed": 1, "epoch": 0, "position": 0}), ValueError, "seed=1.*seed=3"),
     "state beyond the epoch": (lambda: toy_source().load_state_dict({"seed": 3, "epoch": 0, "position": 99}), ValueError, "position=99"),
     # generators
     "not a generator": (lambda: MLViewSource(lambda z: z), ValueError, "wrap_generator"),  # type: ignore[arg-type]
     "unknown generator": (lambda: load_generator("fasion"), ValueError, "Unknown generator 'fasion'.*Did you mean 'fashion'"),
+    "generator on no device": (lambda: load_generator("fashion", device="gpu"), ValueError, "Invalid device='gpu'"),
+    "list of generators": (lambda: load_generator(["fashion"]), ValueError, "Unknown generator"),  # type: ignore[arg-type]
+    "weights are no path": (lambda: load_generator("fashion", weights=3), ValueError, "Invalid weights file 3"),  # type: ignore[arg-type]
+    "no list of levels": (lambda: wrap_generator(sum, levels=3, image_shape=(1, 2, 2)), ValueError, "Invalid levels=3"),  # type: ignore[arg-type]
+    "level named like an index": (lambda: wrap_generator(sum, levels=[("1", (4,))], image_shape=(1, 2, 2)), ValueError, "name '1'"),
+    "fractional level": (lambda: wrap_generator(sum, levels=[("z", (4.5,))], image_shape=(1, 2, 2)), ValueError, "Invalid level"),
+    "negative prior truncation": (
+        lambda: wrap_generator(sum, levels=[("z", (4,))], image_shape=(1, 2, 2), truncation=-1),
+        ValueError,
+        "truncation=-1",
+    ),
+    "blocks are no modules": (lambda: mlviews.MLVGM([3], [("z", (4,))], (1, 2, 2)), ValueError, "Invalid blocks"),  # type: ignore[list-item]
+    "images of another shape": (wrapped(lambda z: z[0].view(-1, 1, 1, 4)), ValueError, r"returned .*\(2, 1, 1, 4\).*\(2, 1, 2, 2\)"),
+    "images of bytes": (wrapped(lambda z: z[0].view(-1, 1, 2, 2).byte()), ValueError, "returned torch.uint8"),
+    "no images": (wrapped(lambda z: None), ValueError, "returned NoneType"),
     "not callable": (lambda: wrap_generator(3, levels=[("z", (4,))], image_shape=(1, 2, 2)), ValueError, "Invalid fn=3"),  # type: ignore[arg-type]
     "no levels": (lambda: wrap_generator(sum, levels=[], image_shape=(1, 2, 2)), ValueError, "at least one level"),
     "repeated level": (lambda: wrap_generator(sum, levels=[("z", (4,)), ("z", (4,))], image_shape=(1, 2, 2)), ValueError, "must differ"),
@@ -90,12 +122,24 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "fewer blocks than levels": (lambda: mlviews.MLVGM([], [Level("z", (4,))], (1, 2, 2)), ValueError, "0 blocks for 1 levels"),
     "too few latents": (lambda: Toy()(Toy().sample_latents(range(2))[:2]), ValueError, "Got 2 latents for 3 levels"),
     "latents of another shape": (lambda: Toy()([torch.zeros(2, 4)] * 3), ValueError, r"'l1' got a latent of shape \(2, 4\)"),
+    "latents in one tensor": (lambda: Toy()(torch.zeros(3, 2)), ValueError, "Invalid latents of type Tensor"),
+    "latents of numpy": (lambda: Toy()([torch.zeros(2, 4).numpy()] * 3), ValueError, "'l0' got ndarray"),
+    "latents of integers": (lambda: Toy()([torch.zeros(2, 4).long()] * 3), ValueError, "'l0' got torch.int64"),
+    "latents elsewhere": (lambda: Toy()([torch.zeros(2, 4, device="meta")] * 3), ValueError, "generator's device, cpu"),
+    "no views to decode": (lambda: Toy().decode_views([], 0), ValueError, "at least one"),
+    "shared blocks out of range": (lambda: Toy().decode_views([Toy().sample_latents([0])], 9), ValueError, "Invalid first=9"),
+    "a number of samples": (lambda: Toy().sample_latents(8), ValueError, "range\\(8\\)"),  # type: ignore[arg-type]
     "negative sample index": (lambda: Toy().sample_latents([-1]), ValueError, "Invalid indices from -1"),
     "fractional sample index": (lambda: Toy().sample_latents([0.5]), ValueError, "Invalid indices"),  # type: ignore[list-item]
     "negative range": (lambda: Toy().sample_latents(range(-2, 2)), ValueError, "Invalid indices"),
     "truncation of another type": (lambda: Toy().sample_latents([0], truncation="high"), ValueError, "truncation='high'"),
     # transforms
     "one transform for two views": (source(transform=[None]), ValueError, "Got 1 transforms for num_views=2"),
+    "transform that was not called": (source(transform=transforms.simclr), ValueError, "Invalid transform=<function simclr"),
+    "transform that returns nothing": (lambda: next(iter(toy_source(transform=lambda x: None))), ValueError, "returned NoneType"),
+    "transform that loses images": (lambda: next(iter(toy_source(transform=lambda x: x[:3]))), ValueError, "tensor of 8 images"),
+    "images of numpy": (lambda: transforms.gray(4)(torch.zeros(1).numpy(), [0], seed=0, epoch=0, view=0), ValueError, "Got ndarray"),
+    "perturber that returns nothing": (lambda: next(iter(toy_source(perturb=Nothing()))), ValueError, "one tensor per level"),
     "transform of another type": (source(transform=3), ValueError, "Invalid transform=3"),
     "size of nothing": (lambda: transforms.simclr(0), ValueError, "Invalid size=0"),
     "color to gray": (
@@ -128,6 +172,9 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unknown split": (lambda: load_fashion_mnist(".", "val"), ValueError, "Invalid split='val'"),
     "no steps": (lambda: train(toy_source(layout="pair"), 0), ValueError, "Invalid steps=0"),
     "training on one view": (lambda: train(toy_source(num_views=1), 1), ValueError, "num_views=1"),
+    "training on another layout": (lambda: train(toy_source(layout="solo"), 1), ValueError, "layout='pair'"),
+    "training on gray views": (lambda: train(toy_source(layout="pair"), 1), ValueError, "1 channels"),
+    "negative learning rate": (lambda: train(toy_source(layout="pair"), 1, lr=-1.0), ValueError, "Invalid lr=-1.0"),
     "unknown method": (lambda: train(toy_source(layout="pair"), 1, "simclrr"), ValueError, "Did you mean 'simclr'"),
 }
 
@@ -184,6 +231,15 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "configuration is not JSON": (lambda path: film_file(path, {"format": "mlviews.film", "config": "{"}), "no valid configuration"),
     "configuration is a list": (lambda path: film_file(path, {"format": "mlviews.film", "config": "[]"}), "no valid configuration"),
     "unknown option": (lambda path: film_file(path, {"format": "mlviews.film", "config": '{"depth": 3}'}), "no valid configuration"),
+    "no levels": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": '{"dims": [], "channels": []}'}),
+        "no valid configuration",
+    ),
+    "no groups": (lambda path: film_file(path, {"format": "mlviews.film", "config": '{"groups": 0}'}), "no valid configuration"),
+    "sizes beyond memory": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": '{"channels": [8, 80000000, 8, 8]}'}),
+        "another architecture",
+    ),
     "impossible sizes": (
         lambda path: film_file(path, {"format": "mlviews.film", "config": '{"channels": [7, 7]}'}),
         "no valid configuration",
@@ -210,6 +266,31 @@ def test_bad_weights_files(write: Callable[[Path], Path], message: str, tmp_path
 def test_the_small_file_is_good(tmp_path: Path) -> None:
     """Without which the tests above would prove nothing."""
     assert load_generator("fashion", weights=film_file(tmp_path / "w.safetensors")).image_shape == (1, 8, 8)
+
+
+WALKER = {"net.0.weight": (4, 4), "net.0.bias": (4,), "net.2.weight": (4, 4), "net.2.bias": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "provenance", "message"),
+    [
+        ({}, "{", "no valid configuration"),
+        ({}, "[1]", "no valid configuration"),
+        ({}, "3", "no valid configuration"),
+        ({"net.0.bias": None}, "{}", "no valid configuration"),
+        ({"net.0.bias": (1_000_000,)}, "{}", "another architecture"),
+        ({"net.2.weight": (4, 5)}, "{}", "net.2.weight has shape"),
+    ],
+)
+def test_walker_files_with_bad_content(changes: dict[str, Any], provenance: str, message: str, tmp_path: Path) -> None:
+    shapes = {name: shape for name, shape in (WALKER | changes).items() if shape is not None}
+    save_file(
+        {name: torch.zeros(shape) for name, shape in shapes.items()},
+        tmp_path / "w.safetensors",
+        {"format": Walker.FORMAT, "provenance": provenance},
+    )
+    with pytest.raises(WeightsError, match=message):
+        Walker.load(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x80\x04."])

@@ -6,7 +6,7 @@ from conftest import Toy
 from torch import Tensor, nn
 
 import mlviews
-from mlviews import MLVGM, Level, wrap_generator
+from mlviews import MLVGM, Level, load_generator, wrap_generator
 from mlviews.generators.film import FilmConfig, FilmGenerator
 
 
@@ -69,6 +69,30 @@ def test_frozen_and_in_eval_mode_whatever_is_called(toy: Toy) -> None:
     assert not any(module.training for module in toy.modules())
     assert not any(parameter.requires_grad for parameter in toy.parameters())
     assert not toy(toy.sample_latents(range(2))).requires_grad
+
+
+def test_modules_of_a_subclass_are_frozen_too() -> None:
+    class Headed(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5))
+
+        def to_image(self, state: Tensor) -> Tensor:
+            return super().to_image(self.head(state))
+
+    g = Headed()
+    z = g.sample_latents(range(3))
+    assert torch.equal(g(z), g(z)), "dropout must be off"
+    assert not any(parameter.requires_grad for parameter in g.parameters())
+
+
+def test_half_precision_generators_take_and_give_floats(fashion: MLVGM) -> None:
+    g = load_generator("fashion").to(torch.bfloat16)
+    z = g.sample_latents(range(2))
+    assert z[0].dtype == torch.float32
+    images = g(z)
+    assert images.dtype == torch.float32
+    assert (images - fashion(z)).abs().mean() < 0.02
 
 
 def test_decode_is_differentiable_in_the_latents(toy: Toy) -> None:

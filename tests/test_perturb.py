@@ -57,10 +57,7 @@ def test_normal_adds_its_noise() -> None:
 
 
 def test_levels_have_noise_of_their_own_where_anchors_are_tied() -> None:
-    source = toy_source(batch_size=512, num_samples=512)
-    g = Toy(dims=(4, 4, 4), tied=True)
-    batch = next(iter(type(source)(g, N, batch_size=512, num_samples=512, layout=lambda batch: batch)))
-    anchor, positive = batch.latents
+    anchor, positive = first_batch(generator=Toy(dims=(4, 4, 4), tied=True), perturb=N).latents
     assert torch.equal(anchor[0], anchor[2])
     noise = torch.stack([(p - a).flatten() for a, p in zip(anchor, positive, strict=True)])
     assert (torch.corrcoef(noise) - torch.eye(3)).abs().max() < 0.1
@@ -110,7 +107,7 @@ def test_walker_in_a_source() -> None:
     anchor, positive = first_batch(perturb={"1:": made}).latents
     joint = torch.cat([anchor[1], anchor[2]], 1)
     torch.testing.assert_close(torch.cat([positive[1], positive[2]], 1), joint + made.net(joint))
-    assert not any(parameter.requires_grad for parameter in made.parameters())
+    assert not made.training
 
 
 def test_walker_file_round_trip(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_ranks_draw_independent_numbers() -> None:
     """Ranks differ by their sample indices only: the streams of two of them are as good as two seeds."""
     plan = Draw([Field(1, NOISE, 1, 0, Normal())], CPU)
     first, second = plan(torch.arange(0, 40_000, 2), 0, 0)[0][:, 0], plan(torch.arange(1, 40_000, 2), 0, 0)[0][:, 0]
-    assert not set(first.tolist()) & set(second.tolist()) or len(set(first.tolist()) & set(second.tolist())) < 20
+    assert len(set(first.tolist()) & set(second.tolist())) < 20
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.03
 
 
