@@ -54,7 +54,8 @@ class Parameters(NamedTuple):
 class Augmentation:
     """One pipeline T_x (paper, sec. 3.2 and app. D): crop, resize and flip in one resampling, then color, blur, solarization.
 
-    The operations equal torchvision's tensor ones for the same parameters, with two differences: the color
+    The operations equal torchvision's tensor ones for the same parameters, with three differences: the crop is resized
+    without antialiasing; the color
     operations run in the fixed order brightness, contrast, saturation, hue (``ColorJitter`` permutes them at every
     call), and gray is weighted 0.299, 0.587, 0.114 (torchvision: 0.2989). Boxes are distributed as those of
     ``RandomResizedCrop``. On 1-channel images saturation, hue and grayscale change nothing and are skipped; they

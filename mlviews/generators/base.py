@@ -236,7 +236,7 @@ class MLVGM(nn.Module):
 
     def shape_latents(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Anchor latents ``[B, *level.shape]`` of all levels from the flat draws of :attr:`drawn_levels`."""
-        shaped = [value.view(-1, *level.shape) for value, level in zip(values, self.drawn_levels, strict=True)]
+        shaped = [value.contiguous().view(-1, *level.shape) for value, level in zip(values, self.drawn_levels, strict=True)]
         return shaped * len(self.levels) if self.tied else shaped
 
     # -- state ---------------------------------------------------------------------------------------------------

@@ -216,17 +216,17 @@ def draw_samples(images: Tensor, path: Path) -> None:
 
 
 def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, positives: int = 8) -> None:
-    """Two anchors (first column), each with positives that move one level only: a block of two rows per level."""
-    count = 2
+    """Three anchors (first column), each with positives that move one level only: a block of three rows per level."""
+    count = 3
     moved = [draw_noise(generator, count, seed, SHIFT, view) for view in range(1, positives + 1)]
     chosen = [z[:count] for z in anchors]
-    figure = Figure(figsize=(6.2, 1.42 * len(generator.levels)), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.1 * len(generator.levels)), layout="constrained")
     axes = figure.subplots(len(generator.levels), 1, squeeze=False)[:, 0]
     for i, (level, ax) in enumerate(zip(generator.levels, axes, strict=True)):
         views = [generator(chosen)] + [generator([z + w[k] if k == i else z for k, z in enumerate(chosen)]) for w in moved]
         ax.imshow(mosaic([[view[row] for view in views] for row in range(count)]).numpy(), interpolation="nearest")
         ax.axvline(generator.image_shape[-1] + 1, color="tab:red", linewidth=1.5)
-        ax.set_ylabel(f"level {i}\n{level.name}")
+        ax.set_ylabel(f"level {i} ({level.name})", fontsize=9)
         ax.set(xticks=[], yticks=[])
     axes[0].set_title("anchor | positives: this level alone moved by N(0, 1), truncated at 2", fontsize=9)
     save_figure(figure, path)
