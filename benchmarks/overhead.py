@@ -7,8 +7,6 @@ is a sum of measured parts and not the difference of two totals. Prints a table,
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -25,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 import mlviews
+from mlviews.records import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -115,19 +114,10 @@ def main(
         "overhead_of_generator": round(statistics.median(overhead), 4),
         "t_x_of_generator": round(statistics.median(augment), 4),
         "seed": source.seed,
-        "versions": {"mlviews": mlviews.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(source.device)},
-    }  # fmt: skip
+    } | environment(source.device)  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n")
     Console().print(out)
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import mlviews
 from mlviews import data
 from mlviews.config import source_arguments
 from mlviews.probe import METHODS, SHARES, Encoder, Scores
+from mlviews.records import environment
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=mlviews.__doc__)
 console = Console()
@@ -165,8 +165,7 @@ def probe(
         "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - begin, 1)},
         "loss": [round(loss, 4) for loss in losses],
         "encoder_parameters": sum(p.numel() for p in Encoder().parameters()),
-        "versions": {"mlviews": mlviews.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(source.device)},
+        **environment(source.device),
     }
     figures = out / "result.json"
     figures.write_text(json.dumps(record, indent=1) + "\n")

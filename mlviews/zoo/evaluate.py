@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import shlex
 import sys
 import time
@@ -35,6 +33,7 @@ from mlviews import sampling
 from mlviews.data import CLASSES, Labelled, load_fashion_mnist
 from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.film import FilmGenerator
+from mlviews.records import environment
 from mlviews.viz import mosaic, save_figure
 from mlviews.weights import read_safetensors
 from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
@@ -303,9 +302,7 @@ def main(
         "run": {
             "command": shlex.join(["python", "-m", "mlviews.zoo.evaluate", *sys.argv[1:]]),
             "seed": seed,
-            "torch": torch.__version__,
-            "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
-            "threads": torch.get_num_threads(),
+            **environment(),
             "seconds": time.perf_counter() - begin,
         },
     } | {"classifier": report.pop("classifier") | {"training": settings}} | report  # fmt: skip

@@ -1,0 +1,27 @@
+"""What a record of a run says about where it came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlviews._version import __version__
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions and machine: processor, number of cores, threads that torch uses, and the device of the run."""
+    return {
+        "versions": {"mlviews": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(device)},
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
