@@ -56,7 +56,7 @@ def probe() -> str:
         f"{first['probe_images']:,} labelled training images for the probes. "
         f"{training['method']}, preset `{first['preset']}`, {training['steps']:,} steps of {training['batch_size']} pairs, "
         f"{first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; {min(seconds):.0f}–{max(seconds):.0f} s of training with "
-        f"{first['machine']['threads']} threads on {first['machine']['processor']}. Command: `{first['command']}`."
+        f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}. Command: `{first['command']}`."
     )
 
 
