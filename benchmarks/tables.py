@@ -130,6 +130,17 @@ def levels() -> str:
     return f"{markdown(header, rows)}\n\nShares of {own[0]['pairs']:,} pairs."
 
 
+def classes() -> str:
+    """Confidence by class."""
+    fidelity = read(ZOO / "fashion.quality.json")["fidelity"]
+    own, real = fidelity["anchors"], fidelity["test"]
+    rows = [
+        [name, f"{own['confidence_by_class'][name]:.3f}", f"{real['confidence_by_class'][name]:.3f}", f"{share:.1%}"]
+        for name, share in own["classes"].items()
+    ]
+    return markdown(["classified as", "confidence on samples", "on real test images", "share of samples"], rows)
+
+
 def memorisation() -> str:
     """Distances to the nearest training image."""
     record = read(ZOO / "fashion.quality.json")["memorisation"]

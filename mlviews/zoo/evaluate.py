@@ -115,10 +115,14 @@ def entropy_share(distribution: Tensor) -> float:
 
 def class_figures(judged: Judged) -> dict[str, Any]:
     """Confidence (mean of the largest probability) and evenness of the classes."""
-    histogram = torch.bincount(judged.probabilities.argmax(1), minlength=len(CLASSES)) / len(judged.probabilities)
+    confidence, found = judged.probabilities.max(1)
+    counts = torch.bincount(found, minlength=len(CLASSES))
+    by_class = torch.bincount(found, confidence, minlength=len(CLASSES)) / counts.clamp(min=1)
+    histogram = counts / len(found)
     return {
-        "samples": len(judged.probabilities),
-        "confidence": judged.probabilities.amax(1).mean().item(),
+        "samples": len(found),
+        "confidence": confidence.mean().item(),
+        "confidence_by_class": dict(zip(CLASSES, by_class.tolist(), strict=True)),
         "entropy_of_mean_prediction": entropy_share(judged.probabilities.mean(0)),
         "entropy_of_classes": entropy_share(histogram),
         "classes": dict(zip(CLASSES, histogram.tolist(), strict=True)),
