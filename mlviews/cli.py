@@ -23,7 +23,7 @@ from mlviews.config import source_arguments
 from mlviews.probe import METHODS, SHARES, Encoder, Scores
 from mlviews.records import environment
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=mlviews.__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=mlviews.__doc__)
 console = Console()
 
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(mlviews.list_presets())}; or a YAML file with the same keys.")]
@@ -39,7 +39,7 @@ Data = Annotated[
 def main() -> None:
     """Entry point: bad input becomes one line on stderr and exit code 2."""
     try:
-        raise SystemExit(app(standalone_mode=False))
+        raise SystemExit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
     except Exception as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 import operator
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +40,11 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
         allowed = f"of at least {low}" if high is None else f"from {low} to {_readable(high)}"
         raise ValueError(f"Invalid {name}={value!r}: it must be an integer {allowed}.")
     return number
+
+
+def is_number(value: object) -> bool:
+    """Is it a finite real number (numpy's included), and not a boolean?"""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _readable(bound: int) -> str:

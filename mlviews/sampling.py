@@ -9,7 +9,6 @@ plain int64 tensor arithmetic, for a whole batch at once, on any device and with
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlviews.errors import integer
+from mlviews.errors import integer, is_number
 
 # What a stream of numbers is for; with the view and the level it makes the fourth counter word.
 ANCHOR, NOISE, AUGMENT = range(3)
@@ -77,17 +76,13 @@ class Normal:
     def __post_init__(self) -> None:
         for name in ("std", "mean"):
             value = getattr(self, name)
-            if not _is_number(value) or not math.isfinite(value):
+            if not is_number(value):
                 raise ValueError(f"Invalid {name}={value!r}: it must be a finite number.")
         if self.std < 0:
             raise ValueError(f"Invalid std={self.std!r}: a standard deviation is 0 or more (0 moves nothing).")
         cut = self.truncation
-        if cut is not None and not (_is_number(cut) and 0 < cut < math.inf):
+        if cut is not None and not (is_number(cut) and cut > 0):
             raise ValueError(f"Invalid truncation={cut!r}: it counts standard deviations and must be above 0, or None for the full normal.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class Field(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlviews import sampling
-from mlviews.errors import did_you_mean, integer, listing
+from mlviews.errors import did_you_mean, integer, is_number, listing
 
 __all__ = ["IMAGENET", "Augmentation", "Parameters", "build", "byol", "gray", "simclr"]
 
@@ -55,11 +55,10 @@ class Augmentation:
     """One pipeline T_x (paper, sec. 3.2 and app. D): crop, resize and flip in one resampling, then color, blur, solarization.
 
     The operations equal torchvision's tensor ones for the same parameters, with three differences: the crop is resized
-    without antialiasing; the color
-    operations run in the fixed order brightness, contrast, saturation, hue (``ColorJitter`` permutes them at every
-    call), and gray is weighted 0.299, 0.587, 0.114 (torchvision: 0.2989). Boxes are distributed as those of
-    ``RandomResizedCrop``. On 1-channel images saturation, hue and grayscale change nothing and are skipped; they
-    are repeated to 3 channels at the very end.
+    without antialiasing; the color operations run in the fixed order brightness, contrast, saturation, hue
+    (``ColorJitter`` permutes them at every call); and gray is weighted 0.299, 0.587, 0.114 (torchvision: 0.2989). Boxes
+    are distributed as those of ``RandomResizedCrop``. On 1-channel images saturation, hue and grayscale change nothing
+    and are skipped; they are repeated to 3 channels at the very end.
 
     Resampling is bilinear without antialiasing, so an image of at least twice the output's side is first shrunk by
     the whole factor that leaves it just as large as the output or larger (512 to 128 for 112), with antialiasing.
@@ -120,7 +119,7 @@ class Augmentation:
         _check_range("blur_sigma", self.blur_sigma, "0 < smallest <= largest")
         for name in ("flip", "jitter_p", "grayscale", "blur", "solarize", "threshold"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 kind = "a pixel value" if name == "threshold" else "a probability"
                 raise ValueError(f"Invalid {name}={value!r}: it is {kind}, a number from 0 to 1.")
         if self.blur and self.size < 2:
@@ -527,13 +526,9 @@ def _per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _numbers(name: str, value: object, count: int, meaning: str) -> tuple[float, ...]:
     """The value as a tuple of ``count`` finite numbers."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count or not all(map(_is_number, value)):
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count or not all(map(is_number, value)):
         raise ValueError(f"Invalid {name}={value!r}: give {count} numbers, {meaning}.")
     return tuple(value)
 
@@ -549,7 +544,7 @@ def _check_normalize(value: object) -> Normalization:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
     for part in value:
-        if isinstance(part, str) or not isinstance(part, Sequence) or len(part) not in (1, 3) or not all(map(_is_number, part)):
+        if isinstance(part, str) or not isinstance(part, Sequence) or len(part) not in (1, 3) or not all(map(is_number, part)):
             raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
     means, stds = tuple(value[0]), tuple(value[1])
     if len(means) != len(stds) or min(stds) <= 0:

@@ -33,6 +33,13 @@ def test_help_is_complete(command: str) -> None:
     assert command in run(app, ["--help"]).output
 
 
+def test_without_a_command_it_says_what_there_is() -> None:
+    done = subprocess.run([sys.executable, "-m", "mlviews.cli"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+    assert done.stderr == ""
+
+
 def test_generators() -> None:
     out = run(app, ["generators"]).output
     assert "fashion" in out

@@ -223,7 +223,7 @@ def main(
     images: Annotated[int, typer.Option(help="Real images to show in all.", min=64)] = 1_200_000,
     seed: Annotated[int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)] = 0,
     snapshots: Annotated[int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)] = 65_000,
-    bf16: Annotated[bool, typer.Option(help="bfloat16 autocast (twice as fast on a CPU with AVX-512 BF16).")] = False,
+    bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
 ) -> None:
     """Train a bundled generator on Fashion-MNIST's 60 000 training images."""
