@@ -1,4 +1,7 @@
-"""Which rank this process is, and which device it may use. Ranks are asked for late: launchers set them up after the source is made."""
+"""Which rank this process is, and which device and precision it may use.
+
+Ranks are asked for late: launchers set them up after the source is made.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import torch
 import torch.distributed
 
-from mlviews.errors import integer
+from mlviews.errors import did_you_mean, integer, listing
 
 
 def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -48,3 +51,30 @@ def check_device(device: str | torch.device) -> torch.device:
     if found.type == "meta":
         raise ValueError(f"Invalid device={device!r}: torch cannot use it here. Take 'cpu', 'cuda' on a machine with a GPU, or None.")
     return found
+
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """The dtype for ``torch.autocast`` on the device; None for plain float32.
+
+    Raises:
+        ValueError: if it is unknown, or would be slower than float32 there.
+    """
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    if name is None or name == "float32":
+        return None
+    if name not in _DTYPES:
+        raise ValueError(f"Invalid dtype={dtype!r}: use {listing(_DTYPES)}, or None for float32.{did_you_mean(name, _DTYPES)}")
+    if device.type == "cpu":
+        if name == "float16":
+            raise ValueError("Invalid dtype='float16' on the CPU: it has no fast float16 arithmetic; use 'bfloat16', or None for float32.")
+        found = torch.backends.cpu.get_cpu_capability()
+        if not found.startswith("AVX512"):
+            raise ValueError(
+                f"Invalid dtype='bfloat16' on this CPU ({found}): without AVX-512 it is emulated, many times slower than float32; use None."
+            )
+    elif not torch.amp.is_autocast_available(device.type):
+        raise ValueError(f"Invalid dtype={name!r} on {device}: torch has no autocast there; use None for float32.")
+    return _DTYPES[name]

@@ -19,7 +19,7 @@ from torch import Tensor
 from mlviews.errors import integer, is_number
 
 # What a stream of numbers is for; with the view and the level it makes the fourth counter word.
-ANCHOR, NOISE, AUGMENT = range(3)
+ANCHOR, NOISE, AUGMENT, LABEL = range(4)
 MAX_VIEWS, MAX_LEVELS = 1 << 12, 1 << 16  # that the word has room for
 
 _MASK = 0xFFFFFFFF
@@ -89,7 +89,7 @@ class Field(NamedTuple):
     """One vector to draw for every sample: its length, its stream, and its distribution."""
 
     size: int
-    kind: int  # ANCHOR, NOISE, AUGMENT
+    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL
     view: int
     level: int
     distribution: Uniform | Normal
@@ -98,6 +98,10 @@ class Field(NamedTuple):
     def stream(self) -> int:
         """The counter word that keeps this field's numbers apart from all others."""
         return self.kind << 28 | self.view << 16 | self.level
+
+
+LABEL_FIELD = Field(1, LABEL, 0, 0, Uniform())
+"""The class of a sample, for class-conditional generators."""
 
 
 class Draw:

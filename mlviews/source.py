@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mlviews import sampling
-from mlviews.distributed import check_device, resolve_rank
+from mlviews.distributed import check_device, check_dtype, resolve_rank
 from mlviews.errors import did_you_mean, integer, listing
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Normal, Perturber, assign
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     views: list[Tensor]  # float images [B, C, H, W], one tensor per view
     indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
-    targets: Tensor  # int64 [B], -1: a generator has no labels
+    targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
     latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
     first_index: int  # indices[0] as a number, so that no layout has to ask the device
 
@@ -80,6 +80,9 @@ class MLViewSource(IterableDataset[Any]):
         drop_last: leave out a last, smaller batch. If kept, it is split evenly between ranks (and left out all the same
             if it has fewer samples than there are ranks).
         micro_batch_size: most samples the generator sees at once, to bound its memory; None: the whole batch.
+        dtype: "bfloat16" or "float16": of the generator's convolutions and products, under ``torch.autocast``; None: float32.
+            Views are float32 all the same. Content changes by the rounding.
+        compile: run the generator under ``torch.compile`` (on a CPU this needs a C++ compiler, and gains nothing).
 
     Raises:
         ValueError: for any argument out of range, naming the values that are allowed.
@@ -101,6 +104,8 @@ class MLViewSource(IterableDataset[Any]):
         world_size: int | None = None,
         drop_last: bool = True,
         micro_batch_size: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> None:
         if not isinstance(generator, MLVGM):
             raise ValueError(
@@ -120,9 +125,12 @@ class MLViewSource(IterableDataset[Any]):
         self.seed = sampling.check_seed(seed)
         self.requested_device = None if device is None else check_device(device)
         self.layout = _layout(layout)
-        if not isinstance(drop_last, bool):
-            raise ValueError(f"Invalid drop_last={drop_last!r}: it must be True or False.")
+        for name, value in (("drop_last", drop_last), ("compile", compile)):
+            if not isinstance(value, bool):
+                raise ValueError(f"Invalid {name}={value!r}: it must be True or False.")
         self.drop_last = drop_last
+        self.dtype = check_dtype(dtype, self.requested_device or generator.device)
+        self._decode_views = torch.compile(generator.decode_views) if compile else generator.decode_views
         self.requested_rank = rank, world_size
         self._epoch = 0
         self._position = 0  # samples of this epoch that the latest pass has handed out, over all ranks
@@ -148,17 +156,18 @@ class MLViewSource(IterableDataset[Any]):
             drawn = draw(indices, self.seed, self._epoch)
 
             anchors = generator.shape_latents(drawn[: len(generator.drawn_levels)])
+            labels = generator.as_labels(drawn.pop()) if generator.num_classes else None
             noise = iter(drawn[len(generator.drawn_levels) :])
             latents: list[Sequence[Tensor]] = [anchors, *(self._positive(anchors, noise) for _ in range(1, self.num_views))]
 
-            chunks = [
-                generator.decode_views([[z[part] for z in view] for view in latents], self._first)
-                for part in _slices(stop - start, self.micro_batch_size)
-            ]
+            with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+                chunks = [
+                    self._decode_views(_rows(latents, part), self._first, None if labels is None else labels[part])
+                    for part in _slices(stop - start, self.micro_batch_size)
+                ]
             views = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
             views = [self._augment(images, indices, view) for view, images in enumerate(views)]
-        targets = torch.full_like(indices, -1)
-        return Batch(views, indices, targets, latents, start)
+        return Batch(views, indices, torch.full_like(indices, -1) if labels is None else labels, latents, start)
 
     def _positive(self, anchors: Sequence[Tensor], noise: Iterator[Tensor]) -> list[Tensor]:
         """One positive's latents; takes its noise off ``noise``, in the order of :meth:`_prepare`'s plan."""
@@ -200,6 +209,7 @@ class MLViewSource(IterableDataset[Any]):
         if self._draw is None or self._draw.device != self.generator.device:
             _move(self.generator, self.requested_device)
             device = self.generator.device
+            check_dtype(self.dtype, device)  # the generator may have been moved since
             size = {index: level.size for index, level in enumerate(self.generator.levels)}
             fields = [
                 sampling.Field(level.size, sampling.ANCHOR, 0, index, self.anchor)
@@ -212,6 +222,8 @@ class MLViewSource(IterableDataset[Any]):
                         perturber.eval()
                     law = perturber.noise(self.anchor)
                     fields += [sampling.Field(size[level], sampling.NOISE, view, level, law) for level in levels if law is not None]
+            if self.generator.num_classes:
+                fields.append(sampling.LABEL_FIELD)
             self._draw = sampling.Draw(fields, device)
         return self._draw.device, self._draw
 
@@ -331,6 +343,12 @@ class MLViewSource(IterableDataset[Any]):
 
 def _slices(total: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, total, size)]
+
+
+def _rows(latents: list[Sequence[Tensor]], part: slice) -> list[list[Tensor]]:
+    """These samples' latents; what is one tensor in several places stays one."""
+    cut = {id(z): z[part] for view in latents for z in view}
+    return [[cut[id(z)] for z in view] for view in latents]
 
 
 def _move(module: nn.Module, device: torch.device | None) -> None:

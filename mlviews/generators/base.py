@@ -50,6 +50,7 @@ class MLVGM(nn.Module):
             at every level, and perturbers move each level on its own.
         truncation: of the anchors that :meth:`sample_latents` draws when not told otherwise, in standard
             deviations; ``None`` for the full normal.
+        num_classes: of a class-conditional generator, which takes a label for every sample besides its latents; 0 for all others.
 
     Raises:
         ValueError: if there are no levels, or not one block per level, or a shape is not positive, or two levels
@@ -78,6 +79,7 @@ class MLVGM(nn.Module):
         *,
         tied: bool = False,
         truncation: float | None = 2.0,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.levels = _levels(levels)
@@ -87,6 +89,7 @@ class MLVGM(nn.Module):
         except TypeError:
             raise ValueError(f"Invalid blocks={blocks!r}: give one torch.nn.Module per level.") from None
         self.tied = tied
+        self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = sampling.Normal(1.0, truncation).truncation
         names = [level.name for level in self.levels]
         if not self.levels:
@@ -119,9 +122,21 @@ class MLVGM(nn.Module):
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def condition(self, latents: Latents) -> Sequence[Any]:
-        """What each block takes as its latent, e.g. W from Z. Default: the latents themselves."""
+    def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
+        """What each block takes as its latent, e.g. W from Z. Default: the latents themselves.
+
+        Levels that were not moved hold the very same tensor (``is``) where levels are tied, and are worth mapping only once.
+        ``labels`` is int64 ``[B]`` for a class-conditional generator, else None. Each result is a tensor whose first
+        dimension is the batch, or a (nested) tuple of such tensors.
+        """
         return latents
+
+    def distances(self, anchors: Latents, positives: Latents, labels: Tensor | None = None) -> list[Tensor]:
+        """How far each level was moved: ``[B]`` per level, the L2 norm in the space that the level lives in (paper, sec. 3.1).
+
+        Default: the space of its latents.
+        """
+        return [(positive - anchor).flatten(1).norm(dim=1) for anchor, positive in zip(anchors, positives, strict=True)]
 
     def to_image(self, state: Any) -> Tensor:
         """The last block's state as float images ``[B, C, H, W]`` in [0, 1]. Default: the state itself."""
@@ -136,36 +151,39 @@ class MLVGM(nn.Module):
             state = self.blocks[index](inputs[index], state)
         return state
 
-    def decode(self, latents: Latents) -> Tensor:
+    def decode(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
         """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them."""
         latents = self._checked(latents)
-        return self._images(self.run(self.condition(latents)), len(latents[0]))
+        return self._images(self.run(self.condition(latents, self._checked_labels(labels, len(latents[0])))), len(latents[0]))
 
     @torch.no_grad()
-    def forward(self, latents: Latents) -> Tensor:
+    def forward(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
         """Images from latents, without a graph.
 
         Args:
             latents: one float tensor ``[B, *level.shape]`` per level, on the generator's device.
+            labels: for a class-conditional generator, int64 ``[B]`` in ``[0, num_classes)``; see :meth:`sample_labels`.
 
         Returns:
             float32 images ``[B, C, H, W]`` in [0, 1] on the generator's device.
 
         Raises:
-            ValueError: if the latents do not fit the levels, or the generator does not return such images.
+            ValueError: if the latents do not fit the levels, labels are missing, out of range or not wanted, or the
+                generator does not return such images.
         """
-        return self.decode(latents)
+        return self.decode(latents, labels)
 
     @torch.no_grad()
-    def decode_views(self, views: Sequence[Latents], first: int) -> list[Tensor]:
+    def decode_views(self, views: Sequence[Latents], first: int, labels: Tensor | None = None) -> list[Tensor]:
         """Images of several views that agree below level ``first``, whose common blocks run once.
 
         Args:
             views: latents of each view, view 0 being the anchor.
             first: index of the first level at which views differ; ``len(levels)`` if none does.
+            labels: as for :meth:`forward`; all views of a sample share its label.
 
         Returns:
-            One float32 tensor ``[B, C, H, W]`` per view, equal to ``[g(z) for z in views]`` up to float rounding.
+            One float32 tensor ``[B, C, H, W]`` per view, equal to ``[g(z, labels) for z in views]`` up to float rounding.
 
         Raises:
             ValueError: as :meth:`forward`, and if there are no views or ``first`` is out of range.
@@ -176,13 +194,15 @@ class MLVGM(nn.Module):
         first = integer("first", first, 0, len(self.levels))
         views = [self._checked(latents) for latents in views]
         rows = len(views[0][0])
+        labels = self._checked_labels(labels, rows)
+        anchor, *others = (self.condition(latents, labels) for latents in (views if first < len(self.levels) else views[:1]))
+        state = self.run(anchor, stop=first) if first else None
         if first == len(self.levels):
-            image = self._images(self.run(self.condition(views[0])), rows)
-            return [image, *(image.clone() for _ in views[1:])]
-        state = self.run(self.condition(views[0]), stop=first) if first else None
-        # condition() sees whole latents (StyleGAN2 maps each of them); the blocks below `first` are not run again.
-        stacked = [torch.cat(levels) for levels in zip(*views, strict=True)]
-        state = self.run(self.condition(stacked), _repeat(state, count) if first else None, start=first)
+            image = self._images(state, rows)
+            return [image, *(image.clone() for _ in range(count - 1))]
+        # One batch of all views from here on.
+        inputs = [None] * first + [_stack(parts) for parts in zip(*(view[first:] for view in (anchor, *others)), strict=True)]
+        state = self.run(inputs, _stack([state] * count) if first else None, start=first)
         return list(self._images(state, count * rows).chunk(count))
 
     # -- sampling ------------------------------------------------------------------------------------------------
@@ -228,6 +248,21 @@ class MLVGM(nn.Module):
         )
         values = draw(sampling.as_indices(indices, self.device), seed, epoch)
         return self.shape_latents(values)
+
+    def sample_labels(self, indices: Iterable[int] | Tensor, seed: int = 0, epoch: int = 0) -> Tensor:
+        """Labels of the samples with these global indices, int64 ``[B]``, uniform over the classes: those a source draws.
+
+        Raises:
+            ValueError: if the generator has no classes, or for a seed, epoch or index out of range.
+        """
+        if not self.num_classes:
+            raise ValueError("This generator has no classes (num_classes=0): it takes no labels.")
+        draw = sampling.Draw([sampling.LABEL_FIELD], device=self.device)
+        return self.as_labels(draw(sampling.as_indices(indices, self.device), seed, epoch)[0])
+
+    def as_labels(self, uniform: Tensor) -> Tensor:
+        """int64 labels ``[B]`` from uniform numbers ``[B, 1]`` in (0, 1)."""
+        return (uniform[:, 0] * self.num_classes).long().clamp_(max=self.num_classes - 1)
 
     @property
     def drawn_levels(self) -> tuple[Level, ...]:
@@ -282,8 +317,24 @@ class MLVGM(nn.Module):
                     f"Level {level.name!r} got a latent of shape {tuple(value.shape)}: expected "
                     f"{(rows, *level.shape)}, the batch and the level's shape."
                 )
-        dtype = self._where.dtype
-        return [z.to(dtype) for z in latents]  # type: ignore[arg-type]
+        cast = {id(z): z.to(self._where.dtype) for z in latents}  # type: ignore[arg-type]
+        return [cast[id(z)] for z in latents]  # one tensor stays one tensor
+
+    def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor | None:
+        if labels is None and self.num_classes:
+            raise ValueError(
+                f"This generator is class-conditional: pass labels in [0, {self.num_classes}), e.g. g.sample_labels(range({rows}))."
+            )
+        if labels is None:
+            return None
+        if not self.num_classes:
+            raise ValueError("Invalid labels: this generator has no classes (num_classes=0); leave them out.")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (rows,) or labels.device != self.device:
+            found = f"{labels.dtype} {tuple(labels.shape)} on {labels.device}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"Invalid labels, {found}: expected int64 ({rows},) on the generator's device, {self.device}.")
+        if labels.device.type == "cpu" and rows and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(f"Invalid labels from {int(labels.min())} to {int(labels.max())}: they are in [0, {self.num_classes}).")
+        return labels
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -318,11 +369,11 @@ def _image_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _repeat(state: Any, count: int) -> Any:
-    """The state of ``count`` views stacked along the batch, all starting from the same one."""
-    if isinstance(state, tuple):
-        return tuple(_repeat(part, count) for part in state)
-    return torch.cat([state] * count)
+def _stack(parts: Sequence[Any]) -> Any:
+    """The states (or blocks' inputs) of several views as one batch."""
+    if isinstance(parts[0], tuple):
+        return tuple(_stack(same) for same in zip(*parts, strict=True))
+    return torch.cat(list(parts))
 
 
 class _Collect(nn.Module):
