@@ -19,7 +19,7 @@ from rich.table import Table
 
 import mlviews
 from mlviews import data
-from mlviews.config import source_arguments
+from mlviews.config import load_config, source_arguments
 from mlviews.probe import METHODS, SHARES, Encoder, Scores
 from mlviews.records import environment
 
@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=mlv
 console = Console()
 
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(mlviews.list_presets())}; or a YAML file with the same keys.")]
+Weights = Annotated[str | None, typer.Option(help="Of the preset's generator: a file, a URL, or a Hugging Face id. Default: the preset's.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random. Default: the preset's, else 0.", min=0)]
 Device = Annotated[
     str | None, typer.Option(help="Where to run, e.g. cpu or cuda. Default: the preset's, else cuda where there is one, else cpu.")
@@ -50,15 +51,39 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-@app.command()
-def generators() -> None:
-    """List the generators: levels, image shape, and the weights each needs."""
-    table = Table("generator", "image", "levels, coarse to fine (shape)", "weights")
-    for name, levels, shape, weights in mlviews.list_generators():
+generators = typer.Typer(help="List the generators, or convert a checkpoint.")
+app.add_typer(generators, name="generators")
+
+
+@generators.callback(invoke_without_command=True)
+def list_generators(context: typer.Context) -> None:
+    """List the generators: levels, image shape, the weights and the options each takes."""
+    if context.invoked_subcommand:
+        return
+    table = Table("generator", "image", "levels, coarse to fine (shape)", "weights", "options")
+    for info in mlviews.list_generators():
+        levels = [f"{i}  {level.name}  {level.shape}" for i, level in enumerate(info.levels or ())]
         table.add_row(
-            name, "x".join(map(str, shape)), "\n".join(f"{i}  {level.name}  {level.shape}" for i, level in enumerate(levels)), weights
+            info.name,
+            "x".join(map(str, info.image_shape)) if info.image_shape else "the weights'",
+            "\n".join(levels) or "the weights'",
+            info.weights,
+            "\n".join(info.options),
         )
     console.print(table)
+
+
+@generators.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A .pkl, .pt or .pth file of another project; or its URL or Hugging Face id.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Write another project's checkpoint as safetensors, which can be shared and loaded without trust; nothing in it is executed."""
+    from mlviews import checkpoints, download
+
+    found = checkpoints.convert(download.fetch(source) if download.is_remote(source) else source, out)
+    size = sum(tensor.numel() for tensor in found.tensors.values())
+    console.print(f"{out}: {len(found.tensors)} tensors, {size / 1e6:.1f} M values. It was {checkpoints.LAYOUTS[found.layout]}.")
 
 
 @app.command()
@@ -67,13 +92,14 @@ def views(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("runs/views.png"),
     anchors: Annotated[int, typer.Option(help="Rows: anchors.", min=1, max=64)] = 8,
     num_views: Annotated[int, typer.Option(help="Columns: views of each, the anchor included.", min=1, max=64)] = 6,
+    weights: Weights = None,
     seed: Seed = None,
     device: Device = None,
 ) -> None:
     """Draw anchors and their positives, before and after T_x."""
     from mlviews.viz import draw_views  # matplotlib takes a second that other commands need not wait for
 
-    console.print(draw_views(_arguments(preset, seed, device), out, anchors, num_views, title=preset))
+    console.print(draw_views(_arguments(preset, weights, seed, device), out, anchors, num_views, title=preset))
 
 
 @app.command()
@@ -100,6 +126,7 @@ def probe(
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "simclr",
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW's one-cycle schedule.")] = 1.5e-3,
     temperature: Annotated[float, typer.Option(help="Of SimCLR's NT-Xent.")] = 0.2,
+    weights: Weights = None,
     data: Data = None,
     labels: Annotated[int, typer.Option(help="Most labelled images to fit the probes on.", min=100)] = 10_000,
     seed: Seed = None,
@@ -111,7 +138,7 @@ def probe(
 
     begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)  # an impossible folder is an error now, not after training
-    arguments = {"batch_size": 128, **_arguments(preset, seed, device), "layout": "pair"}
+    arguments = {"batch_size": 128, **_arguments(preset, weights, seed, device), "layout": "pair"}
     if batch_size is not None:
         arguments["batch_size"] = batch_size
     source = mlviews.MLViewSource(**arguments)
@@ -182,9 +209,10 @@ def _real_images(folder: Path | None, labels: int) -> tuple[data.Labelled, data.
     return data.Labelled(fit.images[:labels], fit.labels[:labels]), test
 
 
-def _arguments(preset: str, seed: int | None, device: str | None) -> dict[str, Any]:
+def _arguments(preset: str, weights: str | None, seed: int | None, device: str | None) -> dict[str, Any]:
     """A preset's arguments of the source, with what the command line gives in place of its own."""
-    arguments = {"seed": 0, **source_arguments(preset)}
+    config = load_config(preset)
+    arguments = {"seed": 0, **source_arguments(config if weights is None else {**config, "weights": weights})}
     if seed is not None:
         arguments["seed"] = seed
     arguments["device"] = device or arguments.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """One configuration schema for presets, :meth:`MLViewSource.from_config`, the command line and the integrations.
 
-It is documented in ``mlviews/presets/README.md``; every key is an argument of :class:`MLViewSource`, plus ``preset``.
+It is documented in ``mlviews/presets/README.md``; every key is an argument of :class:`MLViewSource`, plus
+``preset`` and ``weights``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mlviews.generators import MLVGM, load_generator
 from mlviews.source import MLViewSource
 
 PRESETS = Path(__file__).parent / "presets"
-KEYS = ("preset", *list(inspect.signature(MLViewSource).parameters))
+KEYS = ("preset", "weights", *list(inspect.signature(MLViewSource).parameters))
 
 
 def list_presets() -> list[str]:
@@ -81,7 +82,7 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig) -> dic
     arguments = load_config(config)
     if "generator" not in arguments:
         raise ValueError("The configuration names no generator: add generator: NAME, {name: NAME, weights: FILE}, or a preset.")
-    arguments["generator"] = _generator(arguments["generator"])
+    arguments["generator"] = _generator(arguments["generator"], arguments.pop("weights", None))
     spec = arguments.get("perturb")
     if isinstance(spec, Mapping) and "name" not in spec:
         arguments["perturb"] = {key: perturb.build(one) for key, one in spec.items()}
@@ -94,11 +95,12 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig) -> dic
     return arguments
 
 
-def _generator(spec: Any) -> MLVGM:
+def _generator(spec: Any, weights: Any) -> MLVGM:
     if isinstance(spec, MLVGM):
+        if weights is not None:
+            raise ValueError(f"Invalid weights={weights!r}: the generator is given as an object, which has its own.")
         return spec
     options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
-    unknown = set(options) - {"name", "weights"}
-    if unknown or "name" not in options:
-        raise ValueError(f"Invalid generator {spec!r}: give NAME, or {{name: NAME, weights: FILE}}.")
-    return load_generator(**options)
+    if "name" not in options or not all(isinstance(key, str) for key in options) or "device" in options:
+        raise ValueError(f"Invalid generator {spec!r}: give NAME, or {{name: NAME, weights: FILE}} and that generator's options.")
+    return load_generator(**options if weights is None else {**options, "weights": weights})

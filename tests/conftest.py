@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ class ToyBlock(nn.Module):
 class Toy(MLVGM):
     """Three levels; images 4x4."""
 
-    def __init__(self, dims: Iterable[int] = (4, 6, 5), **options: bool) -> None:
+    def __init__(self, dims: Iterable[int] = (4, 6, 5), **options: Any) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             blocks = [ToyBlock(dim) for dim in dims]

@@ -13,7 +13,7 @@ from conftest import Toy, toy_source
 from safetensors.torch import save_file
 
 import mlviews
-from mlviews import Level, MLViewSource, WeightsError, load_generator, perturb, transforms, wrap_generator
+from mlviews import MLVGM, Level, MLViewSource, WeightsError, load_generator, perturb, transforms, wrap_generator
 from mlviews.data import load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.perturb import Normal, Walker
@@ -27,6 +27,11 @@ def from_config(**values: Any) -> Callable[[], object]:
 
 def source(**values: Any) -> Callable[[], object]:
     return lambda: toy_source(**values)
+
+
+def classes() -> MLVGM:
+    """A class-conditional generator."""
+    return wrap_generator(lambda z, labels: z[0].view(-1, 1, 2, 2), levels=[("z", (4,))], image_shape=(1, 2, 2), num_classes=10)
 
 
 def wrapped(fn: Callable[[Any], Any]) -> Callable[[], object]:
@@ -126,6 +131,18 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "latents of numpy": (lambda: Toy()([torch.zeros(2, 4).numpy()] * 3), ValueError, "'l0' got ndarray"),
     "latents of integers": (lambda: Toy()([torch.zeros(2, 4).long()] * 3), ValueError, "'l0' got torch.int64"),
     "latents elsewhere": (lambda: Toy()([torch.zeros(2, 4, device="meta")] * 3), ValueError, "generator's device, cpu"),
+    "option of another generator": (
+        lambda: load_generator("fashion", groups=4),
+        ValueError,
+        "Invalid option 'groups' of generator 'fashion'",
+    ),
+    "labels for no classes": (lambda: Toy()(Toy().sample_latents([0]), torch.zeros(1).long()), ValueError, "has no classes"),
+    "labels of no classes": (lambda: Toy().sample_labels([0]), ValueError, "has no classes"),
+    "no labels": (lambda: classes()(classes().sample_latents([0])), ValueError, r"pass labels in \[0, 10\), e.g. g.sample_labels"),
+    "labels out of range": (lambda: classes()(classes().sample_latents([0]), torch.tensor([10])), ValueError, "labels from 10 to 10"),
+    "labels of floats": (lambda: classes()(classes().sample_latents([0]), torch.zeros(1)), ValueError, "expected int64"),
+    "fewer labels than latents": (lambda: classes()(classes().sample_latents([0, 1]), torch.zeros(1).long()), ValueError, "expected int64"),
+    "negative number of classes": (lambda: Toy(num_classes=-1), ValueError, "Invalid num_classes=-1"),
     "no views to decode": (lambda: Toy().decode_views([], 0), ValueError, "at least one"),
     "shared blocks out of range": (lambda: Toy().decode_views([Toy().sample_latents([0])], 9), ValueError, "Invalid first=9"),
     "a number of samples": (lambda: Toy().sample_latents(8), ValueError, "range\\(8\\)"),  # type: ignore[arg-type]
@@ -133,6 +150,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "fractional sample index": (lambda: Toy().sample_latents([0.5]), ValueError, "Invalid indices"),  # type: ignore[list-item]
     "negative range": (lambda: Toy().sample_latents(range(-2, 2)), ValueError, "Invalid indices"),
     "truncation of another type": (lambda: Toy().sample_latents([0], truncation="high"), ValueError, "truncation='high'"),
+    "unknown dtype": (source(dtype="bfloat"), ValueError, "Invalid dtype='bfloat'.*Did you mean 'bfloat16'"),
+    "integer dtype": (source(dtype=torch.int8), ValueError, "Invalid dtype=torch.int8"),
+    "float16 on the CPU": (source(dtype="float16"), ValueError, "float16' on the CPU.*use 'bfloat16'"),
+    "compile of another type": (source(compile="max"), ValueError, "Invalid compile='max'"),
     # transforms
     "one transform for two views": (source(transform=[None]), ValueError, "Got 1 transforms for num_views=2"),
     "transform that was not called": (source(transform=transforms.simclr), ValueError, "Invalid transform=<function simclr"),
@@ -151,7 +172,13 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unknown preset": (lambda: MLViewSource.from_config("fashion-ml-randm"), ValueError, "Did you mean 'fashion-ml-random'"),
     "unknown key": (from_config(batchsize=4), ValueError, "Unknown key 'batchsize'.*Did you mean 'batch_size'"),
     "no generator": (lambda: MLViewSource.from_config({"batch_size": 4}), ValueError, "names no generator"),
-    "unknown generator key": (from_config(generator={"name": "fashion", "file": "x"}), ValueError, "Invalid generator"),
+    "unknown generator key": (
+        from_config(generator={"name": "fashion", "file": "x"}),
+        ValueError,
+        "Invalid option 'file' of generator 'fashion'",
+    ),
+    "generator without a name": (from_config(generator={"weights": "x"}), ValueError, "Invalid generator"),
+    "weights beside a generator": (from_config(generator=Toy(), weights="x"), ValueError, "given as an object, which has its own"),
     "generator of another type": (from_config(generator=3), ValueError, "Invalid generator 3"),
     "unknown perturber": (from_config(perturb={0: "fixd"}), ValueError, "Did you mean 'fixed'"),
     "unknown perturber option": (from_config(perturb={"name": "normal", "sigma": 1}), ValueError, "'sigma'.*std, truncation, mean"),

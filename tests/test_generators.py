@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from conftest import Toy
 from torch import Tensor, nn
 
 import mlviews
-from mlviews import MLVGM, Level, load_generator, wrap_generator
+from mlviews import MLVGM, Level, MLViewSource, load_generator, wrap_generator
+from mlviews.generators.base import Latents
 from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.perturb import Resample
 
 
 def views_of(g: MLVGM, first: int, count: int = 3, batch: int = 4) -> list[list[Tensor]]:
@@ -61,6 +65,59 @@ def test_tuple_states_are_shared_too() -> None:
     views = views_of(g, 1)
     for shared, alone in zip(g.decode_views(views, 1), [g(z) for z in views], strict=True):
         torch.testing.assert_close(shared, alone, atol=1e-6, rtol=0)
+
+
+def conditional() -> MLVGM:
+    """Ten classes; the label is the image's brightness."""
+    return wrap_generator(
+        lambda z, labels: (z[1].sigmoid() * 0.01 + labels[:, None] / 10).view(-1, 1, 2, 2),
+        levels=[("a", (3,)), ("b", (4,))],
+        image_shape=(1, 2, 2),
+        num_classes=10,
+    )
+
+
+def test_labels_reach_a_class_conditional_generator() -> None:
+    g = conditional()
+    labels = g.sample_labels(range(6), seed=1)
+    images = g(g.sample_latents(range(6)), labels)
+    assert (images.flatten(1).mean(1) * 10).long().equal(labels)
+    views = views_of(g, 1, batch=6)
+    for shared, alone in zip(g.decode_views(views, 1, labels), [g(z, labels) for z in views], strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-6, rtol=0)
+
+
+def test_labels_are_uniform_and_depend_on_the_index_only() -> None:
+    g = conditional()
+    labels = g.sample_labels(range(20_000), seed=3)
+    counts = labels.bincount(minlength=10)
+    assert labels.dtype == torch.int64
+    assert counts.shape == (10,)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 27.9  # chi-squared with 9 degrees of freedom, p = 0.001
+    assert g.sample_labels([17, 5], seed=3).equal(labels[[17, 5]])
+
+
+def test_distances_are_l2_norms_of_each_level(toy: Toy) -> None:
+    one, other = toy.sample_latents(range(4)), toy.sample_latents(range(4), seed=1)
+    for distance, a, b in zip(toy.distances(one, other), one, other, strict=True):
+        torch.testing.assert_close(distance, (a - b).square().sum(1).sqrt())
+
+
+def test_a_tensor_in_several_places_is_conditioned_as_one() -> None:
+    class Mapped(Toy):
+        seen: set[int]
+
+        def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Tensor]:
+            self.seen = {id(z) for z in latents}
+            return latents
+
+    g = Mapped((4, 4, 4), tied=True)
+    source = MLViewSource(g, {2: Resample()}, batch_size=4, num_samples=4, micro_batch_size=2)
+    source.batch(0, 4)
+    assert len(g.seen) == 2  # the positive: levels 0 and 1 hold the anchor's, level 2 its own
+    g.half()
+    g(g.sample_latents(range(2)))
+    assert len(g.seen) == 1
 
 
 def test_frozen_and_in_eval_mode_whatever_is_called(toy: Toy) -> None:

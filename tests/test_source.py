@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from mlviews import MLVGM, MLViewSource, transforms
+from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
 from mlviews.generators.film import FilmGenerator
 from mlviews.perturb import Fixed, Normal, Resample, Walker
 
@@ -309,6 +310,47 @@ def test_layouts(toy: Toy) -> None:
 
 def test_layout_may_be_a_callable() -> None:
     assert next(iter(toy_source(layout=lambda batch: {"x": batch.views[0], "id": batch.indices})))["id"].tolist() == list(range(8))
+
+
+def test_classes_are_drawn_per_sample_and_returned_as_targets() -> None:
+    g = wrap_generator(
+        lambda z, labels: (labels[:, None] / 10).expand(-1, 4).reshape(-1, 1, 2, 2),
+        levels=[("z", (3,))],
+        image_shape=(1, 2, 2),
+        num_classes=10,
+    )
+    whole = toy_source(generator=g, perturb=Resample(), batch_size=48)
+    batch = next(iter(whole))
+    assert batch.targets.equal(g.sample_labels(range(48), seed=3))
+    assert batch.targets.unique().numel() > 5
+    for view in batch.views:  # the views of one sample share its class
+        assert (view[:, 0, 0, 0] * 10).round().long().equal(batch.targets)
+    parts = toy_source(generator=g, perturb=Resample(), batch_size=5, micro_batch_size=2, drop_last=False)
+    assert torch.cat([part.targets for part in parts]).equal(batch.targets)
+
+
+@pytest.mark.skipif(not torch.backends.cpu.get_cpu_capability().startswith("AVX512"), reason="this CPU has no AVX-512")
+def test_bfloat16_views_are_float32_and_close(fashion: MLVGM) -> None:
+    exact, rounded = (next(iter(toy_source(generator=fashion, dtype=dtype))) for dtype in (None, "bfloat16"))
+    for one, other in zip(exact.views, rounded.views, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < (one - other).abs().mean() < 0.01
+    for one, other in zip(exact.latents, rounded.latents, strict=True):
+        assert all(a.equal(b) for a, b in zip(one, other, strict=True))
+    plain = next(iter(toy_source(generator=fashion, dtype=torch.float32)))
+    assert plain.views[1].equal(exact.views[1])
+
+
+def test_bfloat16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.raises(ValueError, match=r"bfloat16.*AVX2.*AVX-512"):
+        toy_source(dtype="bfloat16")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_views_are_the_same() -> None:
+    plain, compiled = by_index(toy_source()), by_index(toy_source(compile=True))
+    assert_same(plain, compiled)
 
 
 def test_num_views_one_to_five() -> None:

@@ -377,44 +377,49 @@ def _stack(parts: Sequence[Any]) -> Any:
 
 
 class _Collect(nn.Module):
-    """A block that only hands its latent on: a wrapped callable needs all of them at once."""
+    """A block that only hands its latent on: a wrapped callable needs all of them at once. The last one has the labels too."""
 
-    def forward(self, z: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        return (*(state or ()), z)
+    def forward(self, z: Tensor | tuple[Tensor, Tensor], state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        return (*(state or ()), *(z if isinstance(z, tuple) else (z,)))
 
 
 class WrappedGenerator(MLVGM):
     """See :func:`wrap_generator`."""
 
-    def __init__(
-        self, fn: Callable[[list[Tensor]], Tensor], levels: Sequence[Any], image_shape: tuple[int, int, int], **options: Any
-    ) -> None:
+    def __init__(self, fn: Callable[..., Tensor], levels: Sequence[Any], image_shape: tuple[int, int, int], **options: Any) -> None:
         super().__init__([_Collect() for _ in levels], levels, image_shape, **options)
         self.fn = fn
 
+    def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
+        return latents if labels is None else [*latents[:-1], (latents[-1], labels)]
+
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
-        return self.fn(list(state))
+        count = len(self.levels)
+        return self.fn(list(state[:count]), *state[count:])
 
 
 def wrap_generator(
-    fn: Callable[[list[Tensor]], Tensor],
+    fn: Callable[..., Tensor],
     *,
     levels: Iterable[Level | tuple[str, tuple[int, ...]]],
     image_shape: tuple[int, int, int],
     tied: bool = False,
     truncation: float | None = 2.0,
+    num_classes: int = 0,
 ) -> MLVGM:
     """Any callable as a generator.
 
     Its blocks are not known, so views share no work; everything else works as for a subclass of :class:`MLVGM`.
 
     Args:
-        fn: called with the list of latents (one float tensor ``[B, *shape]`` per level); returns float images
-            ``[B, C, H, W]`` in [0, 1]. If it is a module, it is frozen, put in eval mode and moved with the generator.
+        fn: called with the list of latents (one float tensor ``[B, *shape]`` per level), and with int64 labels ``[B]`` if it
+            has classes; returns float images ``[B, C, H, W]`` in [0, 1]. If it is a module, it is frozen, put in eval mode
+            and moved with the generator.
         levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
         image_shape: ``(C, H, W)``.
         tied: see :class:`MLVGM`.
         truncation: see :class:`MLVGM`.
+        num_classes: see :class:`MLVGM`.
 
     Raises:
         ValueError: if ``fn`` is not callable, or the levels or the image shape are invalid.
@@ -426,4 +431,4 @@ def wrap_generator(
     """
     if not callable(fn):
         raise ValueError(f"Invalid fn={fn!r}: it must be callable with a list of latents and return images [B, C, H, W] in [0, 1].")
-    return WrappedGenerator(fn, _levels(levels), image_shape, tied=tied, truncation=truncation)
+    return WrappedGenerator(fn, _levels(levels), image_shape, tied=tied, truncation=truncation, num_classes=num_classes)
