@@ -5,6 +5,7 @@ from mlviews._version import __version__
 from mlviews.config import list_presets
 from mlviews.errors import WeightsError
 from mlviews.generators import MLVGM, Level, list_generators, load_generator, wrap_generator
+from mlviews.infonce import info_nce, mi_lower_bound
 from mlviews.source import Batch, MLViewSource
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "MLViewSource",
     "WeightsError",
     "__version__",
+    "info_nce",
     "list_generators",
     "list_presets",
     "load_generator",
+    "mi_lower_bound",
     "perturb",
     "transforms",
     "wrap_generator",

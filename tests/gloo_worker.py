@@ -11,6 +11,27 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlviews import transforms
+from mlviews.infonce import info_nce
+
+
+def embedded_pairs() -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:
+    """Six pairs of inputs, and the network that embeds them."""
+    seed = torch.Generator().manual_seed(0)
+    a = torch.randn(6, 5, generator=seed)
+    network = nn.Linear(5, 3, bias=False)
+    network.weight.data = torch.randn(3, 5, generator=seed)
+    return a, a + 0.5 * torch.randn(6, 5, generator=seed), network
+
+
+def info_nce_step() -> tuple[torch.Tensor, torch.Tensor]:
+    """This rank's loss on its half of the pairs, and the gradient that DDP makes of all ranks'."""
+    a, b, network = embedded_pairs()
+    model = DistributedDataParallel(network)
+    part = slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3)
+    loss = info_nce(*model(torch.cat([a[part], b[part]])).chunk(2))
+    loss.backward()
+    assert network.weight.grad is not None
+    return loss.detach(), network.weight.grad
 
 
 def main(folder: str, resume_from: str | None = None) -> None:
@@ -28,7 +49,8 @@ def main(folder: str, resume_from: str | None = None) -> None:
         optimiser.step()
         batches.append(batch)
     weights = [parameter.detach() for parameter in model.parameters()]
-    torch.save({"samples": by_index(batches), "length": len(source), "weights": weights}, f"{folder}/{dist.get_rank()}.pt")
+    record = {"samples": by_index(batches), "length": len(source), "weights": weights, "info_nce": info_nce_step()}
+    torch.save(record, f"{folder}/{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import assert_same, by_index, toy_source
+from gloo_worker import embedded_pairs
 
 from mlviews import transforms
 from mlviews.distributed import resolve_rank
+from mlviews.infonce import info_nce
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 
@@ -29,6 +31,14 @@ def test_two_gloo_processes_partition_the_epoch(tmp_path: Path) -> None:
     expected = by_index(toy_source(transform=transforms.simclr(6, color=False)))
     assert_same(ranks[0]["samples"] | ranks[1]["samples"], expected)
     assert all(torch.equal(a, b) for a, b in zip(ranks[0]["weights"], ranks[1]["weights"], strict=True))
+
+    # InfoNCE over both ranks' pairs is that of one process with all of them, gradient included.
+    a, b, network = embedded_pairs()
+    loss = info_nce(network(a), network(b))
+    loss.backward()
+    torch.testing.assert_close((ranks[0]["info_nce"][0] + ranks[1]["info_nce"][0]) / 2, loss.detach())
+    for rank in ranks:
+        torch.testing.assert_close(rank["info_nce"][1], network.weight.grad)
 
 
 def test_two_gloo_processes_go_on_where_one_stopped(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""InfoNCE in nats, and the mutual information that it bounds (paper, sec. 3.1).
+
+All losses here are plain: ``log(number of candidates) - loss`` is a lower bound on mutual information. The research code multiplies its
+loss by ``temperature / 0.07`` (1.43 at the temperature of 0.1), for which the bound does not hold: :func:`to_paper_scale`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from mlviews.errors import integer, is_number
+
+
+def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
+    """Plain NT-Xent over the 2K views of K pairs, in nats (Chen et al. 2020, eq. 1; the paper's eq. 1).
+
+    Each view looks for its partner among the 2K - 1 others by cosine similarity. When torch.distributed is initialised, the views
+    of all ranks are candidates: the result is the mean over this rank's views, whose mean over ranks is the loss of the whole
+    batch, and so are its gradients under DDP.
+
+    Args:
+        a: ``[K, D]`` embeddings of the anchors, of any length; the same K on every rank.
+        b: ``[K, D]`` embeddings of their positives.
+        temperature: that similarities are divided by, above 0.
+
+    Returns:
+        A scalar in ``[0, inf)``; ``log(2K - 1)`` (K of all ranks) where the embeddings tell nothing.
+
+    Raises:
+        ValueError: if the shapes differ, there are fewer than 2 pairs over all ranks, or the temperature is not above 0.
+    """
+    _check(a, b, temperature)
+    own = F.normalize(torch.cat([a, b]).float(), dim=1)
+    rank, parts = 0, [own]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, parts = torch.distributed.get_rank(), list(all_gather(own))
+    everyone = torch.cat(parts)
+    count, pairs = len(own), len(a)
+    if len(everyone) < 4:
+        raise ValueError(f"Invalid embeddings of {len(everyone) // 2} pair(s): InfoNCE needs at least 2, to have something to tell apart.")
+    rows = torch.arange(count, device=own.device)
+    logits = (own @ everyone.T / temperature).index_put((rows, rows + rank * count), own.new_tensor(-torch.inf))
+    return F.cross_entropy(logits, rank * count + (rows + pairs) % count)
+
+
+def mi_lower_bound(loss: float | Tensor, n_pairs: int) -> float | Tensor:
+    """``log(2K - 1) - loss``: a lower bound in nats on the mutual information between the two views (paper, eqs. 2 and 3).
+
+    It cannot exceed ``log(2K - 1)``, its ceiling: a value near it says "at least this much". It presumes that
+    anchors and positives have about the same distribution, as both serve as candidates.
+
+    Args:
+        loss: of :func:`info_nce`, in nats.
+        n_pairs: K, over all ranks.
+
+    Raises:
+        ValueError: if K is not an integer of at least 2.
+    """
+    return math.log(2 * integer("n_pairs", n_pairs, 2) - 1) - loss
+
+
+def to_paper_scale(loss: float | Tensor, temperature: float = 0.1) -> float | Tensor:
+    """The loss as the research code reports it, ``temperature / 0.07`` times the plain one: "about 1" there is 0.7 nats."""
+    return loss * (_temperature(temperature) / 0.07)
+
+
+def from_paper_scale(loss: float | Tensor, temperature: float = 0.1) -> float | Tensor:
+    """The plain loss in nats of a value that the research code or the paper reports."""
+    return loss * (0.07 / _temperature(temperature))
+
+
+def _temperature(value: float) -> float:
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"Invalid temperature={value!r}: it must be a number above 0.")
+    return value
+
+
+def _check(a: Tensor, b: Tensor, temperature: float) -> None:
+    _temperature(temperature)
+    for value in (a, b):
+        if not isinstance(value, Tensor) or value.ndim != 2 or not value.is_floating_point():
+            found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"Invalid embeddings, {found}: pass two float tensors [K, D].")
+    if a.shape != b.shape:
+        raise ValueError(f"Embeddings of shapes {tuple(a.shape)} and {tuple(b.shape)}: row i of one is the partner of row i of the other.")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mlviews.infonce import from_paper_scale, info_nce, mi_lower_bound, to_paper_scale
+
+
+def pairs(count: int = 5, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    seed = torch.Generator().manual_seed(1)
+    a = torch.randn(count, 7, generator=seed)
+    return a, a + noise * torch.randn(count, 7, generator=seed)
+
+
+def test_the_formula_by_hand() -> None:
+    a, b = pairs()
+    views = [row / row.norm() for row in (*a, *b)]
+    total = 0.0
+    for i, view in enumerate(views):
+        scores = {j: math.exp(float(view @ other) / 0.3) for j, other in enumerate(views) if j != i}
+        total -= math.log(scores[(i + 5) % 10] / sum(scores.values()))
+    assert float(info_nce(a, b, temperature=0.3)) == pytest.approx(total / 10, rel=1e-5)
+
+
+def test_nothing_known_is_the_ceiling_and_no_information() -> None:
+    loss = info_nce(torch.ones(6, 3), torch.ones(6, 3))
+    assert float(loss) == pytest.approx(math.log(11), rel=1e-6)
+    assert float(mi_lower_bound(loss, 6)) == pytest.approx(0, abs=1e-5)
+
+
+def test_everything_known_is_no_loss() -> None:
+    loss = info_nce(torch.eye(8), torch.eye(8), temperature=0.01)
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert float(mi_lower_bound(loss, 8)) == pytest.approx(math.log(15), rel=1e-6)
+
+
+def test_order_scale_and_sides_do_not_matter() -> None:
+    a, b = pairs()
+    turn = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+    for other in (info_nce(b, a), info_nce(3 * a, 0.1 * b), info_nce(a[turn], b[turn])):
+        torch.testing.assert_close(other, info_nce(a, b))
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    a, b = pairs(200)
+    loss = info_nce(a.bfloat16(), b.bfloat16())
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, info_nce(a.bfloat16().float(), b.bfloat16().float()))
+
+
+def test_the_papers_scale_is_a_conversion() -> None:
+    assert to_paper_scale(0.7) == pytest.approx(1.0)
+    assert from_paper_scale(to_paper_scale(0.42, 0.2), 0.2) == pytest.approx(0.42)
+
+
+MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    "one pair": (lambda: info_nce(torch.ones(1, 3), torch.ones(1, 3)), r"1 pair\(s\)"),
+    "other shapes": (lambda: info_nce(torch.ones(4, 3), torch.ones(5, 3)), r"\(4, 3\) and \(5, 3\)"),
+    "images": (lambda: info_nce(torch.ones(4, 3, 2, 2), torch.ones(4, 3, 2, 2)), r"\(4, 3, 2, 2\): pass two float tensors \[K, D\]"),
+    "integers": (lambda: info_nce(torch.ones(4, 3).long(), torch.ones(4, 3).long()), "torch.int64"),
+    "lists": (lambda: info_nce([[1.0]], [[1.0]]), "list: pass two float tensors"),  # type: ignore[arg-type]
+    "no temperature": (lambda: info_nce(*pairs(), temperature=0), "Invalid temperature=0"),
+    "paper's, no temperature": (lambda: to_paper_scale(1.0, -1), "Invalid temperature=-1"),
+    "bound of one pair": (lambda: mi_lower_bound(0.5, 1), "Invalid n_pairs=1"),
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_one_clear_error(mistake: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mistake()
