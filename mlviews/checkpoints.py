@@ -6,20 +6,20 @@ content, which ``read`` takes as well. Nothing in a file is ever executed: see :
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from mlviews import unpickle, weights
 from mlviews.errors import WeightsError, listing, path_of
-from mlviews.unpickle import LazyTensor, Record, Refused
+from mlviews.unpickle import Name, Record, Refused
 
 LAYOUTS = {
     "stylegan2-ada": "StyleGAN2 as stylegan2-ada-pytorch and stylegan3 save it (.pkl with G_ema)",
@@ -31,6 +31,7 @@ LAYOUTS = {
 }
 FORMAT = "mlviews.checkpoint"
 _MOST_TENSORS = 20_000  # more than any generator has; a file may nest one module in itself without end
+_LARGEST_HEADER = 16 << 20  # of a safetensors file, bytes; ten times what so many tensors need
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
     """
     if isinstance(source, nn.Module):
         path = f"The module {type(source).__name__}"
-        facts = getattr(source, "init_kwargs", None)  # StyleGAN2's modules remember them
+        facts = _arguments(getattr(source, "init_kwargs", None))  # StyleGAN2's modules remember them
         content: Any = {name: value.detach().cpu().contiguous() for name, value in source.state_dict().items()}
-        found = _named(_unwrapped(content), unpickle.plain(facts) if isinstance(facts, dict) else {}, path)
+        found = _named(_unwrapped(content), facts, path)
     else:
         file = path_of(source, "weights file")
         if not file.is_file():
@@ -66,18 +67,22 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
         try:
             data = file.read_bytes()
             if data[8:9] == b"{":
-                return _read_safetensors(data, path)
-            content = unpickle.read(data)
-            for recognise in (_module, _tensorflow, _rosinality, _nvae, _flat):
-                found = found or recognise(content, path)
+                content, found = _read_safetensors(data, path)
+            else:
+                content = unpickle.read(data)
+                for recognise in (_module, _tensorflow, _rosinality, _nvae, _flat):
+                    found = found or recognise(content, path)
         except WeightsError:
             raise
         except Refused as error:
-            raise WeightsError(f"{path} is no weights file: it holds {error}.") from error
+            raise WeightsError(f"{path} is no weights file: it holds {_short(str(error))}.") from error
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
         except Exception as error:  # a damaged or hostile file can raise anything
-            raise WeightsError(f"{path} cannot be read as a weights file ({_short(error)}); copy or download it again.") from error
+            detail = f"{type(error).__name__}: {_short(str(error))}"
+            raise WeightsError(f"{path} is damaged, or no weights file ({detail}); copy or download it again.") from error
     if found is None:
-        raise WeightsError(f"{path} holds {_describe(content)}, no generator that is known here: {listing(LAYOUTS.values())}.")
+        raise WeightsError(f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}.")
     return found
 
 
@@ -118,34 +123,20 @@ def _module(content: Any, path: str) -> Checkpoint | None:
     module = content.get("G_ema") if isinstance(content, dict) else content
     if not isinstance(module, Record) or "_modules" not in _persistent(module):
         return None
-    tensors: dict[str, Tensor] = {}
-    _collect(module, "", tensors)
+    tensors = _unwrapped(_collect(module, _module_parts, "."))
     state = _persistent(module)
-    return _named(_unwrapped(tensors), _mapping(unpickle.plain(state.get("_init_kwargs", state.get("init_kwargs")))), path)
+    return _named(tensors, _arguments(state.get("_init_kwargs", state.get("init_kwargs"))), path)
 
 
-def _persistent(record: Record) -> dict[Any, Any]:
+def _persistent(record: Record) -> Mapping[Any, Any]:
     """An object's attributes; for a persistent one they are in the description that it is rebuilt from."""
-    if record.path.endswith("persistence._reconstruct_persistent_obj") and record.args and isinstance(record.args[0], dict | Record):
-        meta = record.args[0] if isinstance(record.args[0], dict) else record.args[0].fields()
-        state = meta.get("state")
-        return state.fields() if isinstance(state, Record) else _mapping(state)
-    return record.fields()
+    return _mapping(_description(record)["state"]) if _description(record) else record.fields()
 
 
-def _collect(module: Record, prefix: str, tensors: dict[str, Tensor], depth: int = 0) -> None:
-    """The state dict of a pickled ``torch.nn.Module``."""
-    state = _persistent(module)
-    for group in ("_parameters", "_buffers"):
-        for name, value in _mapping(state.get(group)).items():
-            made = unpickle.tensor(value)
-            if made is not None:
-                tensors[f"{prefix}{name}"] = made
-    if len(tensors) > _MOST_TENSORS or depth > 32:
-        raise Refused("modules nested without end")
-    for name, child in _mapping(state.get("_modules")).items():
-        if isinstance(child, Record):
-            _collect(child, f"{prefix}{name}.", tensors, depth + 1)
+def _description(record: Record) -> Mapping[Any, Any]:
+    """What stylegan2-ada-pytorch stores in place of an object: its class's name and source text, and its state; empty for others."""
+    meta = _mapping(record.args[0]) if record.path.endswith("persistence._reconstruct_persistent_obj") and record.args else {}
+    return meta if "state" in meta else {}
 
 
 def _tensorflow(content: Any, path: str) -> Checkpoint | None:
@@ -153,23 +144,41 @@ def _tensorflow(content: Any, path: str) -> Checkpoint | None:
     network = content[2] if isinstance(content, tuple | list) and len(content) == 3 else content
     if not isinstance(network, Record) or not network.path.endswith("tflib.network.Network"):
         return None
-    tensors: dict[str, Tensor] = {}
-    _collect_variables(network, "", tensors)
-    facts = _mapping(unpickle.plain(network.fields().get("static_kwargs")))
-    return Checkpoint("stylegan2-tf", tensors, facts, path)
+    facts = _arguments(network.fields().get("static_kwargs"))
+    return Checkpoint("stylegan2-tf", _collect(network, _network_parts, "/"), facts, path)
 
 
-def _collect_variables(network: Record, prefix: str, tensors: dict[str, Tensor], depth: int = 0) -> None:
+def _module_parts(module: Record) -> Iterator[tuple[Any, Any]]:
+    """What the state dict of a ``torch.nn.Module`` has, by its names, and its modules."""
+    state = _persistent(module)
+    hidden = (state.get("_non_persistent_buffers_set") or [])[:100]
+    yield from _mapping(state.get("_parameters")).items()
+    yield from ((name, value) for name, value in _mapping(state.get("_buffers")).items() if name not in hidden)
+    yield from _mapping(state.get("_modules")).items()
+
+
+def _network_parts(network: Record) -> Iterator[tuple[Any, Any]]:
+    """The same of a ``dnnlib.tflib.Network``."""
     fields = network.fields()
-    for name, value in fields.get("variables") or ():
-        made = unpickle.tensor(value)
-        if made is not None:
-            tensors[f"{prefix}{name}"] = made
-    if len(tensors) > _MOST_TENSORS or depth > 4:
-        raise Refused("networks nested without end")
-    for name, component in _mapping(fields.get("components")).items():
-        if isinstance(component, Record):
-            _collect_variables(component, f"{prefix}{name}/", tensors, depth + 1)
+    yield from fields.get("variables") or ()
+    yield from _mapping(fields.get("components")).items()
+
+
+def _collect(record: Record, parts: Callable[[Record], Iterator[tuple[Any, Any]]], separator: str) -> dict[str, Tensor]:
+    """The tensors of a pickled module and of those in it, by their full names."""
+    tensors: dict[str, Tensor] = {}
+    waiting, steps = [("", record)], 0
+    while waiting:
+        prefix, record = waiting.pop()
+        for name, part in parts(record):
+            steps += 1
+            if steps > _MOST_TENSORS:
+                raise Refused("modules nested without end")
+            if isinstance(part, Record):
+                waiting.append((_full(prefix, name) + separator, part))
+            elif (made := unpickle.tensor(part)) is not None:
+                tensors[_full(prefix, name)] = made
+    return tensors
 
 
 def _rosinality(content: Any, path: str) -> Checkpoint | None:
@@ -191,7 +200,7 @@ def _nvae(content: Any, path: str) -> Checkpoint | None:
         facts = _arguments(content["args"]) | {"arch_instance": unpickle.plain(content["arch_instance"])}
         return Checkpoint("nvae-nvlabs", tensors, facts, path)
     if "configuration" in content:
-        return Checkpoint("nvae-serezd", tensors, _mapping(unpickle.plain(content["configuration"])), path)
+        return Checkpoint("nvae-serezd", tensors, _arguments(content["configuration"]), path)
     return None
 
 
@@ -212,30 +221,35 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def _read_safetensors(data: bytes, path: str) -> Checkpoint:
-    """A file that :func:`convert` wrote, or a bare state dict."""
+def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:
+    """The content of a file that :func:`convert` wrote, or of a bare state dict; and what was recognised in it."""
     size = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    tensors = safetensors.torch.load(data)
-    if metadata.get("format") == FORMAT:
-        layout = metadata.get("layout")
-        if layout not in LAYOUTS:
-            raise WeightsError(f"{path} has the unknown layout {layout!r}: there are {listing(LAYOUTS)}.")
-        return Checkpoint(layout, tensors, _mapping(json.loads(metadata.get("facts", "{}"))), path)
-    found = _named(_unwrapped(tensors), {}, path)
-    if found is None:
-        raise WeightsError(
-            f"{path} holds {metadata.get('format', 'tensors')!r}, no generator that is known here: {listing(LAYOUTS.values())}."
-        )
-    return found
+    if size > len(data):
+        raise Refused("safetensors data that is cut short, or something else; copy or download it again")
+    if size > _LARGEST_HEADER:
+        raise Refused(f"a header of {size:,} bytes")
+    header = json.loads(data[8 : 8 + size])
+    if len(header) > _MOST_TENSORS:
+        raise Refused(f"more than {_MOST_TENSORS:,} tensors")
+    metadata = header.get("__metadata__") or {}
+    tensors = {_full("", name): value for name, value in safetensors.torch.load(data).items()}
+    layout, kind = metadata.get("layout"), metadata.get("format", "")
+    if kind == FORMAT and layout in LAYOUTS:
+        return tensors, Checkpoint(layout, tensors, _arguments(json.loads(metadata.get("facts", "{}"))), path)
+    return kind if kind.startswith("mlviews.") else tensors, _named(_unwrapped(tensors), {}, path)
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict."""
     if len(content) > _MOST_TENSORS:
-        raise Refused(f"more than {_MOST_TENSORS} tensors")
-    made = {str(name): unpickle.tensor(value) for name, value in content.items()}
-    return _unwrapped({name: value for name, value in made.items() if value is not None})
+        raise Refused(f"more than {_MOST_TENSORS:,} tensors")
+    return _unwrapped({_full("", name): made for name, value in content.items() if (made := unpickle.tensor(value)) is not None})
+
+
+def _full(prefix: str, name: Any) -> str:
+    if not isinstance(name, str) or len(prefix) + len(name) > 250 or not name.isprintable():
+        raise Refused("a tensor or a module without a proper name")
+    return prefix + name
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -247,29 +261,27 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """An argparse.Namespace or a dictionary."""
-    return _mapping(unpickle.plain(value))
+    """An argparse.Namespace or a dictionary, as JSON can hold it."""
+    made = unpickle.plain(value)
+    return made if isinstance(made, dict) else {}
 
 
-def _mapping(value: Any) -> dict[Any, Any]:
-    if isinstance(value, Record):
-        return value.fields()
-    return dict(value) if isinstance(value, Mapping) else {}
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value.fields() if isinstance(value, Record) else value if isinstance(value, Mapping) else {}
 
 
 def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
-        names = [name for name in content if isinstance(name, str)]
-        return (
-            f"a dictionary with {listing(name[:40] for name in names[:4])}{', ...' if len(content) > 4 else ''}"
-            if names
-            else "a dictionary"
-        )
-    if isinstance(content, Record):
-        return f"an object of class {content.path[:80]!r}"
-    return f"a {'tensor' if isinstance(content, LazyTensor | torch.Tensor) else type(content).__name__}"
+        names = [repr(name[:40]) for name in itertools.islice(content, 4) if isinstance(name, str)]
+        return f"a dictionary with {listing(names)}{', ...' if len(content) > 4 else ''}" if names else "a dictionary"
+    if isinstance(content, Record | Name):
+        name = _description(content).get("class_name") if isinstance(content, Record) else None
+        return f"an object of class {(name if isinstance(name, str) else content.path)[:80]!r}"
+    if isinstance(content, str):
+        return repr(content[:80])
+    kind = type(content).__name__
+    return {"LazyTensor": "a tensor", "_Array": "an array"}.get(kind, f"an object of type {kind!r}")
 
 
-def _short(error: Exception) -> str:
-    text = str(error).partition("\n")[0][:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _short(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:160])
