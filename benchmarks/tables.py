@@ -152,6 +152,81 @@ def memorisation() -> str:
     )
 
 
+def nvae() -> str:
+    """Fidelity and likelihood of the bundled NVAE."""
+    own = read(ZOO / "fashion-nvae.quality.json")
+    rows = [
+        [
+            name,
+            f"{own['fidelity'][key]['confidence']:.3f}",
+            f"{own['fidelity'][key]['entropy_of_mean_prediction']:.3f}",
+            f"{own['fidelity'][key]['frechet_to_train']:.1f}",
+            f"{own['fidelity'][key]['frechet_to_test']:.1f}" if "frechet_to_test" in own["fidelity"][key] else "",
+        ]
+        for name, key in (("`fashion-nvae`", "anchors"), ("the same, prior not truncated", "prior"), ("real test images", "test"))
+    ]
+    found = own["likelihood"]
+    counts, rates, start = own["provenance"]["recipe"]["model"]["groups"], [], 0
+    for count in counts:
+        rates.append(sum(found["nats"]["rate_of_each_group"][start : start + count]))
+        start += count
+    shown = ", ".join(f"{rate:.0f}" for rate in rates)
+    return (
+        f"{markdown(['samples', 'confidence', 'class entropy / log 10', 'Fréchet to train', 'to test'], rows)}\n\n"
+        f"{own['provenance']['images']:,} training images, temperature {own['temperature']:g}; "
+        f"{own['fidelity']['anchors']['samples']:,} samples, classifier of {own['classifier']['test_accuracy']:.1%} accuracy.\n\n"
+        f"Real test images ({found['images']:,}): evidence lower bound **{found['bits_per_dimension']:.2f} bits per dimension** "
+        f"({found['nats']['distortion']:.0f} nats for the pixels, {shown} for the scales, coarse to fine; every nat counts, those of the "
+        f"padding too, over the {found['dimensions']} real pixels). Reconstruction: mean squared error "
+        f"**{found['reconstruction']['mse']:.5f}** ({found['reconstruction']['psnr']:.1f} dB) over the real pixels. "
+        f"Command: `{own['run']['command']}`."
+    )
+
+
+def nvae_levels() -> str:
+    """What each scale of the bundled NVAE does."""
+    table = read(ZOO / "fashion-nvae.quality.json")["levels"]["table"]
+    rows = [
+        [
+            f"{row['level']} ({row['name']})",
+            f"{row['resample']['class_kept']:.1%}",
+            f"{row['normal']['class_kept']:.1%}",
+            f"{row['resample']['pixel_change']:.3f}",
+        ]
+        for row in table
+    ]
+    header = ["level moved alone", "class kept, resampled", "class kept, N^t(0, 1, 2)", "mean change of a pixel, resampled"]
+    return f"{markdown(header, rows)}\n\nShares of {table[0]['pairs']:,} pairs."
+
+
+def nvae_parity() -> str:
+    """Ours beside the official NVAE codes."""
+    record = read(RESULTS / "parity-nvae.json")
+    keys = ("decode", "decode_0.6", "decode_scales", "reconstruct")
+    rows = []
+    for layout, name in (("nvlabs", "NVlabs/NVAE"), ("serezd", "SerezD/NVAE-from-scratch")):
+        cases = [case for case in record["cases"] if case["case"].startswith(layout)]
+        sizes = sorted({case["image"][1] for case in cases})
+        faster = [case["speedup"] for case in cases if "speedup" in case]
+        rows.append(
+            [
+                name,
+                f"{len(cases)}",
+                f"{sizes[0]}–{sizes[-1]} px",
+                f"{max(case[key] for case in cases for key in keys[:-1]):.1e}",
+                f"{max(case['reconstruct'] for case in cases):.1e}",
+                spread(faster),
+            ]
+        )
+    header = ["official code", "networks", "images", "largest difference, decoding", "encoding and decoding", "times as fast"]
+    machine, batch = record["machine"], next(case["batch"] for case in record["cases"] if "batch" in case)
+    return (
+        f"{markdown(header, rows)}\n\nOf images in [0, 1], random weights, float32. Speed: decoding {batch} images in turns, mean (range) "
+        f"over networks, {machine['threads']} thread(s) of {machine['processor']}. "
+        f"Command: `{record['command']}`."
+    )
+
+
 def render(text: str) -> str:
     """The document with its tables made anew."""
 

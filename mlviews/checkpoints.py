@@ -213,6 +213,8 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
     """The layout of a state dict, which its names tell."""
     if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in tensors):
         raise WeightsError(f"{path} holds a StyleGAN3 generator, which mlviews does not have; use a StyleGAN2 file.")
+    if any(name.startswith("generator.gen_z.") for name in tensors):
+        raise WeightsError(f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; use a BigGAN file.")
     marks = {"shared.weight": "biggan", "mapping.fc0.weight": "stylegan2-ada", "style.1.weight": "stylegan2-rosinality"}
     layout = next((layout for name, layout in marks.items() if name in tensors), None)
     return None if layout is None else Checkpoint(layout, tensors, facts, path)
@@ -254,7 +256,7 @@ def _full(prefix: str, name: Any) -> str:
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same under the names they have without the prefixes of wrappers (DataParallel, make_gan)."""
-    for prefix in ("module.", "G.", "model.G."):
+    for prefix in ("module.", "G.", "big_gan."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors

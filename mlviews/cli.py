@@ -60,17 +60,17 @@ def list_generators(context: typer.Context) -> None:
     """List the generators: levels, image shape, the weights and the options each takes."""
     if context.invoked_subcommand:
         return
-    table = Table("generator", "image", "levels, coarse to fine (shape)", "weights", "options")
+    table = Table(box=None, show_header=False)
     for info in mlviews.list_generators():
-        levels = [f"{i}  {level.name}  {level.shape}" for i, level in enumerate(info.levels or ())]
-        table.add_row(
-            info.name,
-            "x".join(map(str, info.image_shape)) if info.image_shape else "the weights'",
-            "\n".join(levels) or "the weights'",
-            info.weights,
-            "\n".join(info.options),
-        )
+        table.add_row(f"[bold]{info.name}[/]")
+        table.add_row("  weights", info.weights)
+        if info.options:
+            table.add_row("  options", ", ".join(info.options))
+        if info.levels and info.image_shape:
+            table.add_row("  image", "x".join(map(str, info.image_shape)))
+            table.add_row("  levels", "\n".join(f"{i}  {level.name}  {level.shape}" for i, level in enumerate(info.levels)))
     console.print(table)
+    console.print("Levels run from coarse to fine. Those of the others, and their images' shape, depend on the weights.")
 
 
 @generators.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,23 +9,57 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mlviews import download, zoo
+from mlviews import checkpoints, download, zoo
 from mlviews.distributed import check_device
 from mlviews.errors import did_you_mean, listing, path_of
 from mlviews.generators.base import MLVGM, Level, wrap_generator
+from mlviews.generators.biggan import HUB_EPS, BigGAN
 from mlviews.generators.film import FilmGenerator
+from mlviews.generators.nvae import NVAE
+from mlviews.generators.stylegan2 import StyleGAN2
 
 __all__ = ["MLVGM", "GeneratorInfo", "Level", "list_generators", "load_generator", "wrap_generator"]
 
 
 class _Entry(NamedTuple):
     load: Callable[..., MLVGM]  # (weights, **options)
+    options: tuple[str, ...]
     bundled: Path | None  # used when no weights are given
     needs: str  # for people: which weights it takes
 
 
+def _of(make: Callable[..., MLVGM], name: str, *layouts: str, **fixed: Any) -> Callable[..., MLVGM]:
+    """Loads other projects' files of these layouts."""
+    return lambda weights, **options: make(checkpoints.expect(weights, layouts, name), **fixed, **options)
+
+
+_NVAE, _STYLEGAN2 = ("levels", "temperature"), ("groups", "crop", "size", "truncation_psi")
 _GENERATORS = {
-    "fashion": _Entry(FilmGenerator.load, zoo.FOLDER / "fashion.safetensors", "bundled, or another file of mlviews.zoo.train"),
+    "fashion": _Entry(FilmGenerator.load, (), zoo.FOLDER / "fashion.safetensors", "bundled, or another file of mlviews.zoo.train"),
+    "fashion-nvae": _Entry(
+        NVAE.load, _NVAE, zoo.FOLDER / "fashion-nvae.safetensors", "bundled, or another file of mlviews.zoo.train_nvae"
+    ),
+    "bigbigan": _Entry(
+        _of(BigGAN.from_checkpoint, "bigbigan", "biggan", label=0, bn_eps=HUB_EPS),
+        (),
+        None,
+        "BigBiGAN_x1.pth, or a make_gan('bigbigan') object of pytorch_pretrained_gans",
+    ),
+    "biggan": _Entry(
+        _of(BigGAN.from_checkpoint, "biggan", "biggan"), ("label", "bn_eps"), None, "G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z"
+    ),
+    "nvae": _Entry(
+        _of(NVAE.from_checkpoint, "nvae", "nvae-serezd", "nvae-nvlabs"),
+        _NVAE,
+        None,
+        "a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch",
+    ),
+    "stylegan2": _Entry(
+        _of(StyleGAN2.from_checkpoint, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality"),
+        _STYLEGAN2,
+        None,
+        "a .pkl of stylegan2-ada-pytorch or of the TensorFlow release, or a .pt of rosinality/stylegan2-pytorch",
+    ),
 }
 
 
@@ -51,7 +84,7 @@ def load_generator(
             ``hf://owner/name/file``), downloaded once; or a module of the project whose files it takes. None for the
             bundled weights, where there are some.
         device: where to put it; None for the CPU.
-        options: of that generator, see its ``load``: e.g. ``groups=4`` of stylegan2.
+        options: of that generator, see ``mlviews/generators/README.md``: e.g. ``groups=4`` of stylegan2.
 
     Raises:
         ValueError: for an unknown name or option, a device that is not there, or where weights are needed and none are given.
@@ -62,10 +95,10 @@ def load_generator(
         raise ValueError(f"Unknown generator {name!r}: there are {listing(_GENERATORS)}.{did_you_mean(name, _GENERATORS)}")
     entry = _GENERATORS[name]
     for option in options:
-        if option not in _options(entry):
+        if option not in entry.options:
             raise ValueError(
-                f"Invalid option {option!r} of generator {name!r}: it takes {listing(_options(entry)) or 'none'}."
-                f"{did_you_mean(option, _options(entry))}"
+                f"Invalid option {option!r} of generator {name!r}: it takes {listing(entry.options) or 'none'}."
+                f"{did_you_mean(option, entry.options)}"
             )
     where = None if device is None else check_device(device)
     if weights is None and entry.bundled is None:
@@ -82,14 +115,9 @@ def list_generators() -> list[GeneratorInfo]:
     """Every generator's name, levels, image shape, the weights and the options it takes."""
     found = []
     for name, entry in _GENERATORS.items():
-        info = GeneratorInfo(name, None, None, entry.needs, tuple(_options(entry)))
+        info = GeneratorInfo(name, None, None, entry.needs, entry.options)
         if entry.bundled is not None:
             generator = load_generator(name)
             info = info._replace(levels=generator.levels, image_shape=generator.image_shape)
         found.append(info)
     return found
-
-
-def _options(entry: _Entry) -> list[str]:
-    parameters = inspect.signature(entry.load).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]

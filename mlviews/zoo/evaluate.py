@@ -1,15 +1,17 @@
 """Measure a bundled generator: ``python -m mlviews.zoo.evaluate WEIGHTS.safetensors --data DIR --out runs/eval``.
 
-Writes ``quality.json`` and, unless told otherwise, three grids. What is measured, with a classifier trained on real images:
+Writes ``quality.json`` and, unless told otherwise, grids. What is measured, with a classifier trained on real images:
 
 - *fidelity*: its confidence on samples, the entropy of their classes, and the Fréchet distance in its feature space, of
   the anchors that a source draws (truncated) and of the full prior, beside the same figures for real images;
 - *levels*: how often the class survives when one level is moved, and how many grey values that changes;
-- *memorisation*: how far samples are from the nearest training image, beside how far real test images are.
+- *memorisation*: how far samples are from the nearest training image, beside how far real test images are;
+- *likelihood*, of a VAE: the error of its reconstructions of real test images, and the evidence lower bound in bits per dimension.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shlex
@@ -31,8 +33,10 @@ from torch import Tensor
 
 from mlviews import sampling
 from mlviews.data import CLASSES, Labelled, load_fashion_mnist
+from mlviews.errors import WeightsError
 from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.film import FilmGenerator
+from mlviews.generators.nvae import NVAE
 from mlviews.records import environment
 from mlviews.viz import mosaic, save_figure
 from mlviews.weights import read_safetensors
@@ -209,6 +213,44 @@ def distance_figures(distances: Tensor) -> dict[str, float]:
     return {"mean": distances.mean().item()} | dict(zip(("quantile_01", "quantile_05", "median"), low, strict=True))
 
 
+# -- likelihood ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def likelihood_figures(generator: NVAE, images: Tensor, seed: int, advance: Advance) -> dict[str, Any]:
+    """How well a VAE explains real images, of which the outer two pixels are padding.
+
+    Args:
+        generator: to measure; its prior's temperature does not matter here, as the bound is that of temperature 1.
+        images: uint8 ``[N, 1, 32, 32]``.
+        seed: of the posterior's noise, one draw for each image.
+        advance: called with the number of images done.
+
+    Returns:
+        The bound counts every nat, those of the padding too, over the 28x28 real dimensions; errors are means over the real pixels.
+    """
+    real = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    totals: dict[str, Tensor] = {}
+    for rows in torch.split(torch.arange(len(images)), BATCH):
+        batch = images[rows].float() / 255
+        log, divergences = generator.elbo(batch, generator.sample_latents(rows, seed, truncation=None))
+        error = (generator(generator.encode(batch)) - batch)[real].flatten(1)
+        parts = {"distortion": -log, "rates": torch.stack(divergences, 1), "mse": error.square().mean(1), "mae": error.abs().mean(1)}
+        for name, value in parts.items():
+            totals[name] = totals.get(name, torch.zeros(())) + value.double().sum(0)
+        advance(len(rows))
+    means = {name: value / len(images) for name, value in totals.items()}
+    pixels = images[:1][real].numel()
+    nats = (means["distortion"] + means["rates"].sum()).item()
+    return {
+        "images": len(images),
+        "dimensions": pixels,
+        "bits_per_dimension": nats / (pixels * math.log(2)),
+        "nats": {"distortion": means["distortion"].item(), "rate_of_each_group": means["rates"].tolist()},
+        "reconstruction": {"mse": means["mse"].item(), "mae": means["mae"].item(), "psnr": -10 * math.log10(means["mse"].item())},
+    }
+
+
 # -- pictures ------------------------------------------------------------------------------------------------------
 
 
@@ -218,21 +260,34 @@ def draw_samples(images: Tensor, path: Path) -> None:
     imsave(path, mosaic(rows).repeat_interleave(2, 0).repeat_interleave(2, 1).numpy())
 
 
-def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, positives: int = 8) -> None:
-    """Three anchors (first column), each with positives that move one level only: a block of three rows per level."""
+def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, positives: int = 8, resample: bool = False) -> None:
+    """Three anchors (first column), each with positives that move (or resample) one level only: a block of three rows per level."""
     count = 3
-    moved = [draw_noise(generator, count, seed, SHIFT, view) for view in range(1, positives + 1)]
+    distribution = sampling.Normal(1.0, generator.truncation) if resample else SHIFT
+    noises = [draw_noise(generator, count, seed, distribution, view) for view in range(1, positives + 1)]
     chosen = [z[:count] for z in anchors]
+    moved = noises if resample else [[z + w for z, w in zip(chosen, noise, strict=True)] for noise in noises]
     figure = Figure(figsize=(6.4, 2.1 * len(generator.levels)), layout="constrained")
     axes = figure.subplots(len(generator.levels), 1, squeeze=False)[:, 0]
     for i, (level, ax) in enumerate(zip(generator.levels, axes, strict=True)):
-        views = [generator(chosen)] + [generator([z + w[k] if k == i else z for k, z in enumerate(chosen)]) for w in moved]
+        views = [generator(chosen)] + [generator([other[k] if k == i else z for k, z in enumerate(chosen)]) for other in moved]
         ax.imshow(mosaic([[view[row] for view in views] for row in range(count)]).numpy(), interpolation="nearest")
         ax.axvline(generator.image_shape[-1] + 1, color="tab:red", linewidth=1.5)
         ax.set_ylabel(f"level {i} ({level.name})", fontsize=9)
         ax.set(xticks=[], yticks=[])
-    axes[0].set_title("anchor | positives: this level alone moved by N(0, 1), truncated at 2", fontsize=9)
+    how = "drawn anew" if resample else "moved by N(0, 1), truncated at 2"
+    axes[0].set_title(f"anchor | positives: this level alone {how}", fontsize=9)
     save_figure(figure, path)
+
+
+def draw_reconstructions(generator: NVAE, images: Tensor, path: Path) -> None:
+    """Real test images, each above its reconstruction from all levels, and from the first levels alone (the others drawn anew)."""
+    batch = images[:16].float() / 255
+    latents = generator.encode(batch)
+    fresh = generator.sample_latents(range(len(batch)))
+    depth = len(latents)
+    rows = [batch] + [generator([*latents[:kept], *fresh[kept:]]) for kept in reversed(range(1, depth + 1))]
+    imsave(path, mosaic([list(row) for row in rows]).repeat_interleave(2, 0).repeat_interleave(2, 1).numpy())
 
 
 def draw_nearest(queries: Tensor, found: Tensor, distances: Tensor, path: Path) -> None:
@@ -252,10 +307,14 @@ def draw_nearest(queries: Tensor, found: Tensor, distances: Tensor, path: Path) 
 # -- command -------------------------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> tuple[MLVGM, dict[str, Any]]:
-    """A generator from the training script's export, and where it comes from."""
-    generator = load_generator("fashion", path)
-    _, metadata = read_safetensors(path, FilmGenerator.FORMAT)
+def _load(path: Path, temperature: float) -> tuple[MLVGM, dict[str, Any]]:
+    """A generator from a training script's export, and where it comes from."""
+    try:
+        _, metadata = read_safetensors(path, NVAE.FORMAT)
+        generator: MLVGM = NVAE.load(path, temperature=temperature, levels="scale")
+    except WeightsError:
+        generator = load_generator("fashion", path)
+        _, metadata = read_safetensors(path, FilmGenerator.FORMAT)
     return generator, json.loads(metadata.get("provenance", "{}"))
 
 
@@ -273,7 +332,14 @@ def summary(report: dict[str, Any]) -> list[Table]:
     memory = Table("distance to nearest training image", "mean", "1 %", "5 %", "median", title="Memorisation")
     for name in ("samples", "test", "ratio"):
         memory.add_row(name, *(f"{report['memorisation'][name][key]:.3f}" for key in ("mean", "quantile_01", "quantile_05", "median")))
-    return [fidelity, levels, memory]
+    tables = [fidelity, levels, memory]
+    if "likelihood" in report:
+        found = report["likelihood"]
+        tables.append(Table("bits per dimension", "error (MSE)", "PSNR, dB", title="Likelihood, and reconstruction of real test images"))
+        tables[-1].add_row(
+            f"{found['bits_per_dimension']:.3f}", f"{found['reconstruction']['mse']:.5f}", f"{found['reconstruction']['psnr']:.1f}"
+        )
+    return tables
 
 
 def main(
@@ -285,7 +351,8 @@ def main(
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples to measure the fidelity on.", min=256)] = 10_000,
     seed: Annotated[int, typer.Option(help="Seeds the samples, the noise, and a classifier trained here.", min=0)] = 0,
-    grids: Annotated[bool, typer.Option(help="Draw samples.png, levels.png and nearest.png.")] = True,
+    temperature: Annotated[float, typer.Option(help="Of a VAE's priors.")] = 1.0,
+    grids: Annotated[bool, typer.Option(help="Draw samples.png, levels.png, nearest.png; of a VAE, reconstructions.png too.")] = True,
     bf16: Annotated[bool, typer.Option(help="bfloat16 autocast to train the classifier (measuring is in float32).")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
 ) -> None:
@@ -293,7 +360,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     train, test = load_fashion_mnist(data, "train"), load_fashion_mnist(data, "test")
-    generator, provenance = _load(weights)
+    generator, provenance = _load(weights, temperature)
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -301,7 +368,12 @@ def main(
         model, settings = _classifier(classifier or out / "classifier.safetensors", train, seed, bf16, progress)
         report = _measure(generator, model, train, test, samples, seed, out if grids else None, progress)
     report = {
-        "weights": {"file": weights.name, "bytes": weights.stat().st_size, "parameters": sum(p.numel() for p in generator.parameters())},
+        "weights": {
+            "file": weights.name,
+            "bytes": weights.stat().st_size,
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "parameters": sum(p.numel() for p in generator.parameters()),
+        },
         "provenance": provenance,
         "run": {
             "command": shlex.join(["python", "-m", "mlviews.zoo.evaluate", *sys.argv[1:]]),
@@ -371,8 +443,15 @@ def _measure(
     if grids is not None:
         closest = distances.argsort()[:10]
         draw_samples(images, grids / "samples.png")
-        draw_levels(generator, latents, seed, grids / "levels.png")
+        draw_levels(generator, latents, seed, grids / "levels.png", resample=isinstance(generator, NVAE))
         draw_nearest(queries[closest], train.images[where[closest]].float() / 255, distances[closest], grids / "nearest.png")
+
+    likelihood: dict[str, Any] = {}
+    if isinstance(generator, NVAE):
+        with _stage(progress, "likelihood", len(test.images)) as advance:
+            likelihood = {"temperature": generator.temperature, "likelihood": likelihood_figures(generator, test.images, seed, advance)}
+        if grids is not None:
+            draw_reconstructions(generator, test.images, grids / "reconstructions.png")
 
     size = min(samples, len(test.images), len(train.images) // 2)
     first, second = gaussian(real_train.features[:size]), gaussian(real_train.features[size : 2 * size])
@@ -396,7 +475,7 @@ def _measure(
             "test": far,
             "ratio": {key: near[key] / far[key] for key in near},
         },
-    }
+    } | likelihood
 
 
 def _rounded(value: Any) -> Any:

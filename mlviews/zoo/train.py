@@ -80,6 +80,13 @@ def equalise(network: nn.Module) -> nn.Module:
     return network
 
 
+def plain_weight(network: nn.Module, name: str) -> Tensor:
+    """A copy of a parameter as the network uses it, whatever it is parametrised by."""
+    module, _, parameter = name.rpartition(".")
+    value: Tensor = getattr(network.get_submodule(module), parameter)
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
 class Discriminator(nn.Module):
     """Images ``[B, C, 32, 32]`` in [-1, 1] -> logits ``[B]`` and the latents regressed from them ``[B, sum(dims)]``."""
 
@@ -108,12 +115,57 @@ class Discriminator(nn.Module):
             return self.logit(x.float())[:, 0], self.latent(x.float())
 
 
-class Trainer:
+class BaseTrainer:
+    """What every trainer here has: the data's order, and its state as the sum of its parts'."""
+
+    PARTS: tuple[str, ...]  # attributes that have a state
+    LOSSES: tuple[str, ...]  # what step() returns: columns of the log
+
+    def __init__(self, images: Tensor, batch: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self.steps = 0
+
+    def step(self) -> dict[str, float]:
+        """One update of everything; returns the losses."""
+        raise NotImplementedError
+
+    def export(self, path: Path, provenance: dict[str, Any]) -> None:
+        """Write what is to be used, with where it comes from."""
+        raise NotImplementedError
+
+    @property
+    def seen(self) -> int:
+        """Real images shown so far."""
+        return self.steps * self.batch
+
+    def rows(self) -> Tensor:
+        """Indices of the step's real images: shuffled anew each epoch."""
+        per_epoch = len(self.images) // self.batch
+        epoch, index = divmod(self.steps, per_epoch)
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return order[index * self.batch : (index + 1) * self.batch]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs."""
+        return {"steps": self.steps} | {name: getattr(self, name).state_dict() for name in self.PARTS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.steps = state["steps"]
+        for name in self.PARTS:
+            getattr(self, name).load_state_dict(state[name])
+
+
+class Trainer(BaseTrainer):
     """Both networks, their optimisers and the moving average; :meth:`step` runs one of each."""
 
+    PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
+    LOSSES = ("loss_d", "loss_g", "info")
+
     def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+        super().__init__(images, recipe.batch, seed)
         torch.manual_seed(seed)
-        self.recipe, self.images, self.total, self.seed, self.bf16 = recipe, images, total, seed, bf16
+        self.recipe, self.total, self.bf16 = recipe, total, bf16
         self.generator = FilmGenerator(recipe.model)
         equalise(self.generator).requires_grad_(True).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -124,20 +176,10 @@ class Trainer:
         self.opt_g = torch.optim.Adam(self.generator.parameters(), lr=recipe.lr, betas=(0.0, 0.99))
         self.opt_d = torch.optim.Adam(self.discriminator.parameters(), lr=recipe.lr * ratio, betas=(0.0, 0.99**ratio))
         self.base_lrs = (recipe.lr, recipe.lr * ratio)
-        self.steps = 0
-
-    @property
-    def seen(self) -> int:
-        """Real images shown so far."""
-        return self.steps * self.recipe.batch
 
     def real(self) -> Tensor:
-        """The step's real images in [-1, 1]: shuffled anew each epoch."""
-        per_epoch = len(self.images) // self.recipe.batch
-        epoch, index = divmod(self.steps, per_epoch)
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        rows = order[index * self.recipe.batch : (index + 1) * self.recipe.batch]
-        return (self.images[rows].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        """The step's real images in [-1, 1]."""
+        return (self.images[self.rows()].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
     def step(self) -> dict[str, float]:
         """One update of the discriminator, one of the generator; returns the losses."""
@@ -187,33 +229,66 @@ class Trainer:
         parts = regressed.split(list(self.recipe.model.dims), dim=1)
         return torch.stack([F.mse_loss(part, z) for part, z in zip(parts, latents, strict=True)]).mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs."""
-        return {"steps": self.steps} | {name: getattr(self, name).state_dict() for name in self.PARTS}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        self.steps = state["steps"]
-        for name in self.PARTS:
-            getattr(self, name).load_state_dict(state[name])
-
-    PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
-
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
         """The moving average as plain weights (equalisation folded in), with its configuration as metadata."""
 
-        def folded(name: str) -> Tensor:
-            module, _, parameter = name.rpartition(".")
-            value: Tensor = getattr(self.average.get_submodule(module), parameter)
-            return value.detach().clone(memory_format=torch.contiguous_format)
-
-        tensors = {name: folded(name) for name, _ in FilmGenerator(self.recipe.model).named_parameters()}
+        tensors = {name: plain_weight(self.average, name) for name, _ in FilmGenerator(self.recipe.model).named_parameters()}
         metadata = {
             "format": FilmGenerator.FORMAT,
             "config": json.dumps(dataclasses.asdict(self.recipe.model)),
             "provenance": json.dumps(provenance),
         }
         write_safetensors(path, tensors, metadata)
+
+
+def run(trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int, provenance: dict[str, Any]) -> Path:
+    """Train until so many images were shown, resuming from the folder's checkpoint if it has one.
+
+    Args:
+        trainer: as its constructor left it.
+        name: of the exported weights, and on the progress bar.
+        images: real images to show in all.
+        out: folder for the checkpoint, the log, and the weights.
+        snapshots: images between checkpoints; each also exports weights.
+        provenance: what the weights say about where they come from, besides the number of images.
+
+    Returns:
+        The path of the final weights.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
+    provenance = provenance | {"seed": trainer.seed, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
+        TimeRemainingColumn(),
+    )
+    with (out / "log.csv").open("a", newline="") as log, Progress(*columns) as progress:
+        writer = csv.DictWriter(log, ["images", *trainer.LOSSES, "images_per_second"])
+        if log.tell() == 0:
+            writer.writeheader()
+        task = progress.add_task(name, total=images, completed=trainer.seen)
+        begin, done = time.perf_counter(), trainer.seen
+        while trainer.seen < images:
+            losses = trainer.step()
+            progress.update(task, completed=trainer.seen)
+            last = trainer.seen >= images
+            if trainer.steps % 100 == 0 or last:
+                speed = (trainer.seen - done) / (time.perf_counter() - begin)
+                writer.writerow(
+                    {"images": trainer.seen, "images_per_second": round(speed, 1)} | {k: round(v, 4) for k, v in losses.items()}
+                )
+                log.flush()
+                begin, done = time.perf_counter(), trainer.seen
+            if last or trainer.seen // snapshots > (trainer.seen - trainer.batch) // snapshots:
+                torch.save(trainer.state_dict(), checkpoint.with_suffix(".part"))
+                checkpoint.with_suffix(".part").replace(checkpoint)
+                trainer.export(out / f"{trainer.seen:08d}.safetensors", provenance | {"images": trainer.seen})
+    trainer.export(out / f"{name}.safetensors", provenance | {"images": trainer.seen})
+    return out / f"{name}.safetensors"
 
 
 def main(
@@ -232,44 +307,8 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     trainer = Trainer(RECIPES[recipe], load_fashion_mnist(data, "train").images, images, seed, bf16)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
-    log = (out / "log.csv").open("a", newline="")
-    writer = csv.DictWriter(log, ["images", "loss_d", "loss_g", "info", "images_per_second"])
-    if log.tell() == 0:
-        writer.writeheader()
-    provenance = {
-        "data": "Fashion-MNIST train, 60 000 images", "recipe": dataclasses.asdict(RECIPES[recipe]), "seed": seed,
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "bf16": bf16,
-    }  # fmt: skip
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(recipe, total=images, completed=trainer.seen)
-        begin, done = time.perf_counter(), trainer.seen
-        while trainer.seen < images:
-            losses = trainer.step()
-            progress.update(task, completed=trainer.seen)
-            last = trainer.seen >= images
-            if trainer.steps % 100 == 0 or last:
-                speed = (trainer.seen - done) / (time.perf_counter() - begin)
-                writer.writerow(
-                    {"images": trainer.seen, "images_per_second": round(speed, 1)} | {k: round(v, 4) for k, v in losses.items()}
-                )
-                log.flush()
-                begin, done = time.perf_counter(), trainer.seen
-            if last or trainer.seen // snapshots > (trainer.seen - RECIPES[recipe].batch) // snapshots:
-                torch.save(trainer.state_dict(), checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
-                trainer.export(out / f"{trainer.seen:08d}.safetensors", provenance | {"images": trainer.seen})
-    trainer.export(out / f"{recipe}.safetensors", provenance | {"images": trainer.seen})
-    print(out / f"{recipe}.safetensors")
+    provenance = {"data": "Fashion-MNIST train, 60 000 images", "recipe": dataclasses.asdict(RECIPES[recipe]), "bf16": bf16}
+    print(run(trainer, recipe, images, out, snapshots, provenance))
 
 
 if __name__ == "__main__":

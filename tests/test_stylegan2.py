@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mlviews
+from mlviews import MLViewSource, perturb
+from mlviews.checkpoints import Checkpoint
+from mlviews.generators import winograd
+from mlviews.generators.stylegan2 import StyledConvolution, StyleGAN2, StyleGAN2Config
+
+GOLDENS = sorted((Path(__file__).parent / "golden").glob("stylegan2-*.npz"))
+PARITY = Path(__file__).parents[1] / "benchmarks" / "parity"
+
+sys.path.insert(0, str(PARITY))
+parity = importlib.import_module("stylegan2")
+sys.path.remove(str(PARITY))
+
+
+def checkpoint(resolution: int = 32, classes: int = 0, concatenated: bool = False, base: int = 512, **facts: Any) -> Checkpoint:
+    """A small network in the TensorFlow layout: 16 channels at 32 pixels, or base / 32."""
+    facts = parity.tf(resolution, base, 64, classes, dim=8, layers=2, **facts)
+    return Checkpoint("stylegan2-tf", parity.weights(parity.variables(facts, concatenated), 1), facts, "small.pkl")
+
+
+@pytest.fixture(scope="module")
+def small() -> StyleGAN2:
+    return StyleGAN2.from_checkpoint(checkpoint(), groups=4)
+
+
+@pytest.fixture(scope="module")
+def wide() -> StyleGAN2:
+    """Wide enough for the fast convolutions, in both kinds of layers."""
+    g = StyleGAN2.from_checkpoint(checkpoint(64, base=4096))
+    assert [m.filter is not None for m in g.modules() if isinstance(m, StyledConvolution) and m._suits_forms] == [True, False] * 2
+    return g
+
+
+# -- against the official code ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+def test_images_are_the_official_ones(path: Path) -> None:
+    with np.load(path) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+        layout, facts, seed, psi = str(golden["layout"]), json.loads(str(golden["facts"])), int(golden["seed"]), float(golden["psi"])
+        images = torch.from_numpy(golden["images"])
+    g = StyleGAN2.from_checkpoint(Checkpoint(layout, parity.weights(shapes, seed), facts, path.name), truncation_psi=psi)
+    labels = g.sample_labels(range(len(images)), seed) if g.num_classes else None
+    made = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
+    torch.testing.assert_close(made, images, atol=1e-4, rtol=0)
+    assert images.std() > 0.05
+
+
+def test_every_layout_has_a_golden() -> None:
+    assert len(GOLDENS) == 4
+
+
+def test_concatenated_labels_are_normalised_with_z() -> None:
+    stored = checkpoint(16, classes=3, concatenated=True)
+    g = StyleGAN2.from_checkpoint(stored)
+    z, labels = torch.randn(3, 8), torch.arange(3)
+    x = torch.cat([z, stored.tensors["G_mapping/LabelConcat/weight"]], dim=1)
+    x = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+    for layer in range(2):
+        weight, bias = (stored.tensors[f"G_mapping/Dense{layer}/{part}"] for part in ("weight", "bias"))
+        x = F.leaky_relu(x @ (weight * 0.01 / len(weight) ** 0.5) + bias * 0.01, 0.2) * 2**0.5
+    torch.testing.assert_close(g.condition([z] * 6, labels)[0], x, atol=1e-5, rtol=1e-4)
+
+
+# -- levels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("groups", "sizes"), [(1, [8]), (3, [3, 3, 2]), (4, [2, 2, 2, 2]), (5, [2, 2, 2, 1, 1]), (None, [1] * 8)])
+def test_groups_are_as_even_as_possible(groups: int | None, sizes: list[int]) -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(), groups=groups)
+    assert [run.length for run in g.runs] == sizes
+    assert g.level_names[0] == ("style 1" if sizes[0] == 1 else f"styles 1-{sizes[0]}")
+    z = g.sample_latents(range(2))
+    torch.testing.assert_close(g(z), StyleGAN2.from_checkpoint(checkpoint())(z[:1] * 8), atol=1e-6, rtol=0)
+
+
+def test_one_draw_feeds_every_level_and_is_mapped_once(small: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = small.sample_latents(range(3))
+    assert all(value is z[0] for value in z)
+    rows = []
+    forward = small.mapping.forward
+    monkeypatch.setattr(small.mapping, "forward", lambda z, labels: (rows.append(len(z)), forward(z, labels))[1])
+    w = small.condition(z, None)
+    assert all(value is w[0] for value in w)
+    moved = z[0] + 1
+    other = small.condition([z[0], z[1], moved, z[3]], None)
+    assert rows == [3, 6]
+    torch.testing.assert_close(other[1], w[0])
+    torch.testing.assert_close(other[2], small.condition([moved] * 4, None)[0])
+
+
+def test_a_level_moves_its_own_styles_only(small: StyleGAN2) -> None:
+    """The paper's definition: w_i' = f(T_i(z)) on the layers of group i, w = f(z) on all others."""
+    z, moved = small.sample_latents(range(2))[0], small.sample_latents(range(2), seed=1)[0]
+    each = StyleGAN2.from_checkpoint(checkpoint())
+    for group in range(4):
+        styles = [moved if group * 2 <= style < group * 2 + 2 else z for style in range(8)]
+        grouped = [moved if level == group else z for level in range(4)]
+        torch.testing.assert_close(small(grouped), each(styles), atol=1e-6, rtol=0)
+
+
+def test_distances_are_in_w_over_the_styles_of_a_group(small: StyleGAN2) -> None:
+    z, moved = small.sample_latents(range(3))[0], small.sample_latents(range(3), seed=1)[0]
+    found = small.distances([z] * 4, [z, moved, z, moved])
+    w, other = small.condition([z] * 4, None)[0], small.condition([moved] * 4, None)[0]
+    expected = torch.cat([other - w] * 2, dim=1).norm(dim=1)
+    assert found[0].abs().max() == 0
+    torch.testing.assert_close(found[1], expected)
+    torch.testing.assert_close(found[3], expected)
+
+
+@pytest.mark.parametrize("first", range(5))
+def test_shared_prefixes_change_no_image(wide: StyleGAN2, first: int) -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(64, base=4096), groups=4)
+    anchors, others = g.sample_latents(range(3)), g.sample_latents(range(3), seed=1)
+    views = [anchors, [*anchors[:first], *others[first:]]]
+    for shared, alone in zip(g.decode_views(views, first), [g(z) for z in views], strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
+
+
+# -- options ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crop", [48, 64, (32, 64), (10, 46), 2])
+def test_crop_is_the_middle_of_the_whole_image(wide: StyleGAN2, crop: int | tuple[int, int]) -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(64, base=4096), groups=4, crop=crop)
+    height, width = crop if isinstance(crop, tuple) else (crop, crop)
+    assert g.image_shape == (3, height, width)
+    z = g.sample_latents(range(2))
+    top, left = (64 - height) // 2, (64 - width) // 2
+    whole = wide(z[:1] * 10)
+    torch.testing.assert_close(g(z), whole[:, :, top : top + height, left : left + width], atol=1e-5, rtol=0)
+
+
+def test_what_is_cropped_away_is_not_computed() -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(64), crop=32, size=16)
+    shapes = []
+    for module in g.modules():
+        if isinstance(module, StyledConvolution):
+            module.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[2:])))
+    assert g(g.sample_latents(range(1))).shape == (1, 3, 16, 16)
+    # Each convolution is worked out from the one after it: a halo of one pixel, even where upsampling begins.
+    assert shapes == [(4, 4), (8, 8), (8, 8), (16, 16), (14, 14), (24, 24), (20, 20), (36, 36), (32, 32)]
+
+
+@pytest.mark.parametrize(("crop", "size"), [(48, 16), ((32, 64), (8, 64)), (None, 32)])
+def test_size_is_the_mean_of_pixels(crop: Any, size: Any) -> None:
+    """Before values beyond [0, 1] are clipped, as resizing in the paper's code."""
+    whole, small = (StyleGAN2.from_checkpoint(checkpoint(64), crop=crop, **kwargs) for kwargs in ({}, {"size": size}))
+    z = whole.sample_latents(range(2))
+    state = whole.run(whole.condition(z, None))[0]
+    factor = tuple(a // b for a, b in zip(state.shape[2:], small.image_shape[1:], strict=True))
+    torch.testing.assert_close(small(z), (F.avg_pool2d(state, factor) / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_psi_moves_towards_the_mean_image() -> None:
+    stored = checkpoint()
+    mean = StyleGAN2.from_checkpoint(stored, truncation_psi=0)
+    images = mean(mean.sample_latents(range(2)))
+    assert torch.equal(images[0], images[1])
+    half = StyleGAN2.from_checkpoint(stored, truncation_psi=0.5)
+    z = half.sample_latents(range(2))
+    w = StyleGAN2.from_checkpoint(stored).condition(z, None)[0]
+    torch.testing.assert_close(half.condition(z, None)[0], 0.5 * w + 0.5 * stored.tensors["dlatent_avg"])
+    without = {name: value for name, value in stored.tensors.items() if name != "dlatent_avg"}
+    with pytest.raises(mlviews.WeightsError, match="truncation_psi=1"):
+        StyleGAN2.from_checkpoint(Checkpoint(stored.layout, without, stored.facts, "x"), truncation_psi=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 9}, "groups=9.*from 1 to 8"),
+        ({"groups": 0}, "groups=0"),
+        ({"crop": 33}, "crop=33.*from 1 to 32"),
+        ({"crop": 31}, "crop=31.*even"),
+        ({"crop": "big"}, "crop='big'"),
+        ({"crop": (8, 8, 8)}, r"crop=\(8, 8, 8\)"),
+        ({"crop": 24, "size": 16}, "size=16.*divide the 24"),
+        ({"truncation_psi": 2}, "truncation_psi=2.*0.*1"),
+        ({"truncation_psi": None}, "truncation_psi=None"),
+        ({"truncation": -1.0}, "truncation=-1"),
+    ],
+)
+def test_wrong_options_are_not_the_files_fault(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        StyleGAN2.from_checkpoint(checkpoint(), **options)
+    assert not isinstance(raised.value, mlviews.WeightsError)
+
+
+def test_labels_are_drawn_and_returned() -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(16, classes=5), groups=3)
+    assert g.num_classes == 5
+    z = g.sample_latents(range(4))
+    first, second = (g(z, torch.full((4,), label)) for label in (0, 1))
+    assert (first - second).abs().mean() > 1e-3
+    source = MLViewSource(g, {2: perturb.Normal(0.8, 1.0)}, batch_size=8, num_samples=8, layout=lambda batch: batch)
+    batch = next(iter(source))
+    assert torch.equal(batch.targets, g.sample_labels(range(8)))
+    torch.testing.assert_close(batch.views[1], g(batch.latents[1], batch.targets), atol=1e-5, rtol=0)
+    assert g.distances(batch.latents[0], batch.latents[1], batch.targets)[2].min() > 0
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_fast_convolutions_are_convolutions() -> None:
+    x, weight = torch.randn(3, 5, 24, 12), torch.randn(7, 5, 3, 3)
+    parts: list[tuple[int, ...]] = []
+    padded = F.pad(x, (1, 1, 1, 1))
+    forms = winograd.weight_forms(weight), winograd.input_forms(), winograd.output_forms()
+    made = winograd.convolve(padded, *forms, (22, 12), lambda part, samples, rows: parts.append(part.shape))
+    torch.testing.assert_close(made, F.conv2d(x, weight, padding=1)[:, :, :22], atol=1e-4, rtol=0)
+    assert sum(shape[0] * shape[2] for shape in parts) == 3 * 22
+
+    taps = ((0.2, 0.7, 0.9, 0.2), (0.3, 0.6, 0.8, 0.3))
+    forms = winograd.weight_forms(weight.flip(2, 3)), winograd.input_forms(taps), winograd.output_forms()
+    spread = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    expected = F.conv2d(spread, torch.outer(*map(torch.tensor, taps)).expand(7, 1, 4, 4), padding=1, groups=7)
+    made = winograd.convolve(padded, *forms, (48, 24), lambda *_: None)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+
+
+def test_decode_is_differentiable_and_equal(wide: StyleGAN2) -> None:
+    z = [value.clone().requires_grad_() for value in wide.sample_latents(range(2))]
+    images = wide.decode(z)
+    torch.testing.assert_close(images.detach(), wide(z), atol=1e-5, rtol=0)
+    images.sum().backward()
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in z)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(16, conv_clamp=2.0, base=64), groups=2).double()
+    z = [torch.randn(1, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda *z: g.run(g.condition(z, None))[0], z, atol=1e-6, rtol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize("crop", [None, 24])
+def test_autocast_is_close(crop: int | None) -> None:
+    g = StyleGAN2.from_checkpoint(checkpoint(base=2048), groups=4, crop=crop)
+    z = g.sample_latents(range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        images = g(z)
+    assert images.dtype == torch.float32
+    assert 0 < (images - g(z)).abs().mean() < 0.02
+
+
+def test_half_precision_does_not_overflow() -> None:
+    """Large styles and weights cancel in demodulation, but only if they are scaled down before the convolution."""
+    stored = checkpoint()
+    for name, value in stored.tensors.items():
+        if name.endswith(("Conv/mod_bias", "Conv1/mod_bias", "Conv1/weight")):
+            value.mul_(1e3).add_(3e3)
+    g = StyleGAN2.from_checkpoint(stored, groups=4)
+    z = g.sample_latents(range(2))
+    with torch.autocast("cpu", torch.float16):
+        images = g(z)
+    assert (images - g(z)).abs().mean() < 0.02
+
+
+def test_state_dict_brings_everything_along(small: StyleGAN2) -> None:
+    assert all(type(value) is Tensor for value in small.state_dict().values())
+    fresh = copy.deepcopy(StyleGAN2(small.config, groups=4))
+    z = small.sample_latents(range(2))
+    assert (fresh(z) - small(z)).abs().max() > 0.1
+    fresh.load_state_dict(small.state_dict())
+    assert torch.equal(fresh(z), small(z))
+    assert not any(parameter.requires_grad for parameter in fresh.parameters())
+
+
+def test_random_networks_need_no_file() -> None:
+    g = StyleGAN2(StyleGAN2Config(channels=(16, 8), z_dim=4, w_dim=4, mapping=(4, 4)), crop=6)
+    images = g(g.sample_latents(range(3)))
+    assert images.shape == (3, 3, 6, 6)
+    assert images.std() > 0.01
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, f: t.clear(), "no pixels"),
+        (lambda t, f: t.pop("G_synthesis/8x8/Conv1/weight"), "conv1.weight is missing"),
+        (lambda t, f: t.pop("G_synthesis/noise2"), "noise_const is missing"),
+        (lambda t, f: t.pop("G_mapping/Dense0/weight"), "mapping.fc0.weight is missing"),
+        (lambda t, f: [t.pop(name) for name in list(t) if "8x8" in name or name.endswith(("noise1", "noise2"))], "layers at 4, 16, 32"),
+        (lambda t, f: t.update({"G_synthesis/99999x99999/Conv1/bias": torch.zeros(1)}), "99999 pixels"),
+        (lambda t, f: t.update({"G_synthesis/lod": torch.zeros(())}), "variable G_synthesis/lod is unknown"),
+        (lambda t, f: t.update({"synthesis/noise0": torch.zeros(1, 1, 4, 4)}), "is there twice"),
+        (lambda t, f: t.update({"G_synthesis/noise0": torch.zeros(1, 1, 4, 5)}), r"shape \(4, 5\), expected \(4, 4\)"),
+        (lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(9)}), "expected .any, any, 3, 3."),
+        (lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(3, 3, 0, 5)}), "is empty"),
+        (lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.ones(3, 3, 5, 64)}), "conv.weight has shape"),
+        (lambda t, f: t.update({"G_synthesis/8x8/Conv1/bias": torch.zeros(64, dtype=torch.int64)}), "torch.int64"),
+        (lambda t, f: t["G_synthesis/8x8/Conv1/bias"].fill_(float("nan")), "NaN"),
+        (lambda t, f: t["G_synthesis/8x8/Conv1/weight"].fill_(float("inf")), "NaN"),
+        (lambda t, f: t.update({"G_mapping/Dense1/weight": torch.zeros(8, 9), "G_mapping/Dense1/bias": torch.zeros(9)}), "a w of 9 values"),
+        (lambda t, f: t.update({"G_mapping/LabelConcat/weight": torch.zeros(3, 8)}), "takes no z"),
+        (lambda t, f: t.update({"G_synthesis/8x8/Skip/weight": torch.zeros(1, 1, 8, 8)}), "Skip/weight is unknown"),
+        (lambda t, f: f.update(architecture="resnet"), "architecture is 'resnet'.*'skip'"),
+        (lambda t, f: f.update(nonlinearity="relu"), "nonlinearity is 'relu'.*'lrelu'"),
+        (lambda t, f: f.update(conv_clamp="wide"), "conv_clamp is 'wide'"),
+        (lambda t, f: f.update(mapping_lrmul=-1), "mapping_lrmul is '-1'"),
+        (lambda t, f: f.update(resample_kernel=[1, 2, 1]), r"filter is \[1, 2, 1\]"),
+        (lambda t, f: f.update(resample_kernel={"a": 1}), "four numbers"),
+    ],
+)
+def test_wrong_files_give_one_clear_error(change: Change, message: str) -> None:
+    stored = checkpoint()
+    tensors, facts = {name: value.clone() for name, value in stored.tensors.items()}, dict(stored.facts)
+    change(tensors, facts)
+    with pytest.raises(mlviews.WeightsError, match=message) as raised:
+        StyleGAN2.from_checkpoint(Checkpoint(stored.layout, tensors, facts, "small.pkl"), groups=4)
+    assert "small.pkl" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_facts_are_not_trusted() -> None:
+    """Sizes come from tensors alone."""
+    stored = checkpoint()
+    facts = {
+        "resolution": 1 << 40,
+        "latent_size": "x",
+        "fmap_base": -1,
+        "num_channels": None,
+        "mapping_layers": [9] * 9,
+        "truncation_psi": 0.5,
+    }
+    one, other = (StyleGAN2.from_checkpoint(Checkpoint(stored.layout, stored.tensors, f, "x")) for f in (facts, stored.facts))
+    assert torch.equal(one(one.sample_latents(range(2))), other(one.sample_latents(range(2))))
+    for garbage in ({"synthesis_kwargs": 7}, {"synthesis_kwargs": {"conv_clamp": None}}, {"mapping_kwargs": []}):
+        with pytest.raises(mlviews.WeightsError, match="no pixels"):
+            StyleGAN2.from_checkpoint(Checkpoint("stylegan2-ada", {}, garbage, "x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("synthesis.b8.skip.weight", "'resnet'"),
+        ("synthesis.b8.conv0.extra", "unknown tensor.*b8.conv0.extra"),
+        ("synthesis.b8.conv0.resample_filter", "differs from"),
+    ],
+)
+def test_variants_of_the_official_network_are_refused_by_name(name: str, message: str) -> None:
+    with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    tensors = parity.weights(shapes, 0) | {name: torch.eye(4)}
+    with pytest.raises(mlviews.WeightsError, match=message):
+        StyleGAN2.from_checkpoint(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+    tensors = {name: value for name, value in tensors.items() if "torgb" not in name or "b16" in name}
+    with pytest.raises(mlviews.WeightsError, match="'orig'" if "skip" not in name else "'resnet'"):
+        StyleGAN2.from_checkpoint(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+
+
+def test_other_layouts_are_refused() -> None:
+    with pytest.raises(mlviews.WeightsError, match="'biggan', not a StyleGAN2"):
+        StyleGAN2.from_checkpoint(Checkpoint("biggan", {}, {}, "x"))
