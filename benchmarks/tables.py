@@ -163,7 +163,7 @@ def nvae() -> str:
             f"{own['fidelity'][key]['frechet_to_train']:.1f}",
             f"{own['fidelity'][key]['frechet_to_test']:.1f}" if "frechet_to_test" in own["fidelity"][key] else "",
         ]
-        for name, key in (("`fashion-nvae`", "anchors"), ("the same, prior not truncated", "prior"), ("real test images", "test"))
+        for name, key in (("`fashion-nvae`", "anchors"), ("the same, prior truncated at 2", "truncated"), ("real test images", "test"))
     ]
     found = own["likelihood"]
     counts, rates, start = own["provenance"]["recipe"]["model"]["groups"], [], 0

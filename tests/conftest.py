@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fill import fill
 from torch import Tensor, nn
 
 from mlviews import MLVGM, Level, MLViewSource, load_generator
+from mlviews.generators.nvae_files import source_shapes
 from mlviews.perturb import Normal
 from mlviews.source import Batch
 
@@ -56,6 +61,32 @@ def toy_source(**options: object) -> MLViewSource:
     defaults = {"generator": None, "perturb": {"1:": Normal(1.0, 2.0)}, "batch_size": 8, "num_samples": 48, "layout": _whole, "seed": 3}
     arguments = {**defaults, **options}
     return MLViewSource(**{**arguments, "generator": arguments["generator"] or Toy()})  # type: ignore[arg-type]
+
+
+def external(kind: str, path: Path) -> Path:
+    """A weights file of another project's layout: the published architecture, with few channels and random values."""
+    golden = Path(__file__).parent / "golden"
+    if kind == "bigbigan":
+        with np.load(golden / "biggan-small-128.npz") as file:
+            facts = json.loads(str(file["facts"]))
+        torch.save(fill({name: tuple(shape) for name, shape in facts["shapes"].items()}, facts["seed"]), path)
+    elif kind == "stylegan2-cars":
+        style, names = {"affine.weight": (4, 8), "affine.bias": (4,), "weight": (4, 4, 3, 3), "bias": (4,), "noise_strength": ()}, {}
+        for size in (4 << i for i in range(8)):
+            for layer in ("conv1",) if size == 4 else ("conv0", "conv1"):
+                names |= {f"synthesis.b{size}.{layer}.{name}": shape for name, shape in style.items()}
+                names[f"synthesis.b{size}.{layer}.noise_const"] = (size, size)
+            names |= {f"synthesis.b{size}.torgb.{name}": style[name] for name in ("affine.weight", "affine.bias")}
+            names |= {f"synthesis.b{size}.torgb.weight": (3, 4, 1, 1), f"synthesis.b{size}.torgb.bias": (3,)}
+        names |= {f"mapping.fc{i}.{name}": shape for i in range(2) for name, shape in {"weight": (8, 8), "bias": (8,)}.items()}
+        torch.save(fill({**names, "synthesis.b4.const": (4, 4, 4), "mapping.w_avg": (8,)}, 0), path)
+    else:
+        with np.load(golden / "nvae-serezd-tiny.npz") as file:
+            facts = json.loads(str(file["facts"]))
+        facts["resolution"] = [3, 32, 32]
+        facts["autoencoder"] |= {"num_scales": 3, "num_groups_per_scale": 1}
+        torch.save({"configuration": facts, "state_dict": fill(source_shapes("nvae-serezd", facts), 0)}, path)
+    return path
 
 
 def _whole(batch: Batch) -> Batch:

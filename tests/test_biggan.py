@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fill import fill
 from torch import Tensor
 
 from mlviews import MLViewSource, WeightsError
@@ -22,9 +22,6 @@ from mlviews.generators.biggan import HUB_EPS, TORCH_EPS, BigGAN, Conv
 from mlviews.perturb import Normal
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks" / "parity"))
-
-from fill import fill  # noqa: E402
 
 CASES: dict[str, Any] = {}
 for _path in sorted((ROOT / "tests" / "golden").glob("biggan-*.npz")):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import external
 from omegaconf import OmegaConf
 
 import mlviews
@@ -13,12 +14,39 @@ from mlviews.perturb import Normal, Resample
 DOCUMENT = (Path(mlviews.__file__).parent / "presets" / "README.md").read_text()
 
 
+EXTERNAL = {"bigbigan": 112, "stylegan2-cars": 112, "nvae": 28}  # presets that need weights -> size of their views
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: external(kind, tmp_path_factory.mktemp(kind) / "weights.pt") for kind in EXTERNAL}
+
+
 @pytest.mark.parametrize("preset", mlviews.list_presets())
-def test_presets_make_batches(preset: str) -> None:
-    source = MLViewSource.from_config({"preset": preset, "batch_size": 2, "num_samples": 2})
+def test_presets_make_batches(preset: str, files: dict[str, Path]) -> None:
+    kind = next((kind for kind in EXTERNAL if preset.startswith(kind)), None)
+    config = {"preset": preset, "batch_size": 2, "num_samples": 2}
+    if kind is not None:
+        with pytest.raises(ValueError, match=r"no bundled weights: pass weights=FILE"):
+            MLViewSource.from_config(config)
+        config["weights"] = str(files[kind])
+    source = MLViewSource.from_config(config)
     anchor, positive = next(iter(source))
-    assert anchor.shape == positive.shape == (2, 3, 28, 28)
-    assert preset in DOCUMENT
+    size = EXTERNAL.get(kind or "", 28)
+    assert anchor.shape == positive.shape == (2, 3, size, size)
+    assert f"`{preset}`" in DOCUMENT
+
+
+def test_the_papers_settings() -> None:
+    """Paper, sec. 4.1 and app. F."""
+    cars = load_config("stylegan2-cars-ml-random")
+    assert cars["generator"] == {"name": "stylegan2", "groups": 4, "crop": 384, "size": 128}
+    assert [cars["perturb"][key]["std"] for key in (0, 1, "2:")] == [0.2, 0.1, 0.8]
+    assert cars["anchor"] == {"std": 1.0, "truncation": 0.9}
+    bigbigan = load_config("bigbigan-ml-random")
+    assert bigbigan["perturb"] == {0: "fixed", "1:": {"name": "normal", "std": 1.0, "truncation": 2.0}}
+    assert load_config("bigbigan-single-random")["perturb"] == {"name": "normal", "std": 0.2, "truncation": 2.0}
+    assert load_config("nvae-resample")["perturb"] == {2: "resample"}
 
 
 def test_no_perturbation_leaves_the_pixels_to_t_x() -> None:

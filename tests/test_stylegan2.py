@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import stylegan2 as parity
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,11 +20,6 @@ from mlviews.generators import winograd
 from mlviews.generators.stylegan2 import StyledConvolution, StyleGAN2, StyleGAN2Config
 
 GOLDENS = sorted((Path(__file__).parent / "golden").glob("stylegan2-*.npz"))
-PARITY = Path(__file__).parents[1] / "benchmarks" / "parity"
-
-sys.path.insert(0, str(PARITY))
-parity = importlib.import_module("stylegan2")
-sys.path.remove(str(PARITY))
 
 
 def checkpoint(resolution: int = 32, classes: int = 0, concatenated: bool = False, base: int = 512, **facts: Any) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ _NVAE, _STYLEGAN2 = ("levels", "temperature"), ("groups", "crop", "size", "trunc
 _GENERATORS = {
     "fashion": _Entry(FilmGenerator.load, (), zoo.FOLDER / "fashion.safetensors", "bundled, or another file of mlviews.zoo.train"),
     "fashion-nvae": _Entry(
-        NVAE.load, _NVAE, zoo.FOLDER / "fashion-nvae.safetensors", "bundled, or another file of mlviews.zoo.train_nvae"
+        partial(NVAE.load, levels="scale"), _NVAE, zoo.FOLDER / "fashion-nvae.safetensors", "bundled, or another file of mlviews.zoo.train_nvae"
     ),
     "bigbigan": _Entry(
         _of(BigGAN.from_checkpoint, "bigbigan", "biggan", label=0, bn_eps=HUB_EPS),

@@ -3,7 +3,7 @@
 Writes ``quality.json`` and, unless told otherwise, grids. What is measured, with a classifier trained on real images:
 
 - *fidelity*: its confidence on samples, the entropy of their classes, and the Fréchet distance in its feature space, of
-  the anchors that a source draws (truncated) and of the full prior, beside the same figures for real images;
+  the anchors that a source draws (truncated) and of the full prior (or the other way round), beside the same figures for real images;
 - *levels*: how often the class survives when one level is moved, and how many grey values that changes;
 - *memorisation*: how far samples are from the nearest training image, beside how far real test images are;
 - *likelihood*, of a VAE: the error of its reconstructions of real test images, and the evidence lower bound in bits per dimension.
@@ -418,7 +418,8 @@ def _measure(
     fidelity: dict[str, Any] = {"test": class_figures(real_test), "train": class_figures(real_train)}
     fidelity["test"]["frechet_to_train"] = frechet_distance(to_test, to_train)
     kept: dict[str, tuple[list[Tensor], Tensor, Judged]] = {}
-    for name, truncation in (("anchors", generator.truncation), ("prior", None)):
+    other = ("prior", None) if generator.truncation is not None else ("truncated", SHIFT.truncation)
+    for name, truncation in (("anchors", generator.truncation), other):
         with _stage(progress, f"samples: {name}", 2 * samples) as advance:
             latents = generator.sample_latents(range(samples), seed, truncation=truncation)
             images = render(generator, latents, advance)
