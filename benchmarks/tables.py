@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "mlviews" / "zoo" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "mlviews" / "zoo" / "README.md", ROOT / "mlviews" / "generators" / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 ZOO = ROOT / "mlviews" / "zoo"
 
@@ -224,6 +224,85 @@ def nvae_parity() -> str:
         f"{markdown(header, rows)}\n\nOf images in [0, 1], random weights, float32. Speed: decoding {batch} images in turns, mean (range) "
         f"over networks, {machine['threads']} thread(s) of {machine['processor']}. "
         f"Command: `{record['command']}`."
+    )
+
+
+def parity() -> str:
+    """Largest differences from the official code, over all networks and ways to compute them."""
+    rows, commands = [], []
+    for name, keys in (
+        ("biggan", ("max", "max_with_graph")),
+        ("stylegan2", ("decode", "with_gradients")),
+        ("nvae", ("decode", "reconstruct")),
+    ):
+        record = read(RESULTS / f"parity-{name}.json")
+        cases = record["cases"]
+        cases = list(cases.values()) if isinstance(cases, dict) else cases
+        worst = max(case[key] for case in cases for key in keys if key in case)
+        sizes = [case["resolution"] if "resolution" in case else case["image"][1] for case in cases]
+        rows.append([name, str(len(cases)), f"{min(sizes)}–{max(sizes)} px", f"{worst:.1e}"])
+        commands.append(f"`{record['command']}`")
+    return (
+        f"{markdown(['architecture', 'networks', 'images', 'largest difference of a pixel in [0, 1]'], rows)}\n\n"
+        f"float32. Commands: {', '.join(commands)}."
+    )
+
+
+def speed() -> str:
+    """Ours beside the research code and the official code, in turns."""
+    gans, styles = read(RESULTS / "biggan-speed.json"), read(RESULTS / "stylegan2-speed.json")
+    rows = []
+    for name, parts in gans["steps"].items():
+        times = parts["step"]
+        low, high = times["cpu"]["ratio"]["quartiles"]
+        rows.append([
+            f"BigBiGAN, {gans['pairs']} pairs, {name} moved",
+            f"{times['wall']['research']['median']:.2f} s",
+            f"{times['wall']['ours']['median']:.2f} s",
+            f"{times['wall']['ratio']['median']:.2f}",
+            f"{times['cpu']['ratio']['median']:.2f} ({low:.2f}–{high:.2f})",
+        ])  # fmt: skip
+    for case in styles["cases"]:
+        low, high = case["ratio_quartiles"]
+        rows.append([
+            f"StyleGAN2, {case['images']} images, {case['case']}",
+            f"{case['official']['wall']['median']:.2f} s",
+            f"{case['ours']['wall']['median']:.2f} s",
+            f"{case['ratio_wall']:.2f}",
+            f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
+        ])  # fmt: skip
+    memory = gans["memory_mib"]
+    machine = gans["machine"]
+    kinds = ["research code", "ours", "ours, micro_batch_size=4"]
+    table = markdown(["work", "original", "ours", "times as fast, wall", "by CPU time (quartiles)"], rows)
+    needs = [memory[name] for name in ("research", "ours", "ours, micro_batch_size=4")]
+    space = markdown(
+        ["BigBiGAN, 16 pairs, MiB", *kinds],
+        [
+            ["weights and program, before the step", *(f"{need['resident_before_step']:.0f}" for need in needs)],
+            ["working memory: growth of the resident set in the step", *(f"{need['resident_peak_in_step']:.0f}" for need in needs)],
+            ["working memory: peak of torch's allocations", *(f"{need['allocated_peak_in_step']:.0f}" for need in needs)],
+        ],
+    )
+    return (
+        f"{table}\n\nBigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's `BatchManager` "
+        'and generator. StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an anchor and a '
+        "positive that differ in "
+        f"the last of four groups. Both sides in turns, {machine['threads']} thread(s) of {machine['processor']}, random weights. "
+        f"Commands: `{gans['command']}`, `{styles['command']}`.\n\n{space}"
+    )
+
+
+def precision() -> str:
+    """Options of the source, measured on BigBiGAN."""
+    record = read(RESULTS / "biggan-speed.json")
+    rows = [
+        [name, f"{times['wall']['median']:.2f} s", f"{times['cpu_of_float32']['median']:.2f}"] for name, times in record["options"].items()
+    ]
+    machine = record["machine"]
+    return (
+        f"{markdown(['option', 'median step', 'CPU time, of float32'], rows)}\n\nBigBiGAN, {record['pairs']} pairs, levels 2-6 moved, "
+        f"{machine['threads']} thread(s) of {machine['processor']}; compilation itself is not counted. Command: `{record['command']}`."
     )
 
 

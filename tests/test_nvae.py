@@ -20,7 +20,7 @@ from test_data import write_idx
 from torch import Tensor
 from typer.testing import CliRunner
 
-from mlviews import WeightsError
+from mlviews import WeightsError, load_generator
 from mlviews.checkpoints import Checkpoint, convert
 from mlviews.data import bundled_slice
 from mlviews.generators.nvae import NVAE, Gaussian, Head, NVAEConfig, widen
@@ -97,7 +97,7 @@ def test_checkpoint_files_load(serezd: Checkpoint, nvlabs: Checkpoint, tmp_path:
         convert(tmp_path / name, tmp_path / "converted.safetensors")
         z = expected.sample_latents(range(2))
         for path in (tmp_path / name, tmp_path / "converted.safetensors"):
-            assert torch.equal(NVAE.load(path)(z), expected(z))
+            assert torch.equal(load_generator("nvae", weights=path)(z), expected(z))
 
 
 def test_a_loaded_checkpoint_survives_our_own_format(nvlabs: Checkpoint, tmp_path: Path) -> None:

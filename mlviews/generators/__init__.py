@@ -38,7 +38,10 @@ _NVAE, _STYLEGAN2 = ("levels", "temperature"), ("groups", "crop", "size", "trunc
 _GENERATORS = {
     "fashion": _Entry(FilmGenerator.load, (), zoo.FOLDER / "fashion.safetensors", "bundled, or another file of mlviews.zoo.train"),
     "fashion-nvae": _Entry(
-        partial(NVAE.load, levels="scale"), _NVAE, zoo.FOLDER / "fashion-nvae.safetensors", "bundled, or another file of mlviews.zoo.train_nvae"
+        partial(NVAE.load, levels="scale"),
+        _NVAE,
+        zoo.FOLDER / "fashion-nvae.safetensors",
+        "bundled, or another file of mlviews.zoo.train_nvae",
     ),
     "bigbigan": _Entry(
         _of(BigGAN.from_checkpoint, "bigbigan", "biggan", label=0, bn_eps=HUB_EPS),

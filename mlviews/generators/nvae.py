@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews import checkpoints, weights
+from mlviews import weights
 from mlviews.checkpoints import Checkpoint
 from mlviews.errors import is_number
 from mlviews.generators.base import MLVGM, Latents, Level
@@ -649,8 +648,8 @@ class NVAE(MLVGM):
         }
 
     @classmethod
-    def load(cls, source: str | Path | nn.Module, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
-        """Read a file of ``mlviews.zoo.train_nvae`` (the bundled one is), or a checkpoint that :func:`mlviews.checkpoints.read` knows.
+    def load(cls, path: str | Path, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
+        """Read a file of ``mlviews.zoo.train_nvae``, as the bundled one is.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -658,10 +657,8 @@ class NVAE(MLVGM):
             mlviews.WeightsError: if it is damaged or holds something else.
         """
         _check_options(temperature, levels)
-        if isinstance(source, nn.Module) or not _is_own(source):
-            return cls.from_checkpoint(checkpoints.read(source), temperature=temperature, levels=levels)
-        tensors, metadata = weights.read_safetensors(source, cls.FORMAT)
-        return weights.fit(lambda: cls(_config(metadata["config"]), temperature=temperature, levels=levels), tensors, source)
+        tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
+        return weights.fit(lambda: cls(_config(metadata["config"]), temperature=temperature, levels=levels), tensors, path)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
@@ -685,15 +682,6 @@ def _check_options(temperature: float, levels: str) -> None:
         raise ValueError(f"Invalid temperature={temperature!r}: it must be a finite number above 0.")
     if levels not in ("group", "scale"):
         raise ValueError(f"Invalid levels={levels!r}: it must be 'group' or 'scale'.")
-
-
-def _is_own(path: str | Path) -> bool:
-    """Is it a safetensors file that declares our format? Whatever else it may be, and what is wrong with it, is for the readers to say."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format") == NVAE.FORMAT
-    except Exception:
-        return False
 
 
 def _config(text: str) -> NVAEConfig:
