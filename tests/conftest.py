@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fill import fill
 from torch import Tensor, nn
 
 from mlviews import MLVGM, Level, MLViewSource, load_generator
@@ -65,6 +64,8 @@ def toy_source(**options: object) -> MLViewSource:
 
 def external(kind: str, path: Path) -> Path:
     """A weights file of another project's layout: the published architecture, with few channels and random values."""
+    from fill import fill  # only pytest has it on its path; other processes use this file too
+
     golden = Path(__file__).parent / "golden"
     if kind == "bigbigan":
         with np.load(golden / "biggan-small-128.npz") as file:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from conftest import external
 
 import mlviews
 
@@ -45,13 +47,34 @@ before = state()
 begin = time.process_time()
 import mlviews
 seconds = time.process_time() - begin
-extras = ["kornia", "lightly", "lightning", "pytorch_lightning", "sklearn", "torchvision", "matplotlib", "scipy", "typer"]
+extras = ["kornia", "huggingface_hub", "lightly", "lightning", "pytorch_lightning", "sklearn", "torchvision", "matplotlib", "scipy", "typer"]
 print(json.dumps({"same": before == state(), "imported": [name for name in extras if name in sys.modules], "seconds": seconds}))
 """
     out = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert out["same"]
     assert out["imported"] == []
     assert out["seconds"] < 2
+
+
+def test_loading_needs_no_network_no_compiler_and_no_other_process(tmp_path: Path) -> None:
+    files = {
+        name: str(external(kind, tmp_path / name))
+        for name, kind in (("bigbigan", "bigbigan"), ("stylegan2", "stylegan2-cars"), ("nvae", "nvae"))
+    }
+    code = """
+import socket, subprocess, sys
+import mlviews
+def refuse(*arguments, **options):
+    raise AssertionError("a connection or a process was started")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = subprocess.Popen.__init__ = refuse
+for name, file in {"fashion": None, "fashion-nvae": None, **FILES}.items():
+    g = mlviews.load_generator(name, weights=file)
+    assert g(g.sample_latents(range(1))).isfinite().all()
+print("all loaded")
+"""
+    command = [sys.executable, "-c", code.replace("FILES", repr(files))]
+    done = subprocess.run(command, env={**os.environ, "PATH": ""}, capture_output=True, text=True, check=False)
+    assert done.stdout == "all loaded\n", done.stderr
 
 
 def test_weights_and_slice_are_small() -> None:
