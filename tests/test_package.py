@@ -47,7 +47,8 @@ before = state()
 begin = time.process_time()
 import mlviews
 seconds = time.process_time() - begin
-extras = ["kornia", "huggingface_hub", "lightly", "lightning", "pytorch_lightning", "sklearn", "torchvision", "matplotlib", "scipy", "typer"]
+extras = ["kornia", "huggingface_hub", "lightly", "lightning", "pytorch_lightning", "sklearn"]
+extras += ["torchvision", "matplotlib", "scipy", "typer"]
 print(json.dumps({"same": before == state(), "imported": [name for name in extras if name in sys.modules], "seconds": seconds}))
 """
     out = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
