@@ -50,7 +50,7 @@ def _from_url(reference: str) -> Path:
     key, _, wanted = fragment.partition("=")
     if fragment and (key != "sha256" or not re.fullmatch("[0-9a-fA-F]{8,64}", wanted)):
         raise ValueError(f"Invalid checksum {fragment!r} of {url}: write URL#sha256=HEX, with 8 to 64 digits.")
-    if not wanted and (match := re.search(r"-([0-9a-f]{8,64})\.", name)):
+    if not wanted and (match := re.search(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})\.pth?$", name)):  # not a date
         wanted = match[1]
     file = Path(torch.hub.get_dir()) / "mlviews" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     known = file.with_name(name + ".sha256")  # of the first download: a copy that changed since is noticed
@@ -62,8 +62,10 @@ def _from_url(reference: str) -> Path:
             raise FileNotFoundError(f"{url} cannot be downloaded ({type(error).__name__}: {error}). {_OFFLINE}") from error
         _verify(file, wanted.lower(), url)
         known.write_text(_sha256(file) + "\n")
-    _verify(file, wanted.lower(), url)
-    _verify(file, known.read_text().strip(), url)
+    recorded = known.read_text().strip()
+    _verify(file, recorded, url)
+    if not recorded.startswith(wanted.lower()):
+        raise WeightsError(f"{url} has SHA-256 {recorded}, not {wanted}: correct the checksum, or the address.")
     return file
 
 

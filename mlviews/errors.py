@@ -44,7 +44,10 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def is_number(value: object) -> bool:
     """Is it a finite real number (numpy's included), and not a boolean?"""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _readable(bound: int) -> str:
@@ -64,4 +67,5 @@ def path_of(value: Any, meaning: str) -> Path:
     try:
         return Path(value)
     except TypeError:
-        raise ValueError(f"Invalid {meaning} {value!r}: it must be a path.") from None
+        found = repr(value) if isinstance(value, int | float) else f"of type {type(value).__name__}"
+        raise ValueError(f"Invalid {meaning} {found}: it must be a path.") from None

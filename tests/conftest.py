@@ -80,7 +80,10 @@ def external(kind: str, path: Path) -> Path:
             names |= {f"synthesis.b{size}.torgb.{name}": style[name] for name in ("affine.weight", "affine.bias")}
             names |= {f"synthesis.b{size}.torgb.weight": (3, 4, 1, 1), f"synthesis.b{size}.torgb.bias": (3,)}
         names |= {f"mapping.fc{i}.{name}": shape for i in range(2) for name, shape in {"weight": (8, 8), "bias": (8,)}.items()}
-        torch.save(fill({**names, "synthesis.b4.const": (4, 4, 4), "mapping.w_avg": (8,)}, 0), path)
+        made = fill({**names, "synthesis.b4.const": (4, 4, 4), "mapping.w_avg": (8,)}, 0)
+        # Stored weights are N(0, 1) and more: their gain comes at run time, the mapping network's with a factor of 0.01.
+        gains = {name: value.shape[1:].numel() ** 0.5 * (100 if "mapping" in name else 1) for name, value in made.items() if value.ndim > 1}
+        torch.save({name: value * gains.get(name, 1) + ("affine.bias" in name) for name, value in made.items()}, path)
     else:
         with np.load(golden / "nvae-serezd-tiny.npz") as file:
             facts = json.loads(str(file["facts"]))

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import external
+from fill import fill
 from omegaconf import OmegaConf
 
 import mlviews
-from mlviews import MLViewSource, transforms
+from mlviews import MLViewSource, WeightsError, transforms
 from mlviews.config import KEYS, load_config
 from mlviews.perturb import Normal, Resample
 
@@ -35,6 +39,15 @@ def test_presets_make_batches(preset: str, files: dict[str, Path]) -> None:
     size = EXTERNAL.get(kind or "", 28)
     assert anchor.shape == positive.shape == (2, 3, size, size)
     assert f"`{preset}`" in DOCUMENT
+
+
+def test_a_biggan_is_not_taken_for_bigbigan(tmp_path: Path) -> None:
+    with np.load(Path(__file__).parent / "golden" / "biggan-tiny-32.npz") as file:
+        facts = json.loads(str(file["facts"]))
+    torch.save(fill({name: tuple(shape) for name, shape in facts["shapes"].items()}, facts["seed"]), tmp_path / "G_ema.pth")
+    with pytest.raises(WeightsError, match=r"has 4 levels of \(20,\), BigBiGAN 6 of \(20,\): load it as 'biggan'"):
+        mlviews.load_generator("bigbigan", weights=tmp_path / "G_ema.pth")
+    assert mlviews.load_generator("biggan", weights=tmp_path / "G_ema.pth").num_classes == 10
 
 
 def test_the_papers_settings() -> None:

@@ -66,6 +66,19 @@ def test_a_checksum_in_the_name_counts(tmp_path: Path, server: str) -> None:
         download._verify(renamed, "0123abcd", "x")
 
 
+def test_a_date_in_the_name_is_no_checksum(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, file: Path(file).write_bytes(b"weights"))
+    for name in ("net-20240101.pth", "ffhq-deadbeef.v2.pkl"):
+        assert download.fetch(f"https://example.org/{name}").read_bytes() == b"weights"
+
+
+def test_a_wrong_checksum_does_not_cost_a_good_copy(server: str) -> None:
+    file = download.fetch(f"{server}/fashion.safetensors")
+    with pytest.raises(WeightsError, match=r"not 00000000: correct the checksum"):
+        download.fetch(f"{server}/fashion.safetensors#sha256=00000000")
+    assert file.is_file()
+
+
 def test_a_copy_that_changed_in_the_cache_is_noticed_and_replaced(server: str) -> None:
     url = f"{server}/fashion.safetensors"
     file = download.fetch(url)

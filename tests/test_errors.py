@@ -143,6 +143,13 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "labels of floats": (lambda: classes()(classes().sample_latents([0]), torch.zeros(1)), ValueError, "expected int64"),
     "fewer labels than latents": (lambda: classes()(classes().sample_latents([0, 1]), torch.zeros(1).long()), ValueError, "expected int64"),
     "negative number of classes": (lambda: Toy(num_classes=-1), ValueError, "Invalid num_classes=-1"),
+    "distances without labels": (lambda: classes().distances(*[classes().sample_latents([0])] * 2), ValueError, "pass labels"),
+    "distances of other samples": (
+        lambda: Toy().distances(Toy().sample_latents([0]), Toy().sample_latents([0, 1])),
+        ValueError,
+        "2 positives for 1 anchors",
+    ),
+    "weights are a state dict": (lambda: load_generator("fashion", weights={}), ValueError, "Invalid weights file of type dict"),  # type: ignore[arg-type]
     "no views to decode": (lambda: Toy().decode_views([], 0), ValueError, "at least one"),
     "shared blocks out of range": (lambda: Toy().decode_views([Toy().sample_latents([0])], 9), ValueError, "Invalid first=9"),
     "a number of samples": (lambda: Toy().sample_latents(8), ValueError, "range\\(8\\)"),  # type: ignore[arg-type]
@@ -167,6 +174,13 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: MLViewSource(Toy3(), transform=transforms.simclr(2, channels=1), batch_size=1),
         ValueError,
         "3 channels for channels=1",
+    ),
+    "temperature that no float32 holds": (lambda: load_generator("fashion-nvae", temperature=1e300), ValueError, "from 0.001 to 10"),
+    "number that no float holds": (lambda: load_generator("fashion-nvae", temperature=10**400), ValueError, "Invalid temperature"),
+    "noise of another number of images": (
+        lambda: load_generator("fashion-nvae").encode(torch.rand(3, 1, 32, 32), load_generator("fashion-nvae").sample_latents([0])),
+        ValueError,
+        "noise for 1 images, and 3 images",
     ),
     # configurations
     "unknown preset": (lambda: MLViewSource.from_config("fashion-ml-randm"), ValueError, "Did you mean 'fashion-ml-random'"),

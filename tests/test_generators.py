@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import Toy
+from conftest import Toy, external
 from torch import Tensor, nn
 
 import mlviews
@@ -95,6 +98,28 @@ def test_labels_are_uniform_and_depend_on_the_index_only() -> None:
     assert counts.shape == (10,)
     assert ((counts - 2000) ** 2 / 2000).sum() < 27.9  # chi-squared with 9 degrees of freedom, p = 0.001
     assert g.sample_labels([17, 5], seed=3).equal(labels[[17, 5]])
+
+
+@pytest.mark.parametrize("kind", ["fashion", "fashion-nvae", "bigbigan", "stylegan2", "nvae"])
+def test_every_generator(kind: str, tmp_path: Path) -> None:
+    """What all of them have in common: empty batches, copies, and no trace of the caller's default device and precision."""
+    weights = external({"stylegan2": "stylegan2-cars"}.get(kind, kind), tmp_path / "w.pt") if not kind.startswith("fashion") else None
+    g = load_generator(kind, weights=weights)
+    z = g.sample_latents(range(3))
+    images = g(z)
+    assert images.std() > 1e-3
+    assert g([level[:0] for level in z]).shape == (0, *g.image_shape)
+    assert [view.shape for view in g.decode_views([[level[:0] for level in z]] * 2, 1)] == [(0, *g.image_shape)] * 2
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            other = load_generator(kind, weights=weights)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for made in (copy.deepcopy(g), pickle.loads(pickle.dumps(g)), other):
+        torch.testing.assert_close(made(z), images, atol=1e-5, rtol=0)
+    moved = g.sample_latents(range(3), seed=1)
+    assert all((distance > 0).all() and distance.shape == (3,) for distance in g.distances(z, moved))
 
 
 def test_distances_are_l2_norms_of_each_level(toy: Toy) -> None:

@@ -61,6 +61,14 @@ def test_every_layout_has_a_golden() -> None:
     assert len(GOLDENS) == 4
 
 
+def test_compiled_it_takes_the_plain_convolutions(wide: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = wide.sample_latents(range(2))
+    expected = wide(z)
+    monkeypatch.setattr(winograd, "convolve", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(wide(z), expected, atol=1e-4, rtol=0)
+
+
 def test_concatenated_labels_are_normalised_with_z() -> None:
     stored = checkpoint(16, classes=3, concatenated=True)
     g = StyleGAN2.from_checkpoint(stored)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from mlviews import checkpoints, download, zoo
+from mlviews.checkpoints import Checkpoint
 from mlviews.distributed import check_device
-from mlviews.errors import did_you_mean, listing, path_of
+from mlviews.errors import WeightsError, did_you_mean, listing, path_of
 from mlviews.generators.base import MLVGM, Level, wrap_generator
 from mlviews.generators.biggan import HUB_EPS, BigGAN
 from mlviews.generators.film import FilmGenerator
@@ -34,6 +35,16 @@ def _of(make: Callable[..., MLVGM], name: str, *layouts: str, **fixed: Any) -> C
     return lambda weights, **options: make(checkpoints.expect(weights, layouts, name), **fixed, **options)
 
 
+def _bigbigan(checkpoint: Checkpoint) -> BigGAN:
+    """Six chunks of 20 and one class: BigGANs of other sizes have the same names."""
+    made = BigGAN.from_checkpoint(checkpoint, label=0, bn_eps=HUB_EPS)
+    if [level.shape for level in made.levels] != [(20,)] * 6:
+        raise WeightsError(
+            f"{checkpoint.path} has {len(made.levels)} levels of {made.levels[0].shape}, BigBiGAN 6 of (20,): load it as 'biggan'."
+        )
+    return made
+
+
 _NVAE, _STYLEGAN2 = ("levels", "temperature"), ("groups", "crop", "size", "truncation_psi")
 _GENERATORS = {
     "fashion": _Entry(FilmGenerator.load, (), zoo.FOLDER / "fashion.safetensors", "bundled, or another file of mlviews.zoo.train"),
@@ -44,7 +55,7 @@ _GENERATORS = {
         "bundled, or another file of mlviews.zoo.train_nvae",
     ),
     "bigbigan": _Entry(
-        _of(BigGAN.from_checkpoint, "bigbigan", "biggan", label=0, bn_eps=HUB_EPS),
+        _of(_bigbigan, "bigbigan", "biggan"),
         (),
         None,
         "BigBiGAN_x1.pth, or a make_gan('bigbigan') object of pytorch_pretrained_gans",
@@ -111,7 +122,13 @@ def load_generator(
         weights = download.fetch(str(weights))
     elif weights is None or not isinstance(weights, nn.Module):
         weights = entry.bundled if weights is None else path_of(weights, "weights file")
-    generator = entry.load(weights, **options)
+    dtype = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)  # whatever the caller's defaults are
+        with torch.device("cpu"):
+            generator = entry.load(weights, **options)
+    finally:
+        torch.set_default_dtype(dtype)
     return generator if where is None else generator.to(where)
 
 

@@ -39,8 +39,8 @@ class MLVGM(nn.Module):
 
     Subclass it by handing ``__init__`` one block per level, in order. A block is a module called as
     ``block(z_i, state)`` that returns the next state; the first one gets ``state=None``. A state is a tensor whose
-    first dimension is the batch, or a (nested) tuple of such tensors. Two hooks may be overridden:
-    :meth:`condition` and :meth:`to_image`.
+    first dimension is the batch, or a (nested) tuple of such tensors. Three hooks may be overridden:
+    :meth:`condition`, :meth:`to_image` and :meth:`coordinates`.
 
     Args:
         blocks: one module per level.
@@ -131,12 +131,9 @@ class MLVGM(nn.Module):
         """
         return latents
 
-    def distances(self, anchors: Latents, positives: Latents, labels: Tensor | None = None) -> list[Tensor]:
-        """How far each level was moved: ``[B]`` per level, the L2 norm in the space that the level lives in (paper, sec. 3.1).
-
-        Default: the space of its latents.
-        """
-        return [(positive - anchor).flatten(1).norm(dim=1) for anchor, positive in zip(anchors, positives, strict=True)]
+    def coordinates(self, latents: Latents, labels: Tensor | None) -> Sequence[Tensor]:
+        """Each level's place ``[B, ...]`` in the space where its :meth:`distances` are measured. Default: that of the latents."""
+        return latents
 
     def to_image(self, state: Any) -> Tensor:
         """The last block's state as float images ``[B, C, H, W]`` in [0, 1]. Default: the state itself."""
@@ -154,7 +151,9 @@ class MLVGM(nn.Module):
     def decode(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
         """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them."""
         latents = self._checked(latents)
-        return self._images(self.run(self.condition(latents, self._checked_labels(labels, len(latents[0])))), len(latents[0]))
+        rows = len(latents[0])
+        labels = self._checked_labels(labels, rows)
+        return self._images(self.run(self.condition(latents, labels)), rows) if rows else self._no_images()
 
     @torch.no_grad()
     def forward(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
@@ -195,6 +194,8 @@ class MLVGM(nn.Module):
         views = [self._checked(latents) for latents in views]
         rows = len(views[0][0])
         labels = self._checked_labels(labels, rows)
+        if not rows:
+            return [self._no_images() for _ in range(count)]
         anchor, *others = (self.condition(latents, labels) for latents in (views if first < len(self.levels) else views[:1]))
         state = self.run(anchor, stop=first) if first else None
         if first == len(self.levels):
@@ -204,6 +205,20 @@ class MLVGM(nn.Module):
         inputs = [None] * first + [_stack(parts) for parts in zip(*(view[first:] for view in (anchor, *others)), strict=True)]
         state = self.run(inputs, _stack([state] * count) if first else None, start=first)
         return list(self._images(state, count * rows).chunk(count))
+
+    @torch.no_grad()
+    def distances(self, anchors: Latents, positives: Latents, labels: Tensor | None = None) -> list[Tensor]:
+        """How far each level was moved: ``[B]`` per level, the L2 norm in the space that the level lives in (paper, sec. 3.1).
+
+        Raises:
+            ValueError: as :meth:`forward`, and if there are not as many positives as anchors.
+        """
+        anchors, positives = self._checked(anchors), self._checked(positives)
+        if len(anchors[0]) != len(positives[0]):
+            raise ValueError(f"Got {len(positives[0])} positives for {len(anchors[0])} anchors: give one of each sample.")
+        labels = self._checked_labels(labels, len(anchors[0]))
+        pairs = zip(self.coordinates(anchors, labels), self.coordinates(positives, labels), strict=True)
+        return [(there - here).flatten(1).norm(dim=1) for here, there in pairs]
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -286,6 +301,10 @@ class MLVGM(nn.Module):
         """Stays in eval mode: a view source's statistics must not move, whoever calls ``.train()`` around it."""
         super().train(False)
         return self
+
+    def _no_images(self) -> Tensor:
+        """An empty batch's: no block has to care."""
+        return torch.empty((0, *self.image_shape), device=self.device)
 
     def _images(self, state: Any, rows: int) -> Tensor:
         """:meth:`to_image`, held to its word; half-precision generators give float32 images too."""

@@ -74,6 +74,7 @@ class Conv(nn.Module):
         self.up = up
         self.tiled = kernel.shape[1] >= 256 if up else kernel.shape[1] >= 64 and size % winograd.TILE == 0
         self._made: dict[str, Tensor] = {}  # the kernel as either way takes it, made when it is first needed
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tiled and fast(x):
@@ -143,10 +144,18 @@ class Conv(nn.Module):
                 self._made[name] = make()
         return self._made[name]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Conv:
         self._made = {}  # from now on elsewhere, or in another precision
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _forget(conv: Conv, _: Any) -> None:
+    """After other weights were loaded."""
+    conv._made = {}
 
 
 def _on_both_axes(matrix: tuple[tuple[int, ...], ...], kernel: Tensor) -> Tensor:

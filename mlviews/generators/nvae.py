@@ -594,7 +594,8 @@ class NVAE(MLVGM):
         Raises:
             ValueError: if the images or the noise do not have these shapes.
         """
-        return self.posterior(self._checked_images(images), None if noise is None else self._checked(noise)).latents
+        images = self._checked_images(images)
+        return self.posterior(images, None if noise is None else self._checked_noise(noise, len(images))).latents
 
     @torch.no_grad()
     def elbo(self, images: Tensor, noise: Latents) -> tuple[Tensor, list[Tensor]]:
@@ -608,12 +609,18 @@ class NVAE(MLVGM):
             The log likelihood ``[B]``, and each group's KL divergence ``[B]``, coarse to fine; the bound is the first less the others.
         """
         images = self._checked_images(images)
-        found = self.posterior(images, self._checked(noise))
+        found = self.posterior(images, self._checked_noise(noise, len(images)))
         return self.log_likelihood(found.features, images), found.divergences
 
     def log_likelihood(self, features: Tensor, images: Tensor) -> Tensor:
         """``log p(x | z)`` in nats ``[B]``, from the decoder's last features."""
         return self.head.log_probability(self.head(self.post(features)), images)
+
+    def _checked_noise(self, noise: Latents, rows: int) -> Latents:
+        noise = self._checked(noise)
+        if len(noise[0]) != rows:
+            raise ValueError(f"Got noise for {len(noise[0])} images, and {rows} images: give each its own.")
+        return noise
 
     def _checked_images(self, images: Tensor) -> Tensor:
         shape = ("B", *self.image_shape)
@@ -678,8 +685,8 @@ class NVAE(MLVGM):
 
 
 def _check_options(temperature: float, levels: str) -> None:
-    if not is_number(temperature) or temperature <= 0:
-        raise ValueError(f"Invalid temperature={temperature!r}: it must be a finite number above 0.")
+    if not is_number(temperature) or not 1e-3 <= temperature <= 10:
+        raise ValueError(f"Invalid temperature={temperature!r}: it must be a number from 0.001 to 10.")
     if levels not in ("group", "scale"):
         raise ValueError(f"Invalid levels={levels!r}: it must be 'group' or 'scale'.")
 

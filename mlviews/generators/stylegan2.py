@@ -251,6 +251,9 @@ class StyledConvolution(nn.Module):
             taps = torch.outer(*(torch.tensor(axis, device=self.weight.device) for axis in self.filter))
             self._taps.copy_(taps.expand_as(self._taps))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_forms": None}
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._forms = None  # other device, other precision
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -265,7 +268,8 @@ class StyledConvolution(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style, factor = self.modulation(w, x.dtype.itemsize < 4)
-        tracked = torch.is_grad_enabled() and (x.requires_grad or style.requires_grad)
+        whole = torch.compiler.is_compiling()  # what is fastest step by step is not what a compiler can take
+        tracked = whole or (torch.is_grad_enabled() and (x.requires_grad or style.requires_grad))
         if self._suits_forms and not tracked and x.dtype == torch.float32 and x.device.type == "cpu":
             return self._by_forms(x, style, factor)
         style = style.to(x.dtype)[:, :, None, None]
@@ -502,10 +506,9 @@ class StyleGAN2(MLVGM):
         found = dict(zip(distinct, w.chunk(len(distinct)), strict=True))
         return [found[id(z)] for z in latents]
 
-    def distances(self, anchors: Latents, positives: Latents, labels: Tensor | None = None) -> list[Tensor]:
+    def coordinates(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
         """In W, over the concatenated styles of each level (paper, Table 1)."""
-        pairs = zip(self.condition(anchors, labels), self.condition(positives, labels), strict=True)
-        return [(there - here).norm(dim=1) * run.length**0.5 for (here, there), run in zip(pairs, self.runs, strict=True)]
+        return [w * run.length**0.5 for w, run in zip(self.condition(latents, labels), self.runs, strict=True)]
 
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
         """From about [-1, 1] to [0, 1]."""
