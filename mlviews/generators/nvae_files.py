@@ -7,6 +7,7 @@ becomes of it. The walk is made twice, first without memory, so that the file is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ class Facts:
         return WeightsError(f"{self.where} has no valid configuration: {name} is {found}; expected {expected}.")
 
 
-class Walk:
+class Walk(ABC):
     """A walk through the network of a layout: reads the file's tensors, collects ours.
 
     Args:
@@ -107,26 +108,26 @@ class Walk:
 
     # What the layouts differ in.
 
+    @abstractmethod
     def conv(self, name: str, outputs: int, inputs: int, kernel: int, *, bias: bool = True) -> Conv:
         """A convolution with weight norm."""
-        raise NotImplementedError
 
     def norm(self, name: str, channels: int) -> Norm:
         """A batch norm."""
         scale = self.read(f"{name}.weight", channels) / (self.read(f"{name}.running_var", channels) + 1e-5).sqrt()
         return Norm(scale, self.read(f"{name}.bias", channels) - self.read(f"{name}.running_mean", channels) * scale)
 
+    @abstractmethod
     def skip(self, name: str, inputs: int, outputs: int, stride: int) -> Conv:
         """The convolution of a skip connection that changes the size."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int) -> tuple[list[Norm | None], list[Conv]]:
         """The norms and convolutions of a cell's operation, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gate(self, name: str, role: str, stride: int) -> tuple[str, str]:
         """The names of a cell's two gate layers."""
-        raise NotImplementedError
 
     # What they share.
 

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,7 +116,7 @@ class Discriminator(nn.Module):
             return self.logit(x.float())[:, 0], self.latent(x.float())
 
 
-class BaseTrainer:
+class BaseTrainer(ABC):
     """What every trainer here has: the data's order, and its state as the sum of its parts'."""
 
     PARTS: tuple[str, ...]  # attributes that have a state
@@ -125,13 +126,13 @@ class BaseTrainer:
         self.images, self.batch, self.seed = images, batch, seed
         self.steps = 0
 
+    @abstractmethod
     def step(self) -> dict[str, float]:
         """One update of everything; returns the losses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
         """Write what is to be used, with where it comes from."""
-        raise NotImplementedError
 
     @property
     def seen(self) -> int:
