@@ -232,7 +232,7 @@ def parity() -> str:
     rows, commands = [], []
     for name, keys in (
         ("biggan", ("max", "max_with_graph")),
-        ("stylegan2", ("decode", "with_gradients")),
+        ("stylegan2", ("decode", "with_gradients", "crop", "crop_and_average")),
         ("nvae", ("decode", "reconstruct")),
     ):
         record = read(RESULTS / f"parity-{name}.json")

@@ -258,7 +258,6 @@ BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "no square": (_with("linear.weight", lambda w: w[:-1]), "no square image"),
     "nine blocks": (lambda t: t | {f"blocks.{i}.0.conv1.weight": t["blocks.2.0.conv1.weight"] for i in range(3, 9)}, "9 blocks"),
     "BigGAN-deep": (_with("blocks.0.0.conv4.weight", torch.clone), "BigGAN-deep"),
-    "another BigGAN-deep": (lambda t: dict.fromkeys(("embeddings.weight", "generator.gen_z.weight_orig"), torch.ones(2, 2)), "deep"),
     "z in one piece": (
         lambda t: t | {k: v[:, :16] for k, v in t.items() if k.endswith((".gain.weight", "0.bn1.bias.weight", "0.bn2.bias.weight"))},
         "without hierarchical z",

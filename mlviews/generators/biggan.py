@@ -346,7 +346,7 @@ class BigGAN(MLVGM):
 # -- reading -------------------------------------------------------------------------------------------------------
 
 _MOST_BLOCKS = 8  # 1024 pixels; the largest published generator has 7
-_DEEP = re.compile(r"blocks\.\d+\.\d+\.conv[34]\.|generator\.gen_z\.|embeddings\.weight")
+_DEEP = re.compile(r"blocks\.\d+\.\d+\.conv[34]\.")
 _OWN_NORM = re.compile(r"\.bn\.stored_(mean|var)$")  # of BigGAN-PyTorch's --mybn
 _UNUSED = re.compile(r"\.(?:sv\d+|u[1-9]\d*|bn\.accumulation_counter)$")
 

@@ -17,6 +17,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -292,25 +293,32 @@ def run(trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int,
     return out / f"{name}.safetensors"
 
 
-def main(
-    recipe: Annotated[str, typer.Argument(help=f"One of: {', '.join(RECIPES)}.")],
-    data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the exported weights; resumed if it has a checkpoint.")],
-    images: Annotated[int, typer.Option(help="Real images to show in all.", min=64)] = 1_200_000,
-    seed: Annotated[int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)] = 0,
-    snapshots: Annotated[int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)] = 65_000,
-    bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
-) -> None:
-    """Train a bundled generator on Fashion-MNIST's 60 000 training images."""
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(RECIPES)}.")
-    if threads:
-        torch.set_num_threads(threads)
-    trainer = Trainer(RECIPES[recipe], load_fashion_mnist(data, "train").images, images, seed, bf16)
-    provenance = {"data": "Fashion-MNIST train, 60 000 images", "recipe": dataclasses.asdict(RECIPES[recipe]), "bf16": bf16}
-    print(run(trainer, recipe, images, out, snapshots, provenance))
+def command(recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], most: int) -> Callable[..., None]:
+    """The command line of a training script: its recipes, what trains them, and how many images to show unless told otherwise."""
 
+    def main(
+        recipe: Annotated[str, typer.Argument(help="A recipe's name.")],
+        data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files.")],
+        out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and exported weights; resumed if it has a checkpoint.")],
+        images: Annotated[int, typer.Option(help="Real images to show in all.", min=64)] = most,
+        seed: Annotated[int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)] = 0,
+        snapshots: Annotated[int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)] = 65_000,
+        bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
+        threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
+    ) -> None:
+        if recipe not in recipes:
+            raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(recipes)}.")
+        if threads:
+            torch.set_num_threads(threads)
+        provenance = {"data": "Fashion-MNIST train, 60 000 images", "recipe": dataclasses.asdict(recipes[recipe]), "bf16": bf16}
+        made = trainer(recipes[recipe], load_fashion_mnist(data, "train").images, images, seed, bf16)
+        print(run(made, recipe, images, out, snapshots, provenance))
+
+    main.__doc__ = f"Train a bundled generator on Fashion-MNIST's 60 000 training images. Recipes: {', '.join(recipes)}."
+    return main
+
+
+main = command(RECIPES, Trainer, 1_200_000)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -10,21 +10,19 @@ Every step's data and noise follow from ``(seed, step)``, so that a resumed run 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mlviews.data import load_fashion_mnist
 from mlviews.generators.nvae import NVAE, Cell, NVAEConfig, widen
 from mlviews.weights import write_safetensors
-from mlviews.zoo.train import BaseTrainer, plain_weight, run
+from mlviews.zoo.train import BaseTrainer, command, plain_weight
 
 
 @dataclass(frozen=True)
@@ -145,25 +143,7 @@ class Trainer(BaseTrainer):
         write_safetensors(path, tensors, self.average.metadata(provenance))
 
 
-def main(
-    recipe: Annotated[str, typer.Argument(help=f"One of: {', '.join(RECIPES)}.")],
-    data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the exported weights; resumed if it has a checkpoint.")],
-    images: Annotated[int, typer.Option(help="Real images to show in all.", min=64)] = 600_000,
-    seed: Annotated[int, typer.Option(help="Seeds the network, the data order and the noise.", min=0)] = 0,
-    snapshots: Annotated[int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)] = 65_000,
-    bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
-) -> None:
-    """Train a bundled NVAE on Fashion-MNIST's 60 000 training images."""
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(RECIPES)}.")
-    if threads:
-        torch.set_num_threads(threads)
-    trainer = Trainer(RECIPES[recipe], load_fashion_mnist(data, "train").images, images, seed, bf16)
-    provenance = {"data": "Fashion-MNIST train, 60 000 images", "recipe": dataclasses.asdict(RECIPES[recipe]), "bf16": bf16}
-    print(run(trainer, recipe, images, out, snapshots, provenance))
-
+main = command(RECIPES, Trainer, 600_000)
 
 if __name__ == "__main__":
     typer.run(main)
