@@ -5,12 +5,14 @@ from mlviews._version import __version__
 from mlviews.config import list_presets
 from mlviews.errors import WeightsError
 from mlviews.generators import MLVGM, Level, list_generators, load_generator, wrap_generator
+from mlviews.impact import ImpactReport, measure_impact, train_walker
 from mlviews.infonce import info_nce, mi_lower_bound
 from mlviews.source import Batch, MLViewSource
 
 __all__ = [
     "MLVGM",
     "Batch",
+    "ImpactReport",
     "Level",
     "MLViewSource",
     "WeightsError",
@@ -19,8 +21,10 @@ __all__ = [
     "list_generators",
     "list_presets",
     "load_generator",
+    "measure_impact",
     "mi_lower_bound",
     "perturb",
+    "train_walker",
     "transforms",
     "wrap_generator",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,29 +62,41 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
         found = _named(_unwrapped(content), facts, path)
     else:
         file = path_of(source, "weights file")
-        if not file.is_file():
-            raise FileNotFoundError(f"No weights file {file}.")
         path, content, found = str(file), None, None
-        try:
-            data = file.read_bytes()
+        with _reading(file) as data:
             if data[8:9] == b"{":
                 content, found = _read_safetensors(data, path)
             else:
                 content = unpickle.read(data)
                 for recognise in (_module, _tensorflow, _rosinality, _nvae, _flat):
                     found = found or recognise(content, path)
-        except WeightsError:
-            raise
-        except Refused as error:
-            raise WeightsError(f"{path} is no weights file: it holds {_short(str(error))}.") from error
-        except OSError as error:
-            raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-        except Exception as error:  # a damaged or hostile file can raise anything
-            detail = f"{type(error).__name__}: {_short(str(error))}"
-            raise WeightsError(f"{path} is damaged, or no weights file ({detail}); copy or download it again.") from error
     if found is None:
         raise WeightsError(f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}.")
     return found
+
+
+def read_walker(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The two linear layers of a walker that the research code saved (``w_COPGen_N.pth``, a pickled module), and what it says of itself.
+
+    Returns:
+        Tensors by the names that :class:`mlviews.perturb.Walker` has for them, and its facts as JSON.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        mlviews.WeightsError: if it is damaged or holds something else.
+    """
+    with _reading(path) as data:
+        content = unpickle.read(data)
+        module = content.get("nn_walker", content) if isinstance(content, dict) else content
+        if isinstance(module, Record):
+            tensors, fields = _unwrapped(_collect(module, _module_parts, ".")), _persistent(module)
+        else:
+            tensors, fields = _tensors(_mapping(module)), {}
+        tensors = {name.removeprefix("walker."): value for name, value in tensors.items()}
+        if set(tensors) != {f"{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}:
+            raise WeightsError(f"{path} holds {_describe(content)}; a walker of the research code is a module of two linear layers.")
+        facts = {name: fields[name] for name in ("g_type", "start", "stop") if isinstance(fields.get(name), str | int)}
+    return {f"net.{name}": value.float() for name, value in tensors.items()}, json.dumps({"format": "mi_ml_gen", **facts})
 
 
 def convert(source: str | Path | nn.Module, out: str | Path) -> Checkpoint:
@@ -221,6 +234,24 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[bytes]:
+    """The file's bytes; whatever goes wrong with them inside becomes one WeightsError."""
+    if not file.is_file():
+        raise FileNotFoundError(f"No weights file {file}.")
+    try:
+        yield file.read_bytes()
+    except WeightsError:
+        raise
+    except Refused as error:
+        raise WeightsError(f"{file} is no weights file: it holds {_short(str(error))}.") from error
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read: {error.strerror}.") from error
+    except Exception as error:  # a damaged or hostile file can raise anything
+        detail = f"{type(error).__name__}: {_short(str(error))}"
+        raise WeightsError(f"{file} is damaged, or no weights file ({detail}); copy or download it again.") from error
 
 
 def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:

@@ -6,21 +6,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import mlviews
-from mlviews import data
+from mlviews import data, sampling
 from mlviews.config import load_config, source_arguments
+from mlviews.distributed import resolve_rank
+from mlviews.impact.measure import METHODS as IMPACT_METHODS
+from mlviews.perturb import level_indices
 from mlviews.probe import METHODS, SHARES, Encoder, Scores
+from mlviews.progress import bars
 from mlviews.records import environment
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=mlviews.__doc__)
@@ -149,7 +150,7 @@ def probe(
     console.print(f"[bold]Views[/]: preset {preset}, levels {levels}, seed {seed}, on {source.device}. No file is read for them.")
     console.print(f"[bold]Probe[/]: {len(fit.labels)} labelled real images to fit, {len(test.labels)} to test ({data or 'bundled slice'}).")
 
-    with _progress() as progress:
+    with bars(console) as progress:
         task = progress.add_task("training", total=steps)
 
         def on_step(step: int, loss: float) -> None:
@@ -200,6 +201,97 @@ def probe(
         console.print(path)
 
 
+Measured = Annotated[
+    str, typer.Argument(help="A generator's name (see `mlviews generators`), or a preset or YAML file whose generator and anchors to take.")
+]
+OwnWeights = Annotated[str | None, typer.Option("--weights", help="Of the generator: a file, a URL, or a Hugging Face id. Default: its own.")]
+Target = Annotated[float, typer.Option(help="Plain InfoNCE in nats to move each level to. The paper's code would print 1.43 times as much.")]
+Pairs = Annotated[int, typer.Option(help="Pairs of a batch, over all processes.", min=2)]
+Devices = Annotated[int, typer.Option(help="Processes on this machine, each with a device of its own.", min=1)]
+Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder, or start anew.")]
+MonteCarlo = Annotated[int, typer.Option(help="Anchors for the distances.", min=2)]
+MeasuredSeed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0)]
+Where = Annotated[str | None, typer.Option("--device", help="Where to run, e.g. cpu or cuda. Default: cuda where there is one, else cpu.")]
+
+
+@app.command()
+def impact(
+    generator: Measured = "fashion",
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(IMPACT_METHODS)} (minutes, and the paper's).")] = "sweep",
+    target_loss: Target = 0.7,
+    out: Annotated[Path, typer.Option(help="Folder for the report, its pictures and the checkpoints.")] = Path("runs/impact"),
+    pairs: Pairs = 64,
+    steps: Annotated[int | None, typer.Option(help="Training steps: of the sweep's critics; at most, of each walker.", min=10)] = None,
+    monte_carlo: MonteCarlo = 100_000,
+    weights: OwnWeights = None,
+    seed: MeasuredSeed = 0,
+    device: Where = None,
+    devices: Devices = 1,
+    resume: Resume = True,
+) -> None:
+    """Measure how much each latent level matters (the paper's Table 1): a table, and a report to show around."""
+    made, anchor = _measured(generator, weights)
+    options = {} if steps is None else {"steps": steps}
+    report = mlviews.measure_impact(
+        made, method, target_loss, out, anchor=anchor, seed=seed, device=device or _default_device(), devices=devices,
+        monte_carlo=monte_carlo, pairs=pairs, resume=resume, **options,
+    )  # fmt: skip
+    if resolve_rank(None, None)[0] == 0:
+        console.print(report)
+        for line in report.headline:
+            console.print(line)
+        for path in report.save(out):
+            console.print(path)
+
+
+@app.command()
+def walker(
+    levels: Annotated[str, typer.Argument(help="Level to move, e.g. 2; or several together, start:stop as in a slice.")],
+    generator: Annotated[str, typer.Option(help="A generator's name, or a preset or YAML file whose generator and anchors to take.")] = "fashion",
+    target_loss: Target = 0.7,
+    out: Annotated[Path, typer.Option(help="Folder for walker.safetensors, its history and the checkpoint.")] = Path("runs/walker"),
+    pairs: Pairs = 64,
+    steps: Annotated[int, typer.Option(help="Of the walker, at most.", min=1)] = 1000,
+    diversity: Annotated[float, typer.Option(help="Weight of a penalty on moving all anchors in one direction; 0 is the paper's.")] = 0.0,
+    keep_norm: Annotated[bool, typer.Option(help="Keep each anchor's length, so that positives stay where the prior has its mass.")] = False,
+    monte_carlo: MonteCarlo = 100_000,
+    weights: OwnWeights = None,
+    seed: MeasuredSeed = 0,
+    device: Where = None,
+    devices: Devices = 1,
+    resume: Resume = True,
+) -> None:
+    """Train a walker, the learned perturbation of one level or several (the paper's eq. 5), until InfoNCE is at the target."""
+    made, anchor = _measured(generator, weights)
+    moved = level_indices(levels, made.levels)
+    done = mlviews.train_walker(
+        made, moved, target_loss, out, pairs=pairs, steps=steps, diversity=diversity, keep_norm=keep_norm, anchor=anchor, seed=seed,
+        device=device or _default_device(), devices=devices, resume=resume, monte_carlo=monte_carlo,
+    )  # fmt: skip
+    if resolve_rank(None, None)[0] == 0:
+        found = done.distances
+        console.print(
+            f"{done.status}: {done.loss:.3f} ± {done.stderr:.3f} nats after {len(done.history.losses)} steps; "
+            f"distance {found.mean:.3g} ± {found.std:.2g}, {found.relative:.2f} of that between two draws; "
+            f"norm {found.norm:.2f} of the anchors'; diversity of directions {found.diversity:.2f}."
+        )
+        for path in sorted(out.glob("*.*")):
+            console.print(path)
+
+
+def _measured(name: str, weights: str | None) -> tuple[mlviews.MLVGM, sampling.Normal | None]:
+    """A generator, and the law of its anchors where a preset gives one."""
+    if name in mlviews.list_presets() or name.endswith((".yaml", ".yml")):
+        config = {key: value for key, value in load_config(name).items() if key in ("generator", "weights", "anchor")}
+        arguments = source_arguments(config if weights is None else {**config, "weights": weights})
+        return arguments["generator"], arguments.get("anchor")
+    return mlviews.load_generator(name, weights), None
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _real_images(folder: Path | None, labels: int) -> tuple[data.Labelled, data.Labelled]:
     """Images to fit the probes on, and to test them on."""
     if folder is None:
@@ -215,15 +307,8 @@ def _arguments(preset: str, weights: str | None, seed: int | None, device: str |
     arguments = {"seed": 0, **source_arguments(config if weights is None else {**config, "weights": weights})}
     if seed is not None:
         arguments["seed"] = seed
-    arguments["device"] = device or arguments.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments["device"] = device or arguments.get("device") or _default_device()
     return arguments
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield progress
 
 
 if __name__ == "__main__":

@@ -10,16 +10,19 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mlviews import sampling, weights
-from mlviews.errors import did_you_mean, integer, listing
+from mlviews import checkpoints, sampling, weights
+from mlviews.errors import did_you_mean, integer, listing, path_of
 from mlviews.generators.base import Level
 
-__all__ = ["Assignment", "Fixed", "Normal", "Perturber", "Resample", "Walker", "assign", "build"]
+if TYPE_CHECKING:
+    from mlviews.impact.report import ImpactReport
+
+__all__ = ["Assignment", "Fixed", "Normal", "Perturber", "Resample", "Walker", "assign", "build", "matched"]
 
 
 class Perturber(ABC):
@@ -102,16 +105,21 @@ class Walker(nn.Module, Perturber):
     Args:
         width: scalars it takes and returns; all its layers have this width.
         provenance: what it was trained on and how; stored with it.
+        keep_norm: ``T(z) = |z| (z + p(z)) / |z + p(z)|``: positives keep their anchor's length, and so stay where a normal prior has
+            its mass.
     """
 
     FORMAT = "mlviews.walker"
 
-    def __init__(self, width: int, provenance: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, width: int, provenance: Mapping[str, Any] | None = None, keep_norm: bool = False) -> None:
         super().__init__()
         self.width = integer("width", width, 1)
         if provenance is not None and not isinstance(provenance, Mapping):
             raise ValueError(f"Invalid provenance={provenance!r}: give a mapping of facts about the training, or None.")
+        if not isinstance(keep_norm, bool):
+            raise ValueError(f"Invalid keep_norm={keep_norm!r}: it must be True or False.")
         self.provenance = dict(provenance or {})
+        self.keep_norm = keep_norm
         self.net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         for layer in (self.net[0], self.net[2]):
             # Near the identity at first (paper, sec. 3.2).
@@ -121,11 +129,14 @@ class Walker(nn.Module, Perturber):
     def forward(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         flat = [z.flatten(1) for z in latents]
         if sum(z.shape[1] for z in flat) == self.width:
-            joint = torch.cat(flat, dim=1)
-            moved = (joint + self.net(joint)).split([z.shape[1] for z in flat], dim=1)
+            moved = self._move(torch.cat(flat, dim=1)).split([z.shape[1] for z in flat], dim=1)
         else:
-            moved = tuple(z + self.net(z) for z in flat)
+            moved = tuple(self._move(z) for z in flat)
         return [new.view_as(z) for new, z in zip(moved, latents, strict=True)]
+
+    def _move(self, z: Tensor) -> Tensor:
+        moved: Tensor = z + self.net(z)
+        return moved * (z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True)) if self.keep_norm else moved
 
     def check(self, levels: Sequence[Level]) -> None:
         sizes = [level.size for level in levels]
@@ -137,18 +148,24 @@ class Walker(nn.Module, Perturber):
 
     def save(self, path: str | Path) -> None:
         """Write a ``.safetensors`` file with the weights and the provenance."""
-        weights.write_safetensors(path, self.state_dict(), {"format": self.FORMAT, "provenance": json.dumps(self.provenance)})
+        facts = {"provenance": json.dumps(self.provenance), "keep_norm": json.dumps(self.keep_norm)}
+        weights.write_safetensors(path, self.state_dict(), {"format": self.FORMAT, **facts})
 
     @classmethod
     def load(cls, path: str | Path) -> Walker:
-        """Read a walker that :meth:`save` wrote.
+        """Read a walker that :meth:`save` wrote, or one of the research code (a ``.pth`` file), of which nothing is executed.
 
         Raises:
             FileNotFoundError: if there is no such file.
             mlviews.WeightsError: if it is damaged or holds something else.
         """
-        tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-        return weights.fit(lambda: cls(tensors["net.0.bias"].numel(), json.loads(metadata.get("provenance", "{}"))), tensors, path)
+        path = path_of(path, "walker file")
+        if path.suffix in (".pth", ".pt"):
+            tensors, provenance, keep_norm = *checkpoints.read_walker(path), "false"
+        else:
+            tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
+            provenance, keep_norm = metadata.get("provenance", "{}"), metadata.get("keep_norm", "false")
+        return weights.fit(lambda: cls(tensors["net.0.bias"].numel(), json.loads(provenance), json.loads(keep_norm)), tensors, path)
 
 
 class Assignment(NamedTuple):
@@ -173,7 +190,7 @@ def assign(perturb: Perturber | Mapping[int | str, Perturber] | None, levels: Se
         ValueError: for an index out of range, an empty range, an unknown key, an overlap, a value that is not a
             perturber, or one that does not fit its levels. The message names the levels there are.
     """
-    there = f"The levels are {listing(f'{index} ({level.name})' for index, level in enumerate(levels))}."
+    there = _there(levels)
     if perturb is None:
         perturb = {}
     if isinstance(perturb, Perturber):
@@ -187,7 +204,7 @@ def assign(perturb: Perturber | Mapping[int | str, Perturber] | None, levels: Se
             raise ValueError(
                 f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Normal, Resample, Walker, or a subclass of Perturber."
             )
-        indices = _indices(key, levels, there)
+        indices = level_indices(key, levels)
         for index in indices:
             if index in owner:
                 raise ValueError(
@@ -200,8 +217,37 @@ def assign(perturb: Perturber | Mapping[int | str, Perturber] | None, levels: Se
     return sorted(result, key=lambda assignment: assignment.levels)
 
 
-def _indices(key: int | str, levels: Sequence[Level], there: str) -> tuple[int, ...]:
-    names = [level.name for level in levels]
+def matched(report: ImpactReport) -> dict[int | str, Perturber]:
+    """Perturbers that spend an equal amount of mutual information at every level, from a measured report: for ``perturb=``.
+
+    Levels that cannot spend it within their prior are drawn afresh (:class:`Resample`), the most that the prior allows.
+
+    Args:
+        report: of :func:`mlviews.measure_impact`.
+
+    Raises:
+        ValueError: if it is no such report, or one of its rows shares a level with another.
+    """
+    impacts = getattr(report, "impacts", None)
+    if impacts is None:
+        raise ValueError(f"Invalid report of type {type(report).__name__}: pass what mlviews.measure_impact or ImpactReport.load returned.")
+    moved = [level for impact in impacts for level in impact.levels]
+    if len(set(moved)) < len(moved):
+        raise ValueError(f"The report's rows move levels {listing(sorted(moved))}: each must be in one row only, to be moved once.")
+    return {int(impact.key) if impact.key.isdigit() else impact.key: impact.choice for impact in impacts}
+
+
+def _there(levels: Sequence[Level]) -> str:
+    return f"The levels are {listing(f'{index} ({level.name})' for index, level in enumerate(levels))}."
+
+
+def level_indices(key: int | str, levels: Sequence[Level]) -> tuple[int, ...]:
+    """The levels that a key of ``perturb=`` names: an index, a name, or ``"start:stop"`` as in a slice.
+
+    Raises:
+        ValueError: for an unknown key, an index out of range, or an empty range. The message names the levels there are.
+    """
+    names, there = [level.name for level in levels], _there(levels)
     if isinstance(key, str) and key in names:
         return (names.index(key),)
     text = str(key)

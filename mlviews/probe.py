@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlviews.data import Labelled
+from mlviews.encoders import Residual
 from mlviews.errors import did_you_mean, integer, listing
 from mlviews.source import MLViewSource, pair_layout
 
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2),
+            Residual(width, width, 1), Residual(width, 2 * width, 2), Residual(2 * width, 4 * width, 2),
             nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         )  # fmt: skip
         self.to(memory_format=torch.channels_last)
@@ -41,19 +42,6 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.body(images.contiguous(memory_format=torch.channels_last))
         return features
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels),
-        )  # fmt: skip
-        self.skip = nn.Identity() if stride == 1 else nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(channels_in, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.skip(x))
 
 
 class Learner(nn.Module):

@@ -88,6 +88,7 @@ class MLVGM(nn.Module):
             self.blocks = nn.ModuleList(blocks)
         except TypeError:
             raise ValueError(f"Invalid blocks={blocks!r}: give one torch.nn.Module per level.") from None
+        self.name = type(self).__name__  # load_generator gives it the name that it was asked for
         self.tied = tied
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = sampling.Normal(1.0, truncation).truncation
@@ -148,12 +149,29 @@ class MLVGM(nn.Module):
             state = self.blocks[index](inputs[index], state)
         return state
 
-    def decode(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
-        """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them."""
+    def decode(self, latents: Latents, labels: Tensor | None = None, *, state: Any = None, start: int = 0) -> Tensor:
+        """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them.
+
+        ``state`` is what the blocks before level ``start`` made of these latents, one of :meth:`states`; they are not run again.
+        """
         latents = self._checked(latents)
         rows = len(latents[0])
         labels = self._checked_labels(labels, rows)
-        return self._images(self.run(self.condition(latents, labels)), rows) if rows else self._no_images()
+        if not rows:
+            return self._no_images()
+        # A copy: a block may change its state in place, and this one serves other views too.
+        return self._images(self.run(self.condition(latents, labels), None if state is None else _stack([state]), start=start), rows)
+
+    @torch.no_grad()
+    def states(self, latents: Latents, labels: Tensor | None = None) -> list[Any]:
+        """The state before each block, ``None`` before the first, and the one after the last: :meth:`decode` goes on from any of them."""
+        latents = self._checked(latents)
+        inputs = self.condition(latents, self._checked_labels(labels, len(latents[0])))
+        found: list[Any] = [None]
+        for index in range(len(self.blocks)):
+            before = found[-1]
+            found.append(self.run(inputs, None if before is None else _stack([before]), start=index, stop=index + 1))
+        return found
 
     @torch.no_grad()
     def forward(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
@@ -263,6 +281,26 @@ class MLVGM(nn.Module):
         )
         values = draw(sampling.as_indices(indices, self.device), seed, epoch)
         return self.shape_latents(values)
+
+    def sample_noise(
+        self,
+        indices: Iterable[int] | Tensor,
+        law: sampling.Normal,
+        seed: int = 0,
+        epoch: int = 0,
+        *,
+        view: int = 1,
+        levels: Iterable[int] | None = None,
+    ) -> list[Tensor]:
+        """Noise for these levels (None: all), float32 ``[B, *level.shape]`` each: what the perturbers of a source's view get.
+
+        Raises:
+            ValueError: for a seed, epoch, index or view out of range.
+        """
+        chosen = list(range(len(self.levels)) if levels is None else levels)
+        fields = [sampling.Field(self.levels[index].size, sampling.NOISE, view, index, law) for index in chosen]
+        values = sampling.Draw(fields, device=self.device)(sampling.as_indices(indices, self.device), seed, epoch)
+        return [value.reshape(-1, *self.levels[index].shape) for value, index in zip(values, chosen, strict=True)]
 
     def sample_labels(self, indices: Iterable[int] | Tensor, seed: int = 0, epoch: int = 0) -> Tensor:
         """Labels of the samples with these global indices, int64 ``[B]``, uniform over the classes: those a source draws.

@@ -141,13 +141,6 @@ def accuracy(judged: Judged, labels: Tensor) -> float:
 # -- levels --------------------------------------------------------------------------------------------------------
 
 
-def draw_noise(generator: MLVGM, count: int, seed: int, distribution: sampling.Normal, view: int = 1) -> list[Tensor]:
-    """One noise ``[count, *shape]`` per level, from the streams that a source's views use."""
-    fields = [sampling.Field(level.size, sampling.NOISE, view, i, distribution) for i, level in enumerate(generator.levels)]
-    values = sampling.Draw(fields, generator.device)(sampling.as_indices(range(count), generator.device), seed, 0)
-    return [value.view(-1, *level.shape) for value, level in zip(values, generator.levels, strict=True)]
-
-
 def level_figures(
     generator: MLVGM, model: Classifier, anchors: list[Tensor], images: Tensor, judged: Judged, seed: int, advance: Advance
 ) -> list[dict[str, Any]]:
@@ -166,8 +159,8 @@ def level_figures(
         Per set of levels and perturbation, the share of pairs whose class is kept and the mean absolute change of a pixel.
     """
     count, depth = len(images), len(generator.levels)
-    shifts = [z + w for z, w in zip(anchors, draw_noise(generator, count, seed, SHIFT), strict=True)]
-    fresh = draw_noise(generator, count, seed, sampling.Normal(1.0, generator.truncation))
+    shifts = [z + w for z, w in zip(anchors, generator.sample_noise(range(count), SHIFT, seed), strict=True)]
+    fresh = generator.sample_noise(range(count), sampling.Normal(1.0, generator.truncation), seed)
     sets = [(f"{i}", level.name, {i}) for i, level in enumerate(generator.levels)] + [("1:", "all but the first", set(range(1, depth)))]
     rows = []
     for key, name, moved in sets:
@@ -264,7 +257,7 @@ def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, 
     """Three anchors (first column), each with positives that move (or resample) one level only: a block of three rows per level."""
     count = 3
     distribution = sampling.Normal(1.0, generator.truncation) if resample else SHIFT
-    noises = [draw_noise(generator, count, seed, distribution, view) for view in range(1, positives + 1)]
+    noises = [generator.sample_noise(range(count), distribution, seed, view=view) for view in range(1, positives + 1)]
     chosen = [z[:count] for z in anchors]
     moved = noises if resample else [[z + w for z, w in zip(chosen, noise, strict=True)] for noise in noises]
     figure = Figure(figsize=(6.4, 2.1 * len(generator.levels)), layout="constrained")

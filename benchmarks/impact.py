@@ -1,0 +1,129 @@
+"""Table 1 of the paper for the bundled generators, by both methods: ``python benchmarks/impact.py``.
+
+Every cell (generator, method, seed) is a report of its own in the working folder, kept as soon as it is there; a second call goes on
+from what there is. With ``--data``, a classifier trained on real images says which share of each level's pairs keeps its class.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import mlviews
+from mlviews.data import load_fashion_mnist
+from mlviews.impact.report import LevelImpact
+from mlviews.records import environment
+from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
+
+RESULTS = Path(__file__).parent / "results"
+PAIRS, BATCH = 2_000, 250  # for the share of kept classes
+QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warmup": 25}}
+
+
+def main(
+    generators: Annotated[str, typer.Option(help="Names, with commas.")] = "fashion,fashion-nvae",
+    methods: Annotated[str, typer.Option(help="Names, with commas.")] = "sweep,walker",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
+    target_loss: Annotated[float, typer.Option(help="Plain InfoNCE in nats.")] = 0.7,
+    data: Annotated[Path | None, typer.Option(help="Folder with Fashion-MNIST's idx files, to see which pairs keep their class.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for the cells' reports and checkpoints.")] = Path("runs/impact-table"),
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "impact.json",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
+    quick: Annotated[bool, typer.Option(help="A few steps and no more: to see that it runs.")] = False,
+) -> None:
+    """Measure every cell that is not there yet, then print and write the table."""
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console()
+    classifier = None if data is None else _classifier(data, work / "classifier.safetensors")
+    cells = []
+    for generator, method, seed in itertools.product(generators.split(","), methods.split(","), range(seeds)):
+        path = work / f"{generator}-{method}-{seed}"
+        if not (path / "cell.json").exists():
+            g = mlviews.load_generator(generator)
+            options = {**QUICK[method], "monte_carlo": 2_000} if quick else {}
+            report = mlviews.measure_impact(g, method, target_loss, path, seed=seed, **options)
+            report.save(path)
+            kept = {} if classifier is None else {one.key: class_kept(g, one, classifier, seed) for one in report.impacts}
+            rows = [{**row, "class_kept": kept.get(row["level"])} for row in report.rows()]
+            cell = {
+                "generator": generator, "method": method, "seed": seed, "seconds": report.seconds, "options": report.options,
+                "target_loss": target_loss, "temperature": report.temperature, "pairs": report.pairs, "rows": rows, **report.environment,
+            }  # fmt: skip
+            (path / "cell.json").write_text(json.dumps(cell, indent=1) + "\n")
+        cells.append(json.loads((path / "cell.json").read_text()))
+    record = {
+        "command": shlex.join(["python", "benchmarks/impact.py", *sys.argv[1:]]),
+        "cells": cells,
+        "agreement": {name: agreement([cell for cell in cells if cell["generator"] == name]) for name in generators.split(",")},
+        **environment(),
+    }
+    for name, method in itertools.product(generators.split(","), methods.split(",")):
+        console.print(_table(name, method, [cell for cell in cells if (cell["generator"], cell["method"]) == (name, method)]))
+    console.print(record["agreement"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(out)
+
+
+@torch.no_grad()
+def class_kept(generator: mlviews.MLVGM, impact: LevelImpact, classifier: Classifier, seed: int) -> float:
+    """Share of pairs whose positive, moved by the measured perturber, is classified as its anchor is."""
+    key = int(impact.key) if impact.key.isdigit() else impact.key
+    source = mlviews.MLViewSource(generator, {key: impact.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed)
+    kept = 0
+    for views in source:
+        first, second = (classifier(view)[1].argmax(1) for view in views)
+        kept += int((first == second).sum())
+    return kept / PAIRS
+
+
+def agreement(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's rank correlation of the levels' mean distances, averaged over seeds: between methods, and with the level's index."""
+    means: dict[str, Any] = {}
+    for method in sorted({cell["method"] for cell in cells}):
+        rows = [[row["distance_mean"] for row in cell["rows"]] for cell in cells if cell["method"] == method]
+        means[method] = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+    found = {f"{method} with the level": _spearman(range(len(values)), values) for method, values in means.items()}
+    if len(means) == 2:
+        found["between methods"] = _spearman(*means.values())
+    return found
+
+
+def _spearman(one: Any, other: Any) -> float:
+    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _classifier(data: Path, path: Path) -> Classifier:
+    """The zoo's ruler, trained on real images unless it is there."""
+    if not path.exists():
+        model = train_classifier(load_fashion_mnist(data, "train"))
+        save_classifier(model, path, {"seed": 0, "epochs": 4})
+    return load_classifier(path)[0]
+
+
+def _table(name: str, method: str, cells: list[dict[str, Any]]) -> Table:
+    """Means over seeds, and their range."""
+    seconds = statistics.fmean(cell["seconds"] for cell in cells)
+    table = Table("level", "loss, nats", "distance", "relative", "class kept", title=f"{name}, {method}: {seconds:.0f} s")
+    for rows in zip(*(cell["rows"] for cell in cells), strict=True):
+        values = {key: [row[key] for row in rows] for key in ("loss_nats", "distance_mean", "distance_relative", "class_kept")}
+        shown = ["" if None in found else f"{statistics.fmean(found):.3g} ({min(found):.3g}–{max(found):.3g})" for found in values.values()]
+        table.add_row(rows[0]["level"], *shown)
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

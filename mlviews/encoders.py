@@ -1,0 +1,96 @@
+"""Residual networks that look at images (He et al. 2016): the critics that measure mutual information, and the block they share with the
+encoders of :mod:`mlviews.probe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mlviews.errors import integer
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around a shortcut: ``[B, C', H, W] -> [B, C, H / stride, W / stride]``.
+
+    Args:
+        channels_in: C'.
+        channels: C.
+        stride: 1, or 2 to halve the sides.
+        norm: makes the normalisation of so many channels.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), norm(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), norm(channels),
+        )  # fmt: skip
+        self.skip = nn.Identity() if stride == 1 else nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(channels_in, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+class ImageTrunk(nn.Module):
+    """ResNet-18's four stages, sized to the image: images ``[B, C, H, W]`` in [0, 1] -> features ``[B, features]``.
+
+    The norms are group norms: the features of an image then depend on that image alone, as the bound on mutual information presumes
+    (with batch norms they would depend on the other candidates), and processes have no statistics to synchronise.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        width: channels of the first stage, doubled by each later one; None: 64, ResNet-18's, for sides above 64 pixels, else 16, which
+            a CPU can train.
+
+    Raises:
+        ValueError: if the width is not a positive multiple of 8.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int | None = None) -> None:
+        super().__init__()
+        channels, side = image_shape[0], max(image_shape[1:])
+        width = integer("width", (64 if side > 64 else 16) if width is None else width, 8)
+        if width % 8:
+            raise ValueError(f"Invalid width={width}: the group norms need a multiple of 8.")
+        large, grid = side > 64, 2 if side > 8 else 1
+        stem: list[nn.Module] = [nn.Conv2d(channels, width, 7, 2, 3) if large else nn.Conv2d(channels, width, 3, 2 if side > 16 else 1, 1)]
+        if side > 32:
+            stem.append(nn.MaxPool2d(3, 2, 1))
+        widths = [width << stage for stage in range(4)]
+        stages = [
+            block
+            for before, after in zip([width, *widths], widths, strict=False)
+            for block in (Residual(before, after, 1 if after == width else 2, _group_norm), Residual(after, after, 1, _group_norm))
+        ]
+        self.body = nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+        self.features = widths[-1] * grid**2
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body((2 * images - 1).contiguous(memory_format=torch.channels_last))
+        return features
+
+
+class ImageCritic(nn.Module):
+    """A trunk and an MLP head: images ``[B, C, H, W]`` in [0, 1] -> embeddings ``[B, dim]`` (paper, sec. 3.1: ResNet-18, 128).
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        width: of the :class:`ImageTrunk`.
+        dim: of the embeddings.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int | None = None, dim: int = 128) -> None:
+        super().__init__()
+        self.trunk = ImageTrunk(image_shape, width)
+        self.head = nn.Sequential(nn.Linear(self.trunk.features, 2 * dim), nn.ReLU(inplace=True), nn.Linear(2 * dim, dim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.head(self.trunk(images))
+        return embedding
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(8, channels)

@@ -1,0 +1,81 @@
+"""How far a perturbation moves a level: Monte Carlo over many anchors (paper, sec. 3.1), streamed, and what it says of the shift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlviews.errors import integer
+from mlviews.generators.base import MLVGM
+from mlviews.impact.report import Distances
+from mlviews.impact.runs import MONTE_CARLO, Anchors
+from mlviews.perturb import Perturber
+from mlviews.sampling import Normal as Law
+
+BINS = 60
+_SCALARS = 1 << 21  # drawn at once
+
+
+@torch.no_grad()
+def measure_distances(
+    generator: MLVGM, levels: Sequence[int], perturber: Perturber, count: int = 100_000, seed: int = 0, anchor: Law | None = None
+) -> Distances:
+    """Monte Carlo of the distances ``|T(z) - z|`` of one or more levels moved together.
+
+    Args:
+        generator: whose levels are moved; distances are measured where :meth:`MLVGM.coordinates` says (W for StyleGAN2), over all of
+            these levels at once.
+        levels: their indices.
+        perturber: T.
+        count: anchors to draw.
+        seed: of the anchors and the noise.
+        anchor: the anchors' law; None: N(0, 1) truncated as the generator prefers.
+
+    Raises:
+        ValueError: for a count below 2, a level out of range, or a perturber that does not fit the levels.
+    """
+    count = integer("count", count, 2)
+    levels = tuple(integer("level", level, 0, len(generator.levels) - 1) for level in levels)
+    perturber.check([generator.levels[level] for level in levels])
+    draw = Anchors(generator, anchor, seed)
+    law = perturber.noise(draw.law)
+    found, fresh = [], []
+    lengths = torch.zeros(2, dtype=torch.float64, device=generator.device)
+    direction: Tensor | float = 0.0
+    chunk = max(1, _SCALARS // sum(level.size for level in generator.levels))
+    for start in range(0, count, chunk):
+        indices = range(start, min(start + chunk, count))
+        anchors, labels = draw(indices, MONTE_CARLO)
+        own = [anchors[level] for level in levels]
+        moved = perturber(own, None if law is None else draw.noise(indices, law, MONTE_CARLO, levels))
+        others = draw.noise(indices, draw.law, MONTE_CARLO, levels, view=2)
+        for positives, into in ((moved, found), (others, fresh)):
+            parts = generator.distances(anchors, with_levels(anchors, levels, positives), labels)
+            into.append(torch.stack([parts[level] for level in levels]).norm(dim=0))
+        before, after = (torch.cat([z.flatten(1) for z in latents], dim=1) for latents in (own, moved))
+        lengths += torch.stack([after.norm(dim=1).sum(), before.norm(dim=1).sum()])
+        direction = direction + torch.nn.functional.normalize(after - before, dim=1).sum(0)
+    values, prior = torch.cat(found).double().cpu().numpy(), torch.cat(fresh).double().mean().item()
+    counts, edges = np.histogram(values, bins=BINS)
+    assert isinstance(direction, Tensor)
+    return Distances(
+        count=count,
+        mean=float(values.mean()),
+        std=float(values.std(ddof=1)),
+        edges=edges.tolist(),
+        counts=counts.tolist(),
+        prior=prior,
+        norm=(lengths[0] / lengths[1]).item(),
+        diversity=1 - (direction.norm() / count).item(),
+    )
+
+
+def with_levels(anchors: Sequence[Tensor], levels: Sequence[int], positives: Sequence[Tensor]) -> list[Tensor]:
+    """The anchors' latents with some levels replaced."""
+    latents = list(anchors)
+    for level, value in zip(levels, positives, strict=True):
+        latents[level] = value
+    return latents
