@@ -6,6 +6,7 @@ from what there is. With ``--data``, a classifier trained on real images says wh
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shlex
@@ -22,18 +23,29 @@ from rich.table import Table
 
 import mlviews
 from mlviews.data import load_fashion_mnist
+from mlviews.distributed import resolve_rank
 from mlviews.impact.report import LevelImpact
 from mlviews.records import environment
 from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
 
 RESULTS = Path(__file__).parent / "results"
 PAIRS, BATCH = 2_000, 250  # for the share of kept classes
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sweep": ("sweep", {}),
+    "walker": ("walker", {}),
+    # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a run of two processes.
+    "walker-diverse": ("walker", {"levels": [1], "diversity": 1.0}),
+    "walker-norm": ("walker", {"levels": [1], "keep_norm": True}),
+    "walker-diverse-norm": ("walker", {"levels": [1], "diversity": 1.0, "keep_norm": True}),
+    "walker-joint": ("walker", {"levels": [[1, 2, 3]], "diversity": 1.0, "keep_norm": True}),
+    "walker-2-processes": ("walker", {"levels": [1], "devices": 2}),  # with --seeds 1
+}
 QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warmup": 25}}
 
 
 def main(
     generators: Annotated[str, typer.Option(help="Names, with commas.")] = "fashion,fashion-nvae",
-    methods: Annotated[str, typer.Option(help="Names, with commas.")] = "sweep,walker",
+    methods: Annotated[str, typer.Option(help=f"With commas, of {', '.join(VARIANTS)}.")] = "sweep,walker",
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
     target_loss: Annotated[float, typer.Option(help="Plain InfoNCE in nats.")] = 0.7,
     data: Annotated[Path | None, typer.Option(help="Folder with Fashion-MNIST's idx files, to see which pairs keep their class.")] = None,
@@ -50,19 +62,24 @@ def main(
     cells = []
     for generator, method, seed in itertools.product(generators.split(","), methods.split(","), range(seeds)):
         path = work / f"{generator}-{method}-{seed}"
-        if not (path / "cell.json").exists():
-            g = mlviews.load_generator(generator)
-            options = {**QUICK[method], "monte_carlo": 2_000} if quick else {}
-            report = mlviews.measure_impact(g, method, target_loss, path, seed=seed, **options)
+        kind, options = VARIANTS[method]
+        if not (path / "impact.json").exists():
+            options = {**options, **QUICK[kind], "monte_carlo": 2_000} if quick else options
+            report = mlviews.measure_impact(mlviews.load_generator(generator), kind, target_loss, path, seed=seed, **options)
+            if resolve_rank(None, None)[0]:
+                return
             report.save(path)
-            kept = {} if classifier is None else {one.key: class_kept(g, one, classifier, seed) for one in report.impacts}
-            rows = [{**row, "class_kept": kept.get(row["level"])} for row in report.rows()]
-            cell = {
-                "generator": generator, "method": method, "seed": seed, "seconds": report.seconds, "options": report.options,
-                "target_loss": target_loss, "temperature": report.temperature, "pairs": report.pairs, "rows": rows, **report.environment,
-            }  # fmt: skip
-            (path / "cell.json").write_text(json.dumps(cell, indent=1) + "\n")
-        cells.append(json.loads((path / "cell.json").read_text()))
+        report = mlviews.ImpactReport.load(path)
+        rows = report.rows()
+        if classifier is not None:
+            for row, one in zip(rows, report.impacts, strict=True):
+                row["class_kept"] = class_kept(mlviews.load_generator(generator), one, classifier, seed)
+        cells.append({
+            "generator": generator, "method": method, "seed": seed, "seconds": report.seconds, "options": report.options,
+            "target_loss": report.target_loss, "temperature": report.temperature, "pairs": report.pairs,
+            "rows": rows, "curves": [None if one.curve is None else dataclasses.asdict(one.curve) for one in report.impacts],
+            **report.environment,
+        })  # fmt: skip
     record = {
         "command": shlex.join(["python", "benchmarks/impact.py", *sys.argv[1:]]),
         "cells": cells,
@@ -119,7 +136,7 @@ def _table(name: str, method: str, cells: list[dict[str, Any]]) -> Table:
     seconds = statistics.fmean(cell["seconds"] for cell in cells)
     table = Table("level", "loss, nats", "distance", "relative", "class kept", title=f"{name}, {method}: {seconds:.0f} s")
     for rows in zip(*(cell["rows"] for cell in cells), strict=True):
-        values = {key: [row[key] for row in rows] for key in ("loss_nats", "distance_mean", "distance_relative", "class_kept")}
+        values = {key: [row.get(key) for row in rows] for key in ("loss_nats", "distance_mean", "distance_relative", "class_kept")}
         shown = ["" if None in found else f"{statistics.fmean(found):.3g} ({min(found):.3g}–{max(found):.3g})" for found in values.values()]
         table.add_row(rows[0]["level"], *shown)
     return table

@@ -306,6 +306,34 @@ def precision() -> str:
     )
 
 
+def mutual_information() -> str:
+    """The estimate beside the truth, where that is known."""
+    record = read(RESULTS / "mi.json")
+    rows = []
+    for row in record["rows"]:
+        values, truth = [run["nats"] for run in row["runs"]], row["truth"]
+        mean = statistics.mean(values)
+        excess = max((run["nats"] - truth) / run["stderr"] for run in row["runs"])
+        rows.append([
+            row["case"] + ("" if row["required"] else " (limit)"),
+            f"{truth:g}",
+            f"{mean:.3f} ({min(values):.3f}–{max(values):.3f})",
+            f"{max(run['stderr'] for run in row['runs']):.3f}",
+            f"{mean / truth - 1:+.1%}",
+            f"{excess:+.1f}",
+        ])  # fmt: skip
+    required = [row for row in record["rows"] if row["required"]]
+    spent = [run["cpu_seconds"] for row in record["rows"] for run in row["runs"]]
+    header = ["pairs", "truth, nats", "estimate, nats", "standard error", "error of the mean", "largest excess, standard errors"]
+    return (
+        f"{markdown(header, rows)}\n\n{record['pairs']:,} pairs (the generator's images: as many again to evaluate on); mean (range) of "
+        f"{len(record['seeds'])} seeds, the largest of their standard errors. Within 10% of the truth and never above it by more than two "
+        f"standard errors: {sum(row['met'] for row in required)} of {len(required)}; rows marked as limits go beyond that. "
+        f"{min(spent):.0f}–{max(spent):.0f} s of one core each, on {record['machine']['processor']}. "
+        f"Command: `{record['command']}`."
+    )
+
+
 def render(text: str) -> str:
     """The document with its tables made anew."""
 

@@ -204,8 +204,12 @@ def probe(
 Measured = Annotated[
     str, typer.Argument(help="A generator's name (see `mlviews generators`), or a preset or YAML file whose generator and anchors to take.")
 ]
-OwnWeights = Annotated[str | None, typer.Option("--weights", help="Of the generator: a file, a URL, or a Hugging Face id. Default: its own.")]
-Target = Annotated[float, typer.Option(help="Plain InfoNCE in nats to move each level to. The paper's code would print 1.43 times as much.")]
+OwnWeights = Annotated[
+    str | None, typer.Option("--weights", help="Of the generator: a file, a URL, or a Hugging Face id. Default: its own.")
+]
+Target = Annotated[
+    float, typer.Option(help="Plain InfoNCE in nats to move each level to. The paper's code would print 1.43 times as much.")
+]
 Pairs = Annotated[int, typer.Option(help="Pairs of a batch, over all processes.", min=2)]
 Devices = Annotated[int, typer.Option(help="Processes on this machine, each with a device of its own.", min=1)]
 Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder, or start anew.")]
@@ -231,7 +235,7 @@ def impact(
 ) -> None:
     """Measure how much each latent level matters (the paper's Table 1): a table, and a report to show around."""
     made, anchor = _measured(generator, weights)
-    options = {} if steps is None else {"steps": steps}
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
     report = mlviews.measure_impact(
         made, method, target_loss, out, anchor=anchor, seed=seed, device=device or _default_device(), devices=devices,
         monte_carlo=monte_carlo, pairs=pairs, resume=resume, **options,
@@ -247,13 +251,17 @@ def impact(
 @app.command()
 def walker(
     levels: Annotated[str, typer.Argument(help="Level to move, e.g. 2; or several together, start:stop as in a slice.")],
-    generator: Annotated[str, typer.Option(help="A generator's name, or a preset or YAML file whose generator and anchors to take.")] = "fashion",
+    generator: Annotated[
+        str, typer.Option(help="A generator's name, or a preset or YAML file whose generator and anchors to take.")
+    ] = "fashion",
     target_loss: Target = 0.7,
     out: Annotated[Path, typer.Option(help="Folder for walker.safetensors, its history and the checkpoint.")] = Path("runs/walker"),
     pairs: Pairs = 64,
     steps: Annotated[int, typer.Option(help="Of the walker, at most.", min=1)] = 1000,
     diversity: Annotated[float, typer.Option(help="Weight of a penalty on moving all anchors in one direction; 0 is the paper's.")] = 0.0,
-    keep_norm: Annotated[bool, typer.Option(help="Keep each anchor's length, so that positives stay where the prior has its mass.")] = False,
+    keep_norm: Annotated[
+        bool, typer.Option(help="Keep each anchor's length, so that positives stay where the prior has its mass.")
+    ] = False,
     monte_carlo: MonteCarlo = 100_000,
     weights: OwnWeights = None,
     seed: MeasuredSeed = 0,

@@ -1,11 +1,12 @@
 """One configuration schema for presets, :meth:`MLViewSource.from_config`, the command line and the integrations.
 
 It is documented in ``mlviews/presets/README.md``; every key is an argument of :class:`MLViewSource`, plus
-``preset`` and ``weights``.
+``preset``, ``weights`` and ``walkers``.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mlviews.generators import MLVGM, load_generator
 from mlviews.source import MLViewSource
 
 PRESETS = Path(__file__).parent / "presets"
-KEYS = ("preset", "weights", *list(inspect.signature(MLViewSource).parameters))
+KEYS = ("preset", "weights", "walkers", *list(inspect.signature(MLViewSource).parameters))
 
 
 def list_presets() -> list[str]:
@@ -60,7 +61,11 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[str
         return values
     if not isinstance(preset, str) or preset not in list_presets():
         raise ValueError(f"Unknown preset {preset!r}: there are {listing(list_presets())}.{did_you_mean(preset, list_presets())}")
-    return load_config(PRESETS / f"{preset}.yaml") | values
+    base = load_config(PRESETS / f"{preset}.yaml")
+    for spec in _walkers(base.get("perturb")).values():
+        if "path" in spec:  # a bundled walker lies beside its preset
+            spec["path"] = str(PRESETS / spec["path"])
+    return base | values
 
 
 def _read(path: Path) -> Any:
@@ -83,7 +88,7 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig) -> dic
     if "generator" not in arguments:
         raise ValueError("The configuration names no generator: add generator: NAME, {name: NAME, weights: FILE}, or a preset.")
     arguments["generator"] = _generator(arguments["generator"], arguments.pop("weights", None))
-    spec = arguments.get("perturb")
+    spec = _with_files(arguments.get("perturb"), arguments.pop("walkers", None))
     if isinstance(spec, Mapping) and "name" not in spec:
         arguments["perturb"] = {key: perturb.build(one) for key, one in spec.items()}
     elif spec is not None:
@@ -93,6 +98,36 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig) -> dic
     if isinstance(arguments.get("transform"), Mapping | Sequence):
         arguments["transform"] = transforms.build(arguments["transform"])
     return arguments
+
+
+def _walkers(spec: Any) -> dict[Any, dict[str, Any]]:
+    """The walkers among a configuration's perturbers, by their keys; one for all levels has the key ``":"``."""
+    each = {":": spec} if isinstance(spec, Mapping) and "name" in spec else spec if isinstance(spec, Mapping) else {}
+    return {key: one for key, one in each.items() if isinstance(one, dict) and one.get("name") == "walker"}
+
+
+def _with_files(spec: Any, files: Any) -> Any:
+    """The perturbers, with the files that ``walkers`` gives in place of their paths: one file for all of them, or one for each key.
+
+    Raises:
+        ValueError: if it gives a file to something else, or a walker has none.
+    """
+    spec = copy.deepcopy(spec)
+    found = _walkers(spec)
+    for key, path in files.items() if isinstance(files, Mapping) else [(key, files) for key in found if files is not None]:
+        if key not in found:
+            raise ValueError(
+                f"Invalid walkers={files!r}: {key!r} is no walker of this configuration, which has {listing(found) or 'none'}."
+            )
+        found[key]["path"] = path
+    if files is not None and not found:
+        raise ValueError(f"Invalid walkers={files!r}: this configuration has no walker; add perturb: {{LEVEL: {{name: walker}}}}.")
+    for key, one in found.items():
+        if "path" not in one:
+            raise ValueError(
+                f"The walker of level {key!r} has no file: add walkers: FILE, or walkers: {{{key!r}: FILE}}, written by train_walker."
+            )
+    return spec
 
 
 def _generator(spec: Any, weights: Any) -> MLVGM:

@@ -7,6 +7,9 @@ loss by ``temperature / 0.07`` (1.43 at the temperature of 0.1), for which the b
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -63,6 +66,31 @@ def mi_lower_bound(loss: float | Tensor, n_pairs: int) -> float | Tensor:
         ValueError: if K is not an integer of at least 2.
     """
     return math.log(2 * integer("n_pairs", n_pairs, 2) - 1) - loss
+
+
+class MIBound(NamedTuple):
+    """A lower bound on mutual information from several batches, in nats."""
+
+    nats: float
+    stderr: float  # of its mean over batches
+    ceiling: float  # that it cannot exceed
+
+
+def mi_bound(losses: Sequence[float], n_pairs: int) -> MIBound:
+    """The bound of :func:`mi_lower_bound` from the losses of independent batches, with its standard error and its ceiling.
+
+    Args:
+        losses: of :func:`info_nce`, in nats, one for each of at least 2 batches of fresh pairs.
+        n_pairs: K of each batch, over all ranks.
+
+    Raises:
+        ValueError: if there are fewer than 2 losses, or K is not an integer of at least 2.
+    """
+    losses = [float(loss) for loss in losses]
+    if len(losses) < 2:
+        raise ValueError(f"Invalid losses={losses!r}: a standard error takes those of at least 2 batches.")
+    stderr = statistics.stdev(losses) / math.sqrt(len(losses))
+    return MIBound(float(mi_lower_bound(statistics.fmean(losses), n_pairs)), stderr, float(mi_lower_bound(0.0, n_pairs)))
 
 
 def to_paper_scale(loss: float | Tensor, temperature: float = 0.1) -> float | Tensor:

@@ -26,7 +26,7 @@ from mlviews.sampling import check_seed
 from mlviews.source import MLViewSource
 
 FEWEST, HELD_OUT, CANDIDATES, CHECK = 200, 0.12, 2048, 25  # pairs; share of the training pairs; most of them; steps between two checks
-MARGIN = 1.0  # nats below log K: closer to it, the best of critics falls short by 0.5 nats and more, log(1 - K^-1 exp(value))
+MARGIN = 1.0  # nats below log K: closer to it, the best of critics falls short by 0.5 nats and more, -log(1 - exp(value) / K)
 LINEAR, SIDE = 512, 16  # most scalars, and pixels of an image's side, that the Gaussian part looks at
 
 
@@ -81,7 +81,7 @@ def estimate_mi(
     *,
     seed: int = 0,
     pairs: int = 10_000,
-    folds: int = 4,
+    folds: int = 5,
     steps: int = 600,
 ) -> MIEstimate:
     """A lower bound on the mutual information I(X; Y) in nats, from paired samples.
@@ -94,7 +94,7 @@ def estimate_mi(
     Args:
         x: float samples ``[N, ...]``, N of at least 200: images ``[N, C, H, W]`` with sides of at least 4 meet residual networks, any other
             shape an MLP. Or a source of pairs: an :class:`~mlviews.MLViewSource` (its anchors and first positives, from its epoch on;
-            where it stands does not change), or an iterable whose batches start with two such tensors (one pass).
+            where it stands does not change), or an iterable whose batches start with two such tensors (one pass; no pair may come twice).
         y: their partners ``[N, ...]``, on the same device; None if x is a source.
         seed: of the folds, the critics and their batches.
         pairs: to train on, and again to evaluate on, from a source; no matter for tensors. All are held in memory.
@@ -107,12 +107,8 @@ def estimate_mi(
     Warns:
         UserWarning: if the value is at its ceiling, so that only "at least this much" can be said.
     """
-    seed, pairs, folds, steps = (
-        check_seed(seed),
-        integer("pairs", pairs, FEWEST),
-        integer("folds", folds, 2, 20),
-        integer("steps", steps, 0),
-    )
+    seed, steps = check_seed(seed), integer("steps", steps, 0)
+    pairs, folds = integer("pairs", pairs, FEWEST), integer("folds", folds, 2, 20)
     fresh = False
     if isinstance(x, Tensor):
         if y is None:
@@ -120,7 +116,9 @@ def estimate_mi(
     else:
         if y is not None:
             raise ValueError(f"y was given besides x of type {type(x).__name__}: pass two tensors, or a source of pairs alone.")
-        x, y = _collect(x, 2 * pairs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # a DataLoader draws its order, or at least a seed for its workers
+            x, y = _collect(x, 2 * pairs)
         fresh = len(x) == 2 * pairs
     x, y = _checked(x, y)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -211,36 +209,47 @@ class _Ranks:
     def __call__(self, samples: Tensor) -> Tensor:
         values, count = samples.T.contiguous(), self.sorted.shape[1]
         rank = (torch.searchsorted(self.sorted, values) + torch.searchsorted(self.sorted, values, right=True)).double() / 2
-        return torch.special.ndtri(((rank + 0.5) / (count + 1)).clamp(0.5 / count, 1 - 0.5 / count)).T.float().contiguous()
+        scores: Tensor = torch.special.ndtri(((rank + 0.5) / (count + 1)).clamp(0.5 / count, 1 - 0.5 / count))
+        return scores.T.float().contiguous()
 
 
 def _gaussian(x: Tensor, y: Tensor, training: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
     """Features ``[N, R + 2]`` whose products are the log density ratio of a Gaussian fitted to the training pairs.
 
-    It is a sum over canonical pairs of ``(rho u v - rho^2 (u^2 + v^2) / 2) / (1 - rho^2)`` (up to constants); the R pairs of highest
-    correlation that serve the held-out pairs best are kept. In float64, as ``1 / (1 - rho^2)`` has no bound.
+    It is a sum over canonical pairs of ``(rho u v - rho^2 (u^2 + v^2) / 2) / (1 - rho^2)`` (up to constants). How many principal components
+    of a side it rests on, and how many canonical pairs, is what serves the held-out pairs best: a matrix of all correlations is mostly
+    noise where samples have many dimensions. In float64, as ``1 / (1 - rho^2)`` has no bound.
     """
-    u, v = ((side @ _whitening(side[training])) for side in (x.double(), y.double()))
-    left, correlations, right = torch.linalg.svd(u[training].T @ v[training] / len(training), full_matrices=False)
-    u, v, rho = u @ left, v @ right.T, correlations.clamp(max=1 - 1e-9)
-    best = math.inf, u, v
-    for kept in [0, *(1 << power for power in range(len(rho).bit_length()) if 1 << power < len(rho)), len(rho)]:
-        a, b, r = u[:, :kept], v[:, :kept], rho[:kept]
-        scale, half = r / (1 - r**2), r**2 / (1 - r**2) / 2
-        one = u.new_ones(len(u), 1)
-        fx, fy = torch.cat([a * scale, -(a**2 @ half)[:, None], one], 1), torch.cat([b, one, -(b**2 @ half)[:, None]], 1)
-        loss = float(_loss(fx[held_out] @ fy[held_out].T))
-        if loss < best[0]:
-            best = loss, fx, fy
-    return best[1], best[2]
+    u, v = _whitened(x.double(), training), _whitened(y.double(), training)
+    correlations = u[training].T @ v[training] / len(training)
+    lowest, best = math.inf, (u, v)
+    for components in _powers(max(correlations.shape)):
+        left, rho, right = torch.linalg.svd(correlations[:components, :components], full_matrices=False)
+        a, b, rho = u[:, :components] @ left, v[:, :components] @ right.T, rho.clamp(max=1 - 1e-9)
+        for kept in [0, *_powers(len(rho))]:
+            scale, half = rho[:kept] / (1 - rho[:kept] ** 2), rho[:kept] ** 2 / (1 - rho[:kept] ** 2) / 2
+            one = a.new_ones(len(a), 1)
+            fx = torch.cat([a[:, :kept] * scale, -(a[:, :kept] ** 2 @ half)[:, None], one], 1)
+            fy = torch.cat([b[:, :kept], one, -(b[:, :kept] ** 2 @ half)[:, None]], 1)
+            loss = float(_loss(fx[held_out] @ fy[held_out].T))
+            if loss < lowest:
+                lowest, best = loss, (fx, fy)
+    return best
 
 
-def _whitening(training: Tensor) -> Tensor:
-    """To the principal components, each of variance 1; those that hardly vary, or are too many for the samples, are dropped."""
-    values, vectors = torch.linalg.eigh(training.T @ training / len(training))
-    kept = values.argsort(descending=True)[: max(len(training) // 20, 1)]
-    kept = kept[values[kept] > 1e-6 * values.max().clamp_min(1e-12)]
-    return vectors[:, kept] * values[kept].rsqrt()
+def _powers(limit: int) -> list[int]:
+    """1, 2, 4, ... and the limit itself."""
+    return [*(1 << power for power in range((limit - 1).bit_length())), limit]
+
+
+def _whitened(samples: Tensor, training: Tensor) -> Tensor:
+    """Principal components, each of variance 1; those that hardly vary, or are too many for the samples, are left out."""
+    own = samples[training]
+    values, vectors = torch.linalg.eigh(own.T @ own / len(own))
+    values, vectors = values.flip(0), vectors.flip(1)
+    kept = int((values > 1e-6 * values[0].clamp_min(1e-12)).sum().clamp(1, max(len(own) // 20, 1)))
+    components: Tensor = samples @ (vectors[:, :kept] * values[:kept].clamp_min(1e-12).rsqrt())
+    return components
 
 
 class _Joint(nn.Module):
@@ -253,8 +262,8 @@ class _Joint(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape[-2] > 64:  # no more of the K^2 in memory at once
-            return torch.cat([self(rows, y) for rows in x.split(64, dim=-2)], dim=-2)
+        if x.shape[-2] > 64:  # few of the K^2 in memory at once, which is also the faster way
+            return torch.cat([self(rows, y) for rows in x.split(8, dim=-2)], dim=-2)
         hidden = torch.relu(self.x(x)[..., :, None, :] + self.y(y)[..., None, :, :])
         scores: Tensor = self.out(torch.relu(self.hidden(hidden)))[..., 0]
         return scores
@@ -273,12 +282,14 @@ class _Separable(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = self._embed(self.x, x, self.dims[0]), self._embed(self.y, y, self.dims[1])
-        return a @ b.mT / a.shape[-1] ** 0.5
+        scores: Tensor = a @ b.mT / a.shape[-1] ** 0.5
+        return scores
 
     @staticmethod
     def _embed(tower: nn.Module, samples: Tensor, dims: int) -> Tensor:
         parts = samples.flatten(0, -1 - dims).split(256)  # a convolution's memory does not grow with K
-        return torch.cat([tower(part) for part in parts]).unflatten(0, samples.shape[:-dims])
+        embeddings: Tensor = torch.cat([tower(part) for part in parts]).unflatten(0, samples.shape[:-dims])
+        return embeddings
 
 
 def _tower(shape: torch.Size) -> nn.Module:
@@ -322,8 +333,8 @@ def _evaluate(x: Tensor, y: Tensor, training: Tensor, fresh: Tensor, steps: int)
     size, groups, rate, patience = (64, 1, 1e-3, 4) if images else (16, 32, 2e-2, 6)
 
     def scores(network: nn.Module, group: Tensor) -> Tensor:
-        base: Tensor = (features_x[group] @ features_y[group].mT).float()
-        return base + network(x[group], y[group])
+        both: Tensor = (features_x[group] @ features_y[group].mT).float() + network(x[group], y[group])
+        return both
 
     @torch.no_grad()
     def held_out_loss(network: nn.Module) -> float:
@@ -339,7 +350,7 @@ def _evaluate(x: Tensor, y: Tensor, training: Tensor, fresh: Tensor, steps: int)
         batch = training[torch.randperm(len(training))[: min(groups, len(training) // size) * size]].view(-1, size)
         loss = _loss(scores(critic, batch))
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         with torch.no_grad():
             for mean, value in zip(averaged.parameters(), critic.parameters(), strict=True):
@@ -357,6 +368,6 @@ def _evaluate(x: Tensor, y: Tensor, training: Tensor, fresh: Tensor, steps: int)
 
 
 def _influence(scores: Tensor) -> Tensor:
-    """Of each pair on ``log K - loss``, as a row and as a candidate of all rows, so that their spread counts both; their mean is the bound."""
+    """Of each pair on ``log K - loss``, as a row and as a candidate of all rows: their spread counts both, their mean is the bound."""
     bound = math.log(len(scores)) + scores.diagonal() - scores.logsumexp(1)
     return bound + 1 - scores.softmax(1).sum(0)

@@ -295,5 +295,7 @@ def build(spec: Perturber | str | Mapping[str, Any]) -> Perturber:
                 f"Invalid option {option!r} of perturber {name!r}: it takes {listing(allowed) or 'none'}.{did_you_mean(option, allowed)}"
             )
     if name == "walker" and "path" not in options:
-        raise ValueError("Perturber 'walker' needs path: the .safetensors file that train_walker or Walker.save wrote.")
+        raise ValueError(
+            "Perturber 'walker' needs path: the .safetensors file that train_walker or Walker.save wrote, or a .pth of the paper's code."
+        )
     return _KINDS[name](**options)

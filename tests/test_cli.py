@@ -9,10 +9,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import mlviews
 from mlviews.cli import app
+from mlviews.perturb import Walker
 
 run = CliRunner().invoke
-COMMANDS = ("demo", "generators", "views", "probe")
+COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker")
 
 
 def failing(*arguments: str) -> str:
@@ -72,6 +74,33 @@ def test_probe_trains_and_evaluates(method: str, tmp_path: Path) -> None:
     assert "raw pixels" in done.output
 
 
+def test_impact_prints_a_table_and_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"train_pairs": 4, "evaluations": 2, "width": 8}
+    measure = mlviews.measure_impact
+    monkeypatch.setattr(mlviews, "measure_impact", lambda *given, **options: measure(*given, **options, **small))
+    options = ["impact", "fashion", "--out", str(tmp_path), "--pairs", "8", "--steps", "10", "--monte-carlo", "500", "--target-loss", "0.5"]
+    done = run(app, options, env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "Impact of the levels of fashion (sweep, target 0.5 nats)" in done.output
+    assert {"report.html", "impact.json", "curves.png", "sweep.pt"} <= {path.name for path in tmp_path.iterdir()}
+    report = mlviews.ImpactReport.load(tmp_path)
+    assert (report.pairs, report.target_loss, len(report.impacts)) == (8, 0.5, 4)
+
+
+def test_walker_takes_levels_and_anchors_of_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = mlviews.train_walker
+    monkeypatch.setattr(mlviews, "train_walker", lambda *given, **options: train(*given, **options, warmup=25, width=8))
+    (tmp_path / "own.yaml").write_text("preset: fashion-ml-random\nanchor: {std: 0.5}\n")
+    options = ["walker", "2:4", "--generator", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "w"), "--steps", "1"]
+    done = run(app, [*options, "--pairs", "8", "--monte-carlo", "500", "--keep-norm"], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("under-used: ")
+    made = Walker.load(tmp_path / "w" / "walker.safetensors")
+    assert made.provenance["levels"] == [2, 3]
+    assert made.provenance["anchor"] == {"std": 0.5, "truncation": None, "mean": 0.0}
+    assert made.keep_norm
+
+
 def test_bad_input_is_one_line_and_exit_code_2() -> None:
     said = failing("views", "--preset", "fashion")
     assert said.startswith("mlviews: Unknown preset 'fashion'")
@@ -84,6 +113,11 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
         (("views", "--anchors", "0"), "anchors"),
         (("views", "--bogus", "1"), "--bogus"),
         (("nothing",), "nothing"),
+        (("impact", "fasion"), "Did you mean 'fashion'"),
+        (("impact", "--method", "walk", "--out", "{tmp}"), "Invalid method='walk'"),
+        (("impact", "--target-loss", "-1", "--out", "{tmp}"), "Invalid target_loss=-1.0"),
+        (("walker", "4"), "Level '4' is out of range"),
+        (("walker",), "LEVELS"),
         (("views", "--out", "picture"), "must end in .png"),
         (("views", "--device", "gpu"), "Invalid device='gpu'"),
         (("probe", "--out", "pyproject.toml"), "pyproject.toml"),

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import mlviews
 from mlviews import MLViewSource, WeightsError, transforms
 from mlviews.config import KEYS, load_config
-from mlviews.perturb import Normal, Resample
+from mlviews.perturb import Normal, Resample, Walker
 
 DOCUMENT = (Path(mlviews.__file__).parent / "presets" / "README.md").read_text()
 
@@ -34,11 +34,31 @@ def test_presets_make_batches(preset: str, files: dict[str, Path]) -> None:
         with pytest.raises(ValueError, match=r"no bundled weights: pass weights=FILE"):
             MLViewSource.from_config(config)
         config["weights"] = str(files[kind])
+        if preset.endswith("learned"):
+            with pytest.raises(ValueError, match=r"The walker of level .* has no file: add walkers: FILE"):
+                MLViewSource.from_config(config)
+            file = files[kind].with_suffix(".safetensors")
+            Walker(100 if kind == "bigbigan" else 8).save(file)
+            config["walkers"] = str(file) if kind == "bigbigan" else dict.fromkeys((0, 2, 3), str(file))
     source = MLViewSource.from_config(config)
     anchor, positive = next(iter(source))
     size = EXTERNAL.get(kind or "", 28)
     assert anchor.shape == positive.shape == (2, 3, size, size)
     assert f"`{preset}`" in DOCUMENT
+
+
+def test_files_of_walkers() -> None:
+    config = {"generator": "fashion", "perturb": {1: {"name": "walker"}, 2: "fixed"}}
+    for walkers, message in (
+        ({2: "w.safetensors"}, "2 is no walker of this configuration, which has 1"),
+        (None, r"The walker of level 1 has no file: add walkers: FILE, or walkers: \{1: FILE\}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MLViewSource.from_config({**config, "walkers": walkers})
+    with pytest.raises(ValueError, match="this configuration has no walker"):
+        MLViewSource.from_config({"preset": "fashion-none", "walkers": "w.safetensors"})
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        MLViewSource.from_config({**config, "walkers": "nowhere.safetensors"})
 
 
 def test_a_biggan_is_not_taken_for_bigbigan(tmp_path: Path) -> None:

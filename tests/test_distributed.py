@@ -4,16 +4,20 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import assert_same, by_index, toy_source
+from conftest import Toy, assert_same, by_index, toy_source
 from gloo_worker import embedded_pairs
+from lightning_fabric import Fabric
 
-from mlviews import transforms
+from mlviews import train_walker, transforms
 from mlviews.distributed import resolve_rank
+from mlviews.impact.runs import rows, share
 from mlviews.infonce import info_nce
+from mlviews.perturb import Walker
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 
@@ -48,6 +52,41 @@ def test_two_gloo_processes_go_on_where_one_stopped(tmp_path: Path) -> None:
     ranks = torchrun(tmp_path, str(tmp_path / "state.pt"))
     expected = by_index(toy_source(transform=transforms.simclr(6, color=False)))
     assert_same(before | ranks[0]["samples"] | ranks[1]["samples"], expected)
+
+
+GAME = {"pairs": 8, "width": 8, "monte_carlo": 200, "progress": False, "warmup": 30, "steps": 20, "patience": 5, "seed": 1}
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import Toy
+from mlviews import measure_impact, train_walker
+train_walker(Toy(), [1], 0.7, {out!r}, devices=2, **{game!r})
+measure_impact(Toy(), out={out!r}, devices=2, pairs=8, train_pairs=4, width=8, steps=10, evaluations=2, monte_carlo=200, progress=False)
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]], ids=["fabric", "torchrun"]
+)
+def test_a_walker_of_two_processes_is_that_of_one(launcher: list[str], tmp_path: Path) -> None:
+    """Fabric starts the second process itself, or takes torchrun's. Both measurements of one script share them."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), game=GAME))
+    done = subprocess.run([sys.executable, *launcher, str(script)], timeout=240, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "checkpoint.pt")["state"]
+    alone = train_walker(Toy(), [1], 0.7, **GAME)  # type: ignore[arg-type]
+    # The same gradients: the first steps agree, until Adam has blown up the rounding of eight pairs' sums.
+    assert state["log"]["losses"][:5] == pytest.approx(alone.history.losses[:5], rel=1e-3)
+    assert Walker.load(tmp_path / "walker.safetensors").provenance["processes"] == 2
+    assert torch.load(tmp_path / "sweep.pt")["state"]["step"] == 10
+
+
+def test_pairs_that_cannot_be_shared_evenly() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    assert [list(rows(1, 4, fabric)), share(4, fabric)] == [[4, 5, 6, 7], 4]
+    with pytest.raises(ValueError, match=r"Invalid pairs=7 for 2 processes"):
+        share(7, SimpleNamespace(world_size=2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mlviews.infonce import from_paper_scale, info_nce, mi_lower_bound, to_paper_scale
+from mlviews.infonce import from_paper_scale, info_nce, mi_bound, mi_lower_bound, to_paper_scale
 
 
 def pairs(count: int = 5, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,6 +56,13 @@ def test_the_papers_scale_is_a_conversion() -> None:
     assert from_paper_scale(to_paper_scale(0.42, 0.2), 0.2) == pytest.approx(0.42)
 
 
+def test_a_bound_from_batches_has_a_ceiling_and_a_standard_error() -> None:
+    found = mi_bound([0.5, 0.7, 0.9], 8)
+    assert found.nats == pytest.approx(math.log(15) - 0.7)
+    assert found.ceiling == pytest.approx(math.log(15))
+    assert found.stderr == pytest.approx(0.2 / math.sqrt(3))
+
+
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "one pair": (lambda: info_nce(torch.ones(1, 3), torch.ones(1, 3)), r"1 pair\(s\)"),
     "other shapes": (lambda: info_nce(torch.ones(4, 3), torch.ones(5, 3)), r"\(4, 3\) and \(5, 3\)"),
@@ -64,6 +71,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "lists": (lambda: info_nce([[1.0]], [[1.0]]), "list: pass two float tensors"),  # type: ignore[arg-type]
     "no temperature": (lambda: info_nce(*pairs(), temperature=0), "Invalid temperature=0"),
     "paper's, no temperature": (lambda: to_paper_scale(1.0, -1), "Invalid temperature=-1"),
+    "bound of one batch": (lambda: mi_bound([0.5], 8), r"Invalid losses=\[0.5\]: .* at least 2 batches"),
     "bound of one pair": (lambda: mi_lower_bound(0.5, 1), "Invalid n_pairs=1"),
 }
 

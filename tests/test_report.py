@@ -27,7 +27,7 @@ SIGMA = 0.1234567890123
 
 
 def distances(mean: float, prior: float = 5.5, norm: float = 1.0, diversity: float = 0.9) -> Distances:
-    return Distances(1000, mean, 0.2 * mean, [0.0, mean, 2 * mean], [400, 600], prior, norm, diversity)
+    return Distances(1000, mean, 0.2 * mean, [0.0, mean, 2 * mean], [400, 600], prior, norm, diversity, 1 + 7 * diversity)
 
 
 def sweep() -> ImpactReport:

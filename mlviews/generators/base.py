@@ -416,14 +416,14 @@ def _levels(levels: Any) -> tuple[Level, ...]:
     return tuple(found)
 
 
-def _image_shape(shape: Any) -> tuple[int, ...]:
+def _image_shape(shape: Any) -> tuple[int, int, int]:
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
         sizes = ()
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"Invalid image_shape={shape!r}: it must be (channels, height, width), integers of at least 1.")
-    return sizes
+    return sizes[0], sizes[1], sizes[2]
 
 
 def _stack(parts: Sequence[Any]) -> Any:

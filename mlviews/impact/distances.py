@@ -42,9 +42,12 @@ def measure_distances(
     perturber.check([generator.levels[level] for level in levels])
     draw = Anchors(generator, anchor, seed)
     law = perturber.noise(draw.law)
-    found, fresh = [], []
+    found: list[Tensor] = []
+    fresh: list[Tensor] = []
     lengths = torch.zeros(2, dtype=torch.float64, device=generator.device)
-    direction: Tensor | float = 0.0
+    width = sum(generator.levels[level].size for level in levels)
+    direction = torch.zeros(width, device=generator.device)
+    spread = torch.zeros(width, width, device=generator.device)
     chunk = max(1, _SCALARS // sum(level.size for level in generator.levels))
     for start in range(0, count, chunk):
         indices = range(start, min(start + chunk, count))
@@ -57,10 +60,11 @@ def measure_distances(
             into.append(torch.stack([parts[level] for level in levels]).norm(dim=0))
         before, after = (torch.cat([z.flatten(1) for z in latents], dim=1) for latents in (own, moved))
         lengths += torch.stack([after.norm(dim=1).sum(), before.norm(dim=1).sum()])
-        direction = direction + torch.nn.functional.normalize(after - before, dim=1).sum(0)
+        units = torch.nn.functional.normalize(after - before, dim=1)
+        direction += units.sum(0)
+        spread.addmm_(units.T, units)
     values, prior = torch.cat(found).double().cpu().numpy(), torch.cat(fresh).double().mean().item()
     counts, edges = np.histogram(values, bins=BINS)
-    assert isinstance(direction, Tensor)
     return Distances(
         count=count,
         mean=float(values.mean()),
@@ -70,6 +74,7 @@ def measure_distances(
         prior=prior,
         norm=(lengths[0] / lengths[1]).item(),
         diversity=1 - (direction.norm() / count).item(),
+        directions=(spread.trace() / spread.norm()).square().item() if spread.any() else 0.0,
     )
 
 

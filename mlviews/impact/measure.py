@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,7 @@ from mlviews.source import MLViewSource
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-METHODS = {"sweep": sweep, "walker": train_walker}
-COMMON = ("pairs", "temperature", "seed", "resume", "progress", "checkpoint_every", "width")
+METHODS: dict[str, Callable[..., Any]] = {"sweep": sweep, "walker": train_walker}
 ANCHORS, VIEWS = 4, 8  # of a level's picture
 ENDS = 10_000  # anchors for the distances at the ends of an interval
 
@@ -198,7 +197,10 @@ def _grid(generator: MLVGM, impact: LevelImpact, law: Law, seed: int) -> Tensor:
     """Anchors and views of them, uint8 ``[anchors, views, C, H, W]``: independent positives, or steps along a walker's path."""
     key = f"{impact.levels[0]}:{impact.levels[-1] + 1}"
     views = 2 if isinstance(impact.perturber, Walker) else VIEWS
-    source = MLViewSource(generator, {key: impact.perturber}, anchor=law, batch_size=ANCHORS, num_samples=ANCHORS, num_views=views, seed=seed)
+    source = MLViewSource(
+        generator, {key: impact.perturber}, anchor=law, batch_size=ANCHORS, num_samples=ANCHORS, num_views=views, seed=seed,
+        rank=0, world_size=1,
+    )  # fmt: skip
     batch = source.batch(0, ANCHORS)
     images = batch.views
     if isinstance(impact.perturber, Walker):  # all its positives are one

@@ -25,7 +25,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.25, "lines.linewidth": 2,
     "text.parse_math": False,  # names are not formulas
 }  # fmt: skip
-MARKS = {"over-used": ("v", RED), "balanced": ("o", BLUE), "under-used": ("^", GREY)}
+MARKS = {"over-used": ("v", RED), "balanced": ("o", BLUE), "weak": ("s", GREY), "under-used": ("^", GREY)}
 TILE = 64  # pixels of a view's side, about
 
 

@@ -55,6 +55,7 @@ class Distances:
     prior: float  # mean distance between two independent draws of the level: the unit that levels can be compared in
     norm: float  # mean |T(z)| / mean |z| of the latents: 1 where T stays in the prior's typical set
     diversity: float  # 1 - |mean unit direction| of the shifts: 0 if all anchors move in one direction, about 1 if in all
+    directions: float  # how many they spread over: the participation ratio of their second moments, 1 for a line, d for all of d dimensions
 
     @property
     def relative(self) -> float:
@@ -290,6 +291,7 @@ class ImpactReport:
                 "distance_relative": impact.distances.relative,
                 "norm_ratio": impact.distances.norm,
                 "diversity": impact.distances.diversity,
+                "directions": impact.distances.directions,
                 "sigma": impact.magnitude,
                 "sigma_low": impact.interval and impact.interval[0],
                 "sigma_high": impact.interval and impact.interval[1],
@@ -326,7 +328,11 @@ class ImpactReport:
                 interval = f" [{digits(low)}, {digits(high)}]" if low is not None else ""
                 cells["σ [95%]"] = f"{least}{digits(sigma)}{interval}" if sigma is not None else row["perturber"]
             else:
-                cells |= {"diversity": f"{row['diversity']:.2f}", "norm ratio": f"{row['norm_ratio']:.2f}"}
+                cells |= {
+                    "diversity": f"{row['diversity']:.2f}",
+                    "directions": f"{row['directions']:.1f}",
+                    "norm ratio": f"{row['norm_ratio']:.2f}",
+                }
             found.append({**cells, "verdict": row["verdict"]})
         return found
 
@@ -341,7 +347,9 @@ class ImpactReport:
             text = header in TEXT
             table.add_column(header.replace(" (", "\n("), justify="left" if text else "right", no_wrap=text, overflow="fold")
         for row, impact in zip(cells, self.impacts, strict=True):
-            table.add_row(*map(escape, row.values()), style={"over-used": "yellow", "weak": "dim", "under-used": "dim"}.get(impact.verdict, ""))
+            table.add_row(
+                *map(escape, row.values()), style={"over-used": "yellow", "weak": "dim", "under-used": "dim"}.get(impact.verdict, "")
+            )
         return table
 
     def markdown(self) -> str:
@@ -411,7 +419,8 @@ class ImpactReport:
         named = _named(self.generator)
         values: dict[str, Any] = {"generator": named} if named else {}
         values["perturb"] = {
-            int(key) if key.isdigit() else key: _short(impact._specification(impact.choice)) for key, impact in zip(keys, self.impacts, strict=True)
+            int(key) if key.isdigit() else key: _short(impact._specification(impact.choice))
+            for key, impact in zip(keys, self.impacts, strict=True)
         }
         values["transform"] = {"name": "simclr", "size": self._crop, "color": False}
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)

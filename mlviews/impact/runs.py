@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +36,23 @@ def launch(generator: MLVGM, device: str | torch.device | None, devices: int) ->
         ValueError: if there are not so many devices, or torch.distributed runs already and not for Fabric.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     devices = integer("devices", devices, 1)
     where = check_device(generator.device if device is None else device)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else devices
+    local, nodes = devices, 1
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // local
     if where.type == "cuda" and local > torch.cuda.device_count():
         raise ValueError(f"Invalid devices={local}: this machine has {torch.cuda.device_count()} GPU(s).")
     chosen = [where.index] if local == 1 and where.index is not None else local
     fabric = Fabric(
         accelerator=where.type,
         devices=chosen,
-        num_nodes=max(1, world // local),
-        strategy=DDPStrategy(find_unused_parameters=True) if max(world, local) > 1 else "auto",
+        num_nodes=nodes,
+        strategy=DDPStrategy(find_unused_parameters=True) if nodes * local > 1 else "auto",
     )
     fabric.launch()
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() != fabric.world_size:
@@ -98,6 +101,13 @@ class Anchors:
     def noise(self, indices: range, law: Law, epoch: int, levels: tuple[int, ...], view: int = 1) -> list[Tensor]:
         """Noise of some levels."""
         return self.generator.sample_noise(indices, law, self.seed, epoch, view=view, levels=levels)
+
+
+def mean(fabric: Fabric, value: Tensor) -> Tensor:
+    """The mean over processes."""
+    found = fabric.all_reduce(value)
+    assert isinstance(found, Tensor)
+    return found
 
 
 class Checkpoint:
@@ -165,6 +175,3 @@ def folder(out: str | Path | None) -> Path | None:
     path = path_of(out, "output folder")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-Note = Callable[[int, str], None]

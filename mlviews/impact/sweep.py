@@ -1,7 +1,7 @@
 """The sweep: every level's loss as a curve of the perturbation's magnitude, from critics trained once for all of them.
 
-Where a walker has to be trained against a critic of its own for each level, here critics learn from random (level, magnitude) pairs, and are
-told which. Their loss is then read off on a grid of magnitudes, on fresh pairs that all magnitudes share, and each level's curve is
+Where each level's walker is trained against a critic of its own, here critics learn from random (level, magnitude) pairs, and are told
+which. Their loss is then read off on a grid of magnitudes, on fresh pairs that all magnitudes share, and each level's curve is
 solved for the target. The far end of every curve is a fresh draw of the level.
 """
 
@@ -26,7 +26,7 @@ from mlviews.errors import integer
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import with_levels
 from mlviews.impact.report import Curve
-from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, positive, rows, share
+from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, mean, positive, rows, share
 from mlviews.infonce import info_nce
 from mlviews.perturb import Normal
 from mlviews.progress import bar
@@ -87,14 +87,19 @@ class Critics(nn.Module):
 
     def forward(self, anchors: Tensor, positives: Sequence[Tensor], conditions: Sequence[Condition], temperature: float) -> Tensor:
         """InfoNCE in nats ``[conditions, members + 1]``, over all processes; the last column is that of the members' mean similarity."""
-        embedded = []
-        for member in self.members:
-            first, *others = member.trunk(torch.cat([anchors, *positives])).split(len(anchors))
-            embedded.append([(member.head(first, one), member.head(other, one)) for one, other in zip(conditions, others, strict=True)])
+        members: list[Critic] = list(self.members)  # type: ignore[arg-type]
+        features = [member.trunk(torch.cat([anchors, *positives])).split(len(anchors)) for member in members]
         losses = []
-        for views in zip(*embedded, strict=True):
-            joint = tuple(torch.cat(sides, dim=1) for sides in zip(*views, strict=True))  # its cosine is the mean of theirs
-            losses.append(torch.stack([info_nce(*pair, temperature) for pair in (*views, joint)]))
+        for index, condition in enumerate(conditions):
+            sides = [
+                [member.head(own[place], condition) for member, own in zip(members, features, strict=True)] for place in (0, index + 1)
+            ]
+            joint = [torch.cat(side, dim=1) for side in sides]  # its cosine is the mean of theirs
+            losses.append(
+                torch.stack(
+                    [info_nce(a, b, temperature) for a, b in zip(*sides, strict=True)] + [info_nce(joint[0], joint[1], temperature)]
+                )
+            )
         return torch.stack(losses)
 
 
@@ -122,7 +127,8 @@ def sweep(
     *,
     pairs: int = 64,
     temperature: float = 0.1,
-    steps: int = 400,
+    steps: int = 500,
+    train_pairs: int = 32,
     critics: int = 2,
     lr: float = 1e-3,
     truncation: float | None = 2.0,
@@ -141,9 +147,10 @@ def sweep(
         target_loss: plain InfoNCE in nats.
         fabric: launched.
         out: folder for the checkpoint; None keeps nothing on disk.
-        pairs: K of a batch, over all processes.
+        pairs: K of the batches that the curves are measured on, over all processes.
         temperature: of InfoNCE.
         steps: of the critics; each sees one perturbation of every level.
+        train_pairs: K of the batches that the critics learn from: small ones, more often, teach more in the same time.
         critics: trained side by side, at least 2: their differences are a part of the intervals.
         lr: Adam's, at the peak of a cosine schedule.
         truncation: of the noise, in standard deviations; None for the full normal.
@@ -159,13 +166,16 @@ def sweep(
         ValueError: for a value out of range, or a checkpoint of a run with other settings.
     """
     target, temperature, lr = positive("target_loss", target_loss), positive("temperature", temperature), positive("lr", lr)
-    pairs, steps, critics = integer("pairs", pairs, 2), integer("steps", steps, 10), integer("critics", critics, 2)
+    pairs, train_pairs = integer("pairs", pairs, 2), integer("train_pairs", train_pairs, 2)
+    steps, critics = integer("steps", steps, 10), integer("critics", critics, 2)
     evaluations, checkpoint_every = integer("evaluations", evaluations, 2), integer("checkpoint_every", checkpoint_every, 1)
-    share(pairs, fabric)
+    for count in (pairs, train_pairs):
+        share(count, fabric)
     pair = _Pairs(generator, Anchors(generator, anchor, seed), Normal(1.0, truncation))
     settings = {
-        "generator": generator.name, "fingerprint": fingerprint(generator), "pairs": pairs, "temperature": temperature, "steps": steps,
-        "critics": critics, "lr": lr, "truncation": truncation, "width": width, "anchor": dataclasses.asdict(pair.draw.law), "seed": seed,
+        "generator": generator.name, "fingerprint": fingerprint(generator), "train_pairs": train_pairs, "temperature": temperature,
+        "steps": steps, "critics": critics, "lr": lr, "truncation": truncation, "width": width,
+        "anchor": dataclasses.asdict(pair.draw.law), "seed": seed,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % (1 << 63))
@@ -191,7 +201,7 @@ def sweep(
     with bar("sweep: critics", steps, state["step"], shown) as advance:
         for step in range(state["step"], steps):
             conditions = [_random_condition(level, seed, step) for level in levels]
-            losses = wrapped(*pair(rows(step, pairs, fabric), TRAIN, conditions), conditions, temperature)[:, :-1]
+            losses = wrapped(*pair(rows(step, train_pairs, fabric), TRAIN, conditions), conditions, temperature)[:, :-1]
             optimiser.zero_grad()
             fabric.backward(losses.mean(0).sum())
             optimiser.step()
@@ -207,7 +217,7 @@ def sweep(
         for batch in range(evaluations):
             for level, conditions in enumerate(points):
                 anchors, positives = pair(rows(batch, pairs, fabric), EVALUATE, conditions)
-                losses = fabric.all_reduce(average.module(anchors, positives, conditions, temperature))
+                losses = mean(fabric, average.module(anchors, positives, conditions, temperature))
                 measured[level, :, :, batch] = losses.cpu().numpy()
                 advance(batch * len(points) + level + 1, "")
     return Sweep(_solved(measured, grid, target, seed), steps, time.perf_counter() - begin)

@@ -24,9 +24,9 @@ from mlviews.errors import integer, is_number
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import measure_distances, with_levels
 from mlviews.impact.report import Distances, History
-from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, launch, positive, rows, share
-from mlviews.infonce import info_nce
-from mlviews.perturb import Walker
+from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, launch, mean, positive, rows, share
+from mlviews.infonce import info_nce, mi_bound
+from mlviews.perturb import Fixed, Walker
 from mlviews.progress import bar
 from mlviews.records import environment
 from mlviews.sampling import Normal as Law
@@ -62,25 +62,30 @@ class Game(nn.Module):
         self._generator = (generator,)  # not a part: it does not learn
         self.levels, self.walker, self.critic, self.temperature = levels, walker, critic, temperature
 
-    def forward(self, latents: Sequence[Tensor], labels: Tensor | None, climbs: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The InfoNCE loss over all processes, the squared length of the mean unit shift, and this process's mean distance.
+    def forward(self, latents: Sequence[Tensor], labels: Tensor | None, gain: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The InfoNCE loss over all processes, how much of the shifts lies in one direction, and this process's mean distance.
 
-        Before the walker climbs, positives are the anchors themselves.
+        With a negative gain the walker's gradient of the loss changes its sign: it goes back. None: it has not begun, and positives are
+        the anchors themselves.
         """
         (generator,) = self._generator
         first, still = self.levels[0], latents[0].new_zeros(())
         states = generator.states(latents, labels)
         anchors = generator.decode(latents, labels, state=states[-1], start=len(generator.levels))
-        if not climbs:
+        if gain is None:
             embedded = self.critic(anchors)
             return info_nce(embedded, embedded, self.temperature), still, still
         own = [latents[level] for level in self.levels]
         moved = self.walker(own)
-        positives = with_levels(latents, self.levels, moved)
+        shown = [z.detach() + math.copysign(1.0, gain) * (z - z.detach()) for z in moved]
+        positives = with_levels(latents, self.levels, shown)
         images = torch.cat([anchors, generator.decode(positives, labels, state=states[first], start=first)])
-        loss = info_nce(*self.critic(images).chunk(2), self.temperature)
+        embedded, moved_too = self.critic(images).chunk(2)
+        loss = info_nce(embedded, moved_too, self.temperature)
         shift = torch.cat([(there - here).flatten(1) for here, there in zip(own, moved, strict=True)], dim=1)
-        common = nn.functional.normalize(shift, dim=1).mean(0).square().sum()
+        units = nn.functional.normalize(shift, dim=1)
+        count = len(units)
+        common = ((units @ units.T).square().sum() - count) / (count * (count - 1))  # the mean squared cosine of two anchors' shifts
         parts = generator.distances(latents, [z.detach() for z in positives], labels)
         return loss, common, torch.stack([parts[level] for level in self.levels]).norm(dim=0).mean()
 
@@ -127,9 +132,9 @@ def train_walker(
             about the rate, so that an output of many weights moves so much more.
         lr_critic: Adam's.
         tolerance: share of the target within which the smoothed loss counts as there.
-        patience: steps at the target in all, in which the critic learns to follow the walker; fewer end nearer to the critic's first surprise.
-        diversity: weight of a penalty on the squared length of the mean unit shift. 0 is the paper's, whose walkers move
-            all anchors in about one direction; 1 and more keep their directions apart.
+        patience: steps at the target in all, in which the critic learns to follow the walker: with few, a surprised critic is enough.
+        diversity: weight of a penalty on the mean squared cosine between the shifts of two anchors. 0 is the paper's, whose walkers
+            move all anchors in about one direction; 1 keeps their directions apart.
         keep_norm: positives keep their anchor's length, and so stay in the prior's typical set; see :class:`Walker`.
         width: of the critic's first stage; None: by the image's size.
         anchor: law of the anchors; None: N(0, 1) truncated as the generator prefers.
@@ -159,8 +164,8 @@ def train_walker(
         raise ValueError(f"Invalid diversity={diversity!r}: it must be a number of at least 0; 0 is the paper's.")
     if target >= math.log(2 * pairs - 1):
         raise ValueError(
-            f"Invalid target_loss={target!r}: with pairs={pairs} no loss exceeds log(2K - 1) = {math.log(2 * pairs - 1):.2f} nats for long; "
-            "take a smaller target (the paper's is 0.7), or more pairs."
+            f"Invalid target_loss={target!r}: a critic that knows nothing has log(2K - 1) = {math.log(2 * pairs - 1):.2f}"
+            " nats; take a smaller target (the paper's is 0.7), or more pairs."
         )
     fabric = launch(generator, device, devices) if fabric is None else fabric
     share(pairs, fabric)
@@ -181,7 +186,7 @@ def train_walker(
     descend = torch.optim.Adam(critic.parameters(), rates[1], betas=(0.5, 0.999))
     game = Game(generator, levels, walker, critic, temperature)
     wrapped, *_ = fabric.setup(game, climb, descend)
-    parts = {"game": game, "climb": climb, "descend": descend}
+    parts: dict[str, Any] = {"game": game, "climb": climb, "descend": descend}
     walker.levels = levels
 
     where = folder(out)
@@ -199,24 +204,21 @@ def train_walker(
                 "log": dataclasses.asdict(log), "seconds": time.perf_counter() - begin,
             })  # fmt: skip
 
-    prior = measure_distances(generator, levels, Walker(walker.width).to(fabric.device), 2000, seed, anchor).prior
+    prior = measure_distances(generator, levels, Fixed(), 2000, seed, anchor).prior
     name = f"walker of level {', '.join(str(level) for level in levels)}"
     with bar(name, warmup + steps, len(log.losses), progress and fabric.global_rank == 0) as advance:
         while not log.status:
             step = len(log.losses)
             gain = log.gain(target)
-            loss, common, distance = wrapped(*draw(rows(step, pairs, fabric), TRAIN), climbs=log.begun > 0)
+            loss, common, distance = wrapped(*draw(rows(step, pairs, fabric), TRAIN), gain)
             for optimiser in (climb, descend):
                 optimiser.zero_grad()
             fabric.backward(loss - diversity * common)
             descend.step()
             if gain:
-                for weight in walker.parameters():
-                    if gain < 0 and weight.grad is not None:
-                        weight.grad.neg_()
                 climb.param_groups[0]["lr"] = rate * abs(gain)
                 climb.step()
-            means = fabric.all_reduce(torch.stack([loss.detach(), distance]))
+            means = mean(fabric, torch.stack([loss.detach(), distance]))
             log.add(*means.tolist(), target=target, warmup=warmup, steps=steps, tolerance=tolerance, patience=patience, reach=REACH * prior)
             advance(step + 1, f": loss {log.smoothed[-1]:.2f} of {target:.2f} nats, distance {log.distances[-1]:.2f}")
             if log.status or len(log.losses) % checkpoint_every == 0:
@@ -226,8 +228,8 @@ def train_walker(
     losses = []
     with torch.no_grad():
         for batch in range(EVALUATIONS):
-            losses.append(fabric.all_reduce(game(*draw(rows(batch, pairs, fabric), EVALUATE), climbs=True)[0]).item())
-    walker.status, walker.stderr = log.status, statistics.stdev(losses) / len(losses) ** 0.5
+            losses.append(mean(fabric, game(*draw(rows(batch, pairs, fabric), EVALUATE), 1.0)[0]).item())
+    walker.status, walker.stderr = log.status, mi_bound(losses, pairs).stderr
     walker.loss = statistics.mean(losses) if log.status == "reached" else max(log.smoothed[log.begun :])
     walker.distances = measure_distances(generator, levels, walker, monte_carlo, seed, anchor)
     walker.history = History(log.losses, log.smoothed, log.distances, log.begun)
@@ -254,10 +256,13 @@ class _Log:
     held: int = 0  # steps at which the smoothed loss was at the target
     status: str = ""
 
-    def gain(self, target: float) -> float:
-        """The share of its rate at which the walker climbs: 1 far below the target, less from half of it on, below 0 above it."""
+    def gain(self, target: float) -> float | None:
+        """The share of its rate at which the walker climbs: 1 far below the target, less from half of it on, below 0 above it.
+
+        None before it has begun.
+        """
         if not self.begun:
-            return 0.0
+            return None
         return max(-1.0, min(1.0, (target - self.smoothed[-1]) / (0.5 * target)))
 
     def add(
