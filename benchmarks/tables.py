@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "mlviews" / "zoo" / "README.md", ROOT / "mlviews" / "generators" / "README.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "mlviews" / part / "README.md" for part in ("zoo", "generators", "impact")))
 RESULTS = ROOT / "benchmarks" / "results"
 ZOO = ROOT / "mlviews" / "zoo"
 
@@ -332,6 +332,96 @@ def mutual_information() -> str:
         f"{min(spent):.0f}–{max(spent):.0f} s of one core each, on {record['machine']['processor']}. "
         f"Command: `{record['command']}`."
     )
+
+
+def impact() -> str:
+    """Table 1 of the paper for the bundled generators, by both methods."""
+    record = read(RESULTS / "impact.json")
+    rows = []
+    for name, method, cells in _cells(record):
+        for same in zip(*(cell["rows"] for cell in cells), strict=True):
+            least = "≥ " if any(row["status"] == "under-used" for row in same) else ""
+            kept = [row["class_kept"] for row in same]
+            sigmas = [row["sigma"] for row in same if row["sigma"] is not None]
+            rows.append([
+                f"`{name}`, {method}, {same[0]['level']} ({same[0]['name']})",
+                _range([row["loss_nats"] for row in same]),
+                least + _range([row["distance_mean"] for row in same]),
+                _range([row["distance_std"] for row in same]),
+                least + _range([row["distance_relative"] for row in same]),
+                _range(sigmas) if sigmas else "",
+                f"{statistics.mean(kept):.0%} ({min(kept):.0%}–{max(kept):.0%})",
+                ", ".join(dict.fromkeys(row["verdict"] for row in same)),
+            ])  # fmt: skip
+    header = ["level", "loss, nats", "distance", "its std", "of two draws' distance", "σ", "class kept", "verdict"]
+    first = record["cells"][0]
+    return (
+        f"{markdown(header, rows)}\n\nMean (range) over {_seeds(record)} seeds; target {first['target_loss']:g} nats (1.00 on the scale of the "
+        f"paper's code), K = {first['pairs']}, {first['options']['monte_carlo']:,} anchors for the distances; class kept: share of 2,000 pairs, by a "
+        f"classifier trained on real images. ≥: the target was not reached. {record['machine']['processor']}. Command: `{record['command']}`."
+    )
+
+
+def impact_agreement() -> str:
+    """How far the two methods agree, and what they cost."""
+    record = read(RESULTS / "impact.json")
+    rows = []
+    for name, found in record["agreement"].items():
+        times = {}
+        for other, method, cells in _cells(record):
+            if other == name:
+                times[method] = [cell["seconds"] / 60 for cell in cells]
+        rows.append(
+            [f"`{name}`", *(f"{found[key]:.2f}" for key in ("between methods", "sweep with the level", "walker with the level"))]
+            + [spread(times[method]) for method in ("sweep", "walker")]
+        )
+    header = ["generator", "rank correlation of the methods", "sweep with the level", "walker with the level", "sweep, min", "walker, min"]
+    return (
+        f"{markdown(header, rows)}\n\nSpearman's, of the levels' distances relative to the prior, averaged over seeds. Minutes of wall time for all levels, with one "
+        "thread, beside another such process on a shared machine with two cores, so they are upper bounds."
+    )
+
+
+def impact_remedies() -> str:
+    """Walkers of one level with and without what keeps their directions apart and their positives in the prior."""
+    plain, remedies = read(RESULTS / "impact.json"), read(RESULTS / "impact-remedies.json")
+    names = {
+        "walker": "as in the paper", "walker-diverse": "diversity=1", "walker-norm": "keep_norm=True",
+        "walker-diverse-norm": "both", "walker-joint": "both, levels 1–3 together", "walker-2-processes": "as in the paper, 2 processes",
+    }  # fmt: skip
+    rows = []
+    for cell in [*plain["cells"], *remedies["cells"]]:
+        if cell["generator"] != "fashion" or cell["method"] not in names or (cell["method"] == "walker" and cell["seed"]):
+            continue
+        row = next(row for row in cell["rows"] if row["level"] != "0" and row["level"] in ("1", "1:4"))
+        rows.append([
+            names[cell["method"]],
+            f"{row['loss_nats']:.2f} ± {row['loss_stderr']:.2f}",
+            f"{row['distance_mean']:.2f} ± {row['distance_std']:.2f}",
+            f"{row['distance_relative']:.2f}",
+            f"{1 - row['diversity']:.2f}",
+            f"{row['directions']:.1f}",
+            f"{row['norm_ratio']:.2f}",
+            f"{row['class_kept']:.0%}",
+        ])  # fmt: skip
+    header = ["walker", "loss, nats", "distance", "of two draws'", "length of the mean direction", "directions", "norm ratio", "class kept"]
+    return f"{markdown(header, rows)}\n\n`fashion`, level 1, seed 0. Command: `{remedies['command']}`."
+
+
+def _cells(record: dict[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """The cells of each generator and method."""
+    kinds = dict.fromkeys((cell["generator"], cell["method"]) for cell in record["cells"])
+    return [(name, method, [cell for cell in record["cells"] if (cell["generator"], cell["method"]) == (name, method)]) for name, method in kinds]
+
+
+def _seeds(record: dict[str, Any]) -> int:
+    return len({cell["seed"] for cell in record["cells"]})
+
+
+def _range(values: Sequence[float]) -> str:
+    """Mean and range over seeds, to three digits."""
+    low, high = (f"{value:.3g}" for value in (min(values), max(values)))
+    return f"{statistics.mean(values):.3g}" if low == high else f"{statistics.mean(values):.3g} ({low}–{high})"
 
 
 def render(text: str) -> str:

@@ -65,7 +65,7 @@ def _magnitude(report: ImpactReport) -> tuple[Figure, str]:
     axis.plot([], [], color="black", linewidth=1.5, linestyle=":", label=f"{OVER_USED:.0%} of it: over-used below")
     for verdict, (marker, color) in MARKS.items():
         hollow = verdict == "under-used"
-        label = "under-used: at least this far" if hollow else verdict
+        label = {"under-used": "under-used: at least this far", "weak": "weak: farther than a fresh draw"}.get(verdict, verdict)
         axis.plot([], [], marker, color=color, markersize=10, mfc="white" if hollow else color, label=label)
     axis.set_xticks(range(len(report.impacts)), [f"{impact.key}\n{impact.name}" for impact in report.impacts], rotation=45 * many)
     axis.set(xlim=(-0.6, len(report.impacts) - 0.4), xlabel="level", ylabel="L2 distance of positive from anchor")
@@ -180,13 +180,13 @@ def _dynamics(report: ImpactReport) -> tuple[Figure, str]:
         first.plot([], [], color=RED, linestyle="--", linewidth=1.5, label="target")[0],
         first.plot([], [], color=GREEN, label="mean distance")[0],
         first.plot([], [], color="black", linestyle=":", linewidth=1.5, label="distance of two draws")[0],
-        first.fill_between([], [], color="0.92", label="warm-up: encoder alone"),
+        first.fill_between([], [], color="0.92", label="warm-up: critic alone"),
     ]
-    figure.suptitle(f"The game between encoder and walker, {report.generator}")
+    figure.suptitle(f"The game between critic and walker, {report.generator}")
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure, (
-        "The encoder brings the loss down while the walker stands still (warm-up); then the walker raises it by moving further, "
-        f"until the smoothed loss reaches the target. Losses above {top:.2g} nats, of the first steps, are cut off."
+        "The critic brings the loss down while the walker stands still (warm-up); then the walker raises it by moving farther, and waits "
+        f"at the target for the critic to follow. Losses above {top:.2g} nats, of the first steps, are cut off."
     )
 
 
@@ -231,10 +231,13 @@ def _views(report: ImpactReport) -> tuple[Figure, str]:
         axis.imshow(block.numpy(), interpolation="nearest")
         axis.axis("off")
         axis.set_title(f"{_title(impact)}: {impact.verdict}", loc="left", pad=4)
-    figure.suptitle("Anchor | positives: one level moved, the others fixed", x=gap / size[0], ha="left", y=1 - 10 / size[1])
+    walked = report.method == "walker"
+    kind = "steps on the walker's way" if walked else "positives"
+    figure.suptitle(f"Anchor | {kind}: one level moved, the others fixed", x=gap / size[0], ha="left", y=1 - 10 / size[1])
     return figure, (
-        "Anchors (first column) and positives that differ from them in one level only, moved by the perturber of the table: "
-        "what the level decides, and what its budget buys."
+        "Anchors (first column) and what differs from them in one level only, "
+        + ("in equal steps to where the walker takes it" if walked else "moved by the perturber of the table, each time by other noise")
+        + ": what the level decides, and what its budget buys."
     )
 
 

@@ -65,12 +65,12 @@ class Distances:
 
 @dataclass(frozen=True)
 class History:
-    """The game between encoder and walker, step by step (method "walker")."""
+    """The game between critic and walker, step by step (method "walker")."""
 
     losses: list[float]  # plain InfoNCE in nats, of each step's batch
     smoothed: list[float]  # what the stopping rule looks at
     distances: list[float]  # mean L2 distance of each step's batch
-    warmup: int  # steps in which the encoder learned alone
+    warmup: int  # steps in which the critic learned alone
 
 
 @dataclass(frozen=True)
