@@ -356,9 +356,10 @@ def impact() -> str:
     header = ["level", "loss, nats", "distance", "its std", "of two draws' distance", "σ", "class kept", "verdict"]
     first = record["cells"][0]
     return (
-        f"{markdown(header, rows)}\n\nMean (range) over {_seeds(record)} seeds; target {first['target_loss']:g} nats (1.00 on the scale of the "
-        f"paper's code), K = {first['pairs']}, {first['options']['monte_carlo']:,} anchors for the distances; class kept: share of 2,000 pairs, by a "
-        f"classifier trained on real images. ≥: the target was not reached. {record['machine']['processor']}. Command: `{record['command']}`."
+        f"{markdown(header, rows)}\n\nMean (range) over {len({cell['seed'] for cell in record['cells']})} seeds. Target "
+        f"{first['target_loss']:g} nats (1.00 on the scale of the paper's code), K = {first['pairs']}, "
+        f"{first['options']['monte_carlo']:,} anchors for the distances. Class kept: share of 2,000 pairs, by a classifier trained on real "
+        f"images. ≥: the target was not reached. {record['machine']['processor']}. Command: `{record['command']}`."
     )
 
 
@@ -377,8 +378,8 @@ def impact_agreement() -> str:
         )
     header = ["generator", "rank correlation of the methods", "sweep with the level", "walker with the level", "sweep, min", "walker, min"]
     return (
-        f"{markdown(header, rows)}\n\nSpearman's, of the levels' distances relative to the prior, averaged over seeds. Minutes of wall time for all levels, with one "
-        "thread, beside another such process on a shared machine with two cores, so they are upper bounds."
+        f"{markdown(header, rows)}\n\nSpearman's, of the levels' mean distances, averaged over seeds. Minutes of wall time for all levels, "
+        "with one thread, beside another such process on a shared machine of two cores."
     )
 
 
@@ -410,12 +411,10 @@ def impact_remedies() -> str:
 
 def _cells(record: dict[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """The cells of each generator and method."""
-    kinds = dict.fromkeys((cell["generator"], cell["method"]) for cell in record["cells"])
-    return [(name, method, [cell for cell in record["cells"] if (cell["generator"], cell["method"]) == (name, method)]) for name, method in kinds]
-
-
-def _seeds(record: dict[str, Any]) -> int:
-    return len({cell["seed"] for cell in record["cells"]})
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in record["cells"]:
+        found.setdefault((cell["generator"], cell["method"]), []).append(cell)
+    return [(*key, cells) for key, cells in found.items()]
 
 
 def _range(values: Sequence[float]) -> str:

@@ -7,6 +7,7 @@ from mlviews.errors import WeightsError
 from mlviews.generators import MLVGM, Level, list_generators, load_generator, wrap_generator
 from mlviews.impact import ImpactReport, measure_impact, train_walker
 from mlviews.infonce import info_nce, mi_lower_bound
+from mlviews.mi import MIEstimate, estimate_mi
 from mlviews.source import Batch, MLViewSource
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "Batch",
     "ImpactReport",
     "Level",
+    "MIEstimate",
     "MLViewSource",
     "WeightsError",
     "__version__",
+    "estimate_mi",
     "info_nce",
     "list_generators",
     "list_presets",

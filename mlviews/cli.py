@@ -223,7 +223,9 @@ def impact(
     generator: Measured = "fashion",
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(IMPACT_METHODS)} (minutes, and the paper's).")] = "sweep",
     target_loss: Target = 0.7,
-    out: Annotated[Path, typer.Option(help="Folder for the report, its pictures and the checkpoints.")] = Path("runs/impact"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report, its pictures and the checkpoints. Default: runs/impact-GENERATOR-METHOD.")
+    ] = None,
     pairs: Pairs = 64,
     steps: Annotated[int | None, typer.Option(help="Training steps: of the sweep's critics; at most, of each walker.", min=10)] = None,
     monte_carlo: MonteCarlo = 100_000,
@@ -235,6 +237,7 @@ def impact(
 ) -> None:
     """Measure how much each latent level matters (the paper's Table 1): a table, and a report to show around."""
     made, anchor = _measured(generator, weights)
+    out = out or Path("runs", f"impact-{Path(generator).stem}-{method}")
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
     report = mlviews.measure_impact(
         made, method, target_loss, out, anchor=anchor, seed=seed, device=device or _default_device(), devices=devices,
@@ -255,7 +258,10 @@ def walker(
         str, typer.Option(help="A generator's name, or a preset or YAML file whose generator and anchors to take.")
     ] = "fashion",
     target_loss: Target = 0.7,
-    out: Annotated[Path, typer.Option(help="Folder for walker.safetensors, its history and the checkpoint.")] = Path("runs/walker"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for walker.safetensors, its history and the checkpoint. Default: runs/walker-GENERATOR-LEVELS."),
+    ] = None,
     pairs: Pairs = 64,
     steps: Annotated[int, typer.Option(help="Of the walker, at most.", min=1)] = 1000,
     diversity: Annotated[float, typer.Option(help="Weight of a penalty on moving all anchors in one direction; 0 is the paper's.")] = 0.0,
@@ -272,6 +278,7 @@ def walker(
     """Train a walker, the learned perturbation of one level or several (the paper's eq. 5), until InfoNCE is at the target."""
     made, anchor = _measured(generator, weights)
     moved = level_indices(levels, made.levels)
+    out = out or Path("runs", f"walker-{Path(generator).stem}-{'-'.join(map(str, moved))}")
     done = mlviews.train_walker(
         made, moved, target_loss, out, pairs=pairs, steps=steps, diversity=diversity, keep_norm=keep_norm, anchor=anchor, seed=seed,
         device=device or _default_device(), devices=devices, resume=resume, monte_carlo=monte_carlo,

@@ -19,7 +19,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in ROOT.rglob("README.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts))
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 4), ("mlviews/generators/README.md", 1)])
+SHORTER = {  # than on the pages
+    "60_000": "256",
+    "range(100)": "range(1)",
+    '"cuda"': '"cpu"',
+    "target_loss=0.7": "target_loss=0.7, steps=10, train_pairs=4, pairs=8, evaluations=2, monte_carlo=500, width=8, progress=False",
+}
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 5), ("mlviews/generators/README.md", 1), ("mlviews/impact/README.md", 1)])
 def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks run in order, as one session, at a size that takes seconds, with small weights of the layouts they name."""
     external("stylegan2-cars", tmp_path / "stylegan2-car-config-f.pkl")
@@ -29,8 +37,14 @@ def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest
     assert len(blocks) == count
     session: dict[str, Any] = {"mlviews": mlviews}
     for block in blocks:
-        exec(block.replace("60_000", "256").replace("range(100)", "range(1)").replace('"cuda"', '"cpu"'), session)
-    if page == "README.md":
+        for long, short in SHORTER.items():
+            block = block.replace(long, short)
+        exec(block, session)
+    if page.endswith("impact/README.md"):
+        assert len(session["report"].impacts) == 4
+        assert Path("runs/impact/report.html").exists()
+        assert len(next(iter(session["source"]))) == 2
+    elif page == "README.md":
         assert tuple(session["anchor"].shape) == (256, 3, 28, 28)
         assert len(session["source"]) == 2
     else:

@@ -260,6 +260,9 @@ def test_snippets_are_python() -> None:
     for name in ("fashion", "bigbigan", "MyNet"):
         compile(replace(sweep(), generator=name).snippet, name, "exec")
     assert 'weights="FILE"' in replace(sweep(), generator="bigbigan").snippet
+    cars = replace(sweep(), generator="stylegan2", options={"generator": {"groups": 4}})
+    assert 'load_generator("stylegan2", weights="FILE", groups=4)' in cars.snippet
+    assert yaml.safe_load(cars.configuration)["generator"] == {"name": "stylegan2", "weights": "FILE", "groups": 4}
     assert "generator = ..." in replace(sweep(), generator="MyNet").snippet
 
 

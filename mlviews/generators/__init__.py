@@ -127,7 +127,7 @@ def load_generator(
         torch.set_default_dtype(torch.float32)  # whatever the caller's defaults are
         with torch.device("cpu"):
             generator = entry.load(weights, **options)
-            generator.name = name
+            generator.name, generator.options = name, options
     finally:
         torch.set_default_dtype(dtype)
     return generator if where is None else generator.to(where)

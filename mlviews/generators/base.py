@@ -88,7 +88,9 @@ class MLVGM(nn.Module):
             self.blocks = nn.ModuleList(blocks)
         except TypeError:
             raise ValueError(f"Invalid blocks={blocks!r}: give one torch.nn.Module per level.") from None
-        self.name = type(self).__name__  # load_generator gives it the name that it was asked for
+        # load_generator gives it the name and the options that it was asked for.
+        self.name = type(self).__name__
+        self.options: dict[str, Any] = {}
         self.tied = tied
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = sampling.Normal(1.0, truncation).truncation

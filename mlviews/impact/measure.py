@@ -97,7 +97,8 @@ def measure_impact(
         seconds=time.perf_counter() - begin,
         environment=environment(fabric.device),
         options={
-            "monte_carlo": monte_carlo, "anchor": dataclasses.asdict(law), "processes": fabric.world_size,
+            "generator": dict(generator.options), "monte_carlo": monte_carlo, "anchor": dataclasses.asdict(law),
+            "processes": fabric.world_size,
             **{name: value for name, value in values.items() if name not in ("resume", "progress", "checkpoint_every")},
         },
         grids={impact.name: _grid(generator, impact, law, seed) for impact in impacts},

@@ -388,9 +388,11 @@ class ImpactReport:
     @property
     def snippet(self) -> str:
         """Python that makes views with the perturbers of this report, run where it was saved."""
-        named = _named(self.generator)
-        weights = ', weights="FILE"' if isinstance(named, dict) else ""
-        generator = f'mlviews.load_generator("{self.generator}"{weights})' if named else "generator"
+        named = self._generator
+        arguments = {"name": named} if isinstance(named, str) else dict(named or {})
+        name, *others = (f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments.values()) if named else ("",)
+        options = "".join(f", {key}={value}" for key, value in zip(list(arguments)[1:], others, strict=True))
+        generator = f"mlviews.load_generator({name}{options})" if named else "generator"
         setup = [] if named else ["generator = ...  # the one that was measured"]
         return "\n".join(
             [
@@ -416,7 +418,7 @@ class ImpactReport:
         moved = [level for impact in self.impacts for level in impact.levels]
         if any(", " in key for key in keys) or len(set(moved)) < len(moved):
             return ""
-        named = _named(self.generator)
+        named = self._generator
         values: dict[str, Any] = {"generator": named} if named else {}
         values["perturb"] = {
             int(key) if key.isdigit() else key: _short(impact._specification(impact.choice))
@@ -424,6 +426,16 @@ class ImpactReport:
         }
         values["transform"] = {"name": "simclr", "size": self._crop, "color": False}
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+
+    @property
+    def _generator(self) -> str | dict[str, Any] | None:
+        """How a configuration names the generator, with a weights file if it needs one; None for one of the user's own."""
+        bundled = {info.name: info.levels is not None for info in list_generators()}
+        if self.generator not in bundled:
+            return None
+        given = {} if bundled[self.generator] else {"weights": "FILE"}
+        given |= self.options.get("generator", {})
+        return {"name": self.generator, **given} if given else self.generator
 
     @property
     def _crop(self) -> int:
@@ -632,14 +644,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _named(generator: str) -> str | dict[str, str] | None:
-    """How a configuration names it, with a weights file if it needs one; None for one of the user's own."""
-    needs = {info.name: not info.weights.startswith("bundled") for info in list_generators()}
-    if generator not in needs:
-        return None
-    return {"name": generator, "weights": "FILE"} if needs[generator] else generator
 
 
 def _short(specification: Mapping[str, Any]) -> dict[str, Any] | str:
