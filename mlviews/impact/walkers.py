@@ -85,7 +85,8 @@ class Game(nn.Module):
         shift = torch.cat([(there - here).flatten(1) for here, there in zip(own, moved, strict=True)], dim=1)
         units = nn.functional.normalize(shift, dim=1)
         count = len(units)
-        common = ((units @ units.T).square().sum() - count) / (count * (count - 1))  # the mean squared cosine of two anchors' shifts
+        # The mean squared cosine between the shifts of two anchors.
+        common = ((units @ units.T).square().sum() - count) / max(1, count * (count - 1))
         parts = generator.distances(latents, [z.detach() for z in positives], labels)
         return loss, common, torch.stack([parts[level] for level in self.levels]).norm(dim=0).mean()
 
@@ -230,7 +231,7 @@ def train_walker(
         for batch in range(EVALUATIONS):
             losses.append(mean(fabric, game(*draw(rows(batch, pairs, fabric), EVALUATE), 1.0)[0]).item())
     walker.status, walker.stderr = log.status, mi_bound(losses, pairs).stderr
-    walker.loss = statistics.mean(losses) if log.status == "reached" else max(log.smoothed[log.begun :])
+    walker.loss = statistics.mean(losses) if log.status == "reached" else max(log.climbed or log.smoothed[-1:])
     walker.distances = measure_distances(generator, levels, walker, monte_carlo, seed, anchor)
     walker.history = History(log.losses, log.smoothed, log.distances, log.begun)
     walker.seconds, walker.checkpoint = time.perf_counter() - begin, checkpoint.path
@@ -255,6 +256,11 @@ class _Log:
     begun: int = 0  # step at which the walker began to climb; 0: not yet
     held: int = 0  # steps at which the smoothed loss was at the target
     status: str = ""
+
+    @property
+    def climbed(self) -> list[float]:
+        """Smoothed losses since the walker began, once it has played a whole window."""
+        return self.smoothed[self.begun + WINDOW - 1 :]
 
     def gain(self, target: float) -> float | None:
         """The share of its rate at which the walker climbs: 1 far below the target, less from half of it on, below 0 above it.
@@ -281,7 +287,7 @@ class _Log:
             return
         there = len(recent) == WINDOW and abs(self.smoothed[-1] - target) <= tolerance * target
         self.held += there
-        climbed = self.smoothed[self.begun + WINDOW - 1 :]
+        climbed = self.climbed
         stalled = len(climbed) > STALL and max(climbed[-STALL:]) <= max(climbed[:-STALL])
         if self.held >= patience:
             self.status = "reached"
