@@ -173,9 +173,10 @@ class LevelImpact:
                 f"that tells images apart. Keep it fixed, or move it by a mean distance of at most {distance}: {how}."
             )
         if self.verdict == "weak":
+            cost = f" costs {self.curve.resample:.2f} nats and" if self.curve else ""
             return (
-                f"Weak: it takes {how}, {share} the distance between two draws, to spend the budget, and the prior does not reach so far. "
-                "Resample() moves the level as far as the generator was trained to go."
+                f"Weak: it takes {how}, {share} the distance between two draws, to spend the budget. A fresh draw, Resample(),{cost} stays "
+                "within what the generator was trained on."
             )
         return f"Balanced: {how} spends the budget, at a mean distance of {distance}, {share} that between two draws."
 
