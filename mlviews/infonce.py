@@ -52,6 +52,30 @@ def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     return F.cross_entropy(logits, rank * count + (rows + pairs) % count)
 
 
+def one_sided_info_nce(scores: Tensor) -> Tensor:
+    """InfoNCE in nats with candidates from one side: row i looks for its partner, column i, among the K columns.
+
+    ``log K - loss`` is a lower bound on the mutual information of rows and columns, whatever the two are (van den Oord et al. 2018).
+
+    Args:
+        scores: float ``[..., K, K]``: of row i with candidate j, by any critic that was not chosen by these pairs.
+
+    Returns:
+        A scalar, the mean over all rows; ``log K`` where the scores tell nothing.
+
+    Raises:
+        ValueError: if the scores are not square float matrices of at least 2 candidates.
+    """
+    if not isinstance(scores, Tensor) or scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or not scores.is_floating_point():
+        found = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"Invalid scores, {found}: pass float matrices [..., K, K] whose row i belongs to column i.")
+    count = scores.shape[-1]
+    if count < 2:
+        raise ValueError(f"Invalid scores of {count} candidate(s): InfoNCE needs at least 2, to have something to tell apart.")
+    scores = scores.float()
+    return (scores.logsumexp(-1) - scores.diagonal(dim1=-2, dim2=-1)).mean()
+
+
 def mi_lower_bound(loss: float | Tensor, n_pairs: int) -> float | Tensor:
     """``log(2K - 1) - loss``: a lower bound in nats on the mutual information between the two views (paper, eqs. 2 and 3).
 

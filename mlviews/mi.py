@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mlviews.encoders import ImageCritic
 from mlviews.errors import integer
+from mlviews.infonce import one_sided_info_nce
 from mlviews.sampling import check_seed
 from mlviews.source import MLViewSource
 
@@ -49,30 +50,6 @@ class MIEstimate:
         return f"{value} (ceiling log {self.candidates} = {self.ceiling:.3f})"
 
     __repr__ = __str__
-
-
-def one_sided_info_nce(scores: Tensor) -> Tensor:
-    """InfoNCE in nats with candidates from one side: row i looks for its partner, column i, among the K columns.
-
-    ``log K - loss`` is a lower bound on the mutual information of rows and columns, whatever the two are (van den Oord et al. 2018).
-
-    Args:
-        scores: float ``[..., K, K]``: of row i with candidate j, by any critic that was not chosen by these pairs.
-
-    Returns:
-        A scalar, the mean over all rows; ``log K`` where the scores tell nothing.
-
-    Raises:
-        ValueError: if the scores are not square float matrices of at least 2 candidates.
-    """
-    if not isinstance(scores, Tensor) or scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or not scores.is_floating_point():
-        found = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"Invalid scores, {found}: pass float matrices [..., K, K] whose row i belongs to column i.")
-    count = scores.shape[-1]
-    if count < 2:
-        raise ValueError(f"Invalid scores of {count} candidate(s): InfoNCE needs at least 2, to have something to tell apart.")
-    scores = scores.float()
-    return (scores.logsumexp(-1) - scores.diagonal(dim1=-2, dim2=-1)).mean()
 
 
 def estimate_mi(

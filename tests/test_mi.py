@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource
-from mlviews.mi import FEWEST, MIEstimate, estimate_mi, one_sided_info_nce
+from mlviews.mi import FEWEST, MIEstimate, estimate_mi
 from mlviews.perturb import Normal, Resample
 
 
@@ -160,13 +160,6 @@ def test_a_loader_is_read_once_and_cross_fitted_if_short() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_one_sided_formula_by_hand() -> None:
-    scores = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    loss = -sum(math.log(math.exp(scores[i, i]) / sum(math.exp(scores[i, j]) for j in range(3))) for i in range(3)) / 3
-    assert float(one_sided_info_nce(scores)) == pytest.approx(loss, rel=1e-5)
-    assert float(one_sided_info_nce(torch.zeros(2, 5, 5))) == pytest.approx(math.log(5))
-
-
 X, Y = some(FEWEST)
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "no partners": (lambda: estimate_mi(X), "y is missing: pass x and y"),
@@ -190,8 +183,6 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "pairs": (lambda: estimate_mi(X, Y, pairs=10), "Invalid pairs=10"),
     "folds": (lambda: estimate_mi(X, Y, folds=1), "Invalid folds=1"),
     "steps": (lambda: estimate_mi(X, Y, steps=-1), "Invalid steps=-1"),
-    "scores of one side more": (lambda: one_sided_info_nce(torch.ones(3, 4)), r"\(3, 4\): pass float matrices"),
-    "one candidate": (lambda: one_sided_info_nce(torch.ones(1, 1)), r"Invalid scores of 1 candidate\(s\)"),
 }
 
 
