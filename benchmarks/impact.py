@@ -34,10 +34,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
     "walker": ("walker", {}),
     # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a run of two processes.
-    "walker-diverse": ("walker", {"levels": [1], "diversity": 1.0}),
+    "walker-diverse": ("walker", {"levels": [1], "directions": 4.0}),
     "walker-norm": ("walker", {"levels": [1], "keep_norm": True}),
-    "walker-diverse-norm": ("walker", {"levels": [1], "diversity": 1.0, "keep_norm": True}),
-    "walker-joint": ("walker", {"levels": [[1, 2, 3]], "diversity": 1.0, "keep_norm": True}),
+    "walker-diverse-norm": ("walker", {"levels": [1], "directions": 4.0, "keep_norm": True}),
+    "walker-joint": ("walker", {"levels": [[1, 2, 3]], "directions": 4.0, "keep_norm": True}),
     "walker-2-processes": ("walker", {"levels": [1], "devices": 2}),  # with --seeds 1
 }
 QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warmup": 25}}

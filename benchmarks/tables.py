@@ -389,7 +389,7 @@ def impact_remedies() -> str:
     """Walkers of one level with and without what keeps their directions apart and their positives in the prior."""
     plain, remedies = read(RESULTS / "impact.json"), read(RESULTS / "impact-remedies.json")
     names = {
-        "walker": "as in the paper", "walker-diverse": "diversity=1", "walker-norm": "keep_norm=True",
+        "walker": "as in the paper", "walker-diverse": "directions=4", "walker-norm": "keep_norm=True",
         "walker-diverse-norm": "both", "walker-joint": "both, levels 1–3 together", "walker-2-processes": "as in the paper, 2 processes",
     }  # fmt: skip
     rows = []

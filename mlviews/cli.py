@@ -264,7 +264,7 @@ def walker(
     ] = None,
     pairs: Pairs = 64,
     steps: Annotated[int, typer.Option(help="Of the walker, at most.", min=1)] = 1000,
-    diversity: Annotated[float, typer.Option(help="Weight of a penalty on moving all anchors in one direction; 0 is the paper's.")] = 0.0,
+    directions: Annotated[float, typer.Option(help="That the anchors' shifts spread over, at least; 1 is the paper's: no matter.")] = 1.0,
     keep_norm: Annotated[
         bool, typer.Option(help="Keep each anchor's length, so that positives stay where the prior has its mass.")
     ] = False,
@@ -280,7 +280,7 @@ def walker(
     moved = level_indices(levels, made.levels)
     out = out or Path("runs", f"walker-{Path(generator).stem}-{'-'.join(map(str, moved))}")
     done = mlviews.train_walker(
-        made, moved, target_loss, out, pairs=pairs, steps=steps, diversity=diversity, keep_norm=keep_norm, anchor=anchor, seed=seed,
+        made, moved, target_loss, out, pairs=pairs, steps=steps, directions=directions, keep_norm=keep_norm, anchor=anchor, seed=seed,
         device=device or _default_device(), devices=devices, resume=resume, monte_carlo=monte_carlo,
     )  # fmt: skip
     if resolve_rank(None, None)[0] == 0:
@@ -288,7 +288,7 @@ def walker(
         console.print(
             f"{done.status}: {done.loss:.3f} ± {done.stderr:.3f} nats after {len(done.history.losses)} steps; "
             f"distance {found.mean:.3g} ± {found.std:.2g}, {found.relative:.2f} of that between two draws; "
-            f"norm {found.norm:.2f} of the anchors'; diversity of directions {found.diversity:.2f}."
+            f"norm {found.norm:.2f} of the anchors'; {found.directions:.1f} directions."
         )
         for path in sorted(out.glob("*.*")):
             console.print(path)

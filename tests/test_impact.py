@@ -279,7 +279,7 @@ def test_other_settings_or_another_generator_do_not_go_on_from_it(whole: tuple[T
 
 
 def test_several_levels_and_the_remedies(whole: tuple[TrainedWalker, Path]) -> None:
-    walker = train_walker(Toy(), [1, 2], keep_norm=True, diversity=1.0, **{**GAME, "steps": 5})
+    walker = train_walker(Toy(), [1, 2], keep_norm=True, directions=2.0, **{**GAME, "steps": 5})
     assert walker.width == 11
     z = [torch.randn(9, 6), torch.randn(9, 5)]
     before, after = (torch.cat(list(parts), dim=1).norm(dim=1) for parts in (z, walker(z)))
@@ -289,9 +289,9 @@ def test_several_levels_and_the_remedies(whole: tuple[TrainedWalker, Path]) -> N
 
 def test_the_penalty_keeps_directions_apart() -> None:
     options = {**GAME, "steps": 80, "lr_walker": 1e-2, "patience": 1000}
-    alone, apart = (train_walker(Toy(), [1], diversity=weight, **options).distances.directions for weight in (0.0, 10.0))
+    alone, apart = (train_walker(Toy(), [1], directions=least, **options).distances.directions for least in (1.0, 4.0))
     assert alone < 1.2
-    assert apart > 1.8
+    assert apart > 2.5
 
 
 def test_a_walkers_file_keeps_whether_it_keeps_norms(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_a_walkers_report(tmp_path: Path) -> None:
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "unknown method": (lambda: measure_impact(Toy(), "sweeep"), "Invalid method='sweeep'.*Did you mean 'sweep'"),
     "unknown option": (lambda: measure_impact(Toy(), stepz=3), "Unknown option 'stepz' of method 'sweep'.*Did you mean 'steps'"),
-    "option of the other method": (lambda: measure_impact(Toy(), diversity=1.0), "Unknown option 'diversity'"),
+    "option of the other method": (lambda: measure_impact(Toy(), directions=2.0), "Unknown option 'directions'"),
     "not a generator": (lambda: measure_impact(sum), "mlviews.MLVGM"),  # type: ignore[arg-type]
     "joint levels in a sweep": (lambda: measure_impact(Toy(), levels=[[0, 1]]), "use method='walker'"),
     "level out of range": (lambda: train_walker(Toy(), [3]), "Invalid level=3: it must be an integer from 0 to 2"),
@@ -452,7 +452,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "no levels": (lambda: train_walker(Toy(), []), r"Invalid levels=\[\]"),
     "no target": (lambda: train_walker(Toy(), [0], 0.0), "Invalid target_loss=0.0"),
     "target above chance": (lambda: train_walker(Toy(), [0], 9.0), r"log\(2K - 1\) = 4.84 nats"),
-    "negative penalty": (lambda: train_walker(Toy(), [0], diversity=-1), "Invalid diversity=-1"),
+    "no direction": (lambda: train_walker(Toy(), [0], directions=0.5), "Invalid directions=0.5"),
     "one pair": (lambda: train_walker(Toy(), [0], pairs=1), "Invalid pairs=1"),
     "no learning rate": (lambda: train_walker(Toy(), [0], lr_walker=0), "Invalid lr_walker=0"),
     "an anchor of another type": (lambda: train_walker(Toy(), [0], anchor=1.0), "Invalid anchor=1.0"),  # type: ignore[arg-type]

@@ -187,7 +187,7 @@ class LevelImpact:
         if isinstance(self.perturber, Walker) and self.distances.diversity < COLLAPSED:
             found.append(
                 f"The walker's directions have collapsed (diversity {self.distances.diversity:.2f}, below {COLLAPSED}): it moves all "
-                "anchors in one direction. Train it with diversity=1 to keep directions apart, or use Normal."
+                "anchors in one direction. Train it with directions=4 to keep them apart, or use Normal."
             )
         if self.status == "reached" and self.distances.norm > OFF_PRIOR:
             found.append(

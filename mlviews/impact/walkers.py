@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 WINDOW = 25  # steps that the smoothed loss is the mean of
 KNOWN = 0.1  # of the target: below it the critic knows unmoved images, and the walker starts
+APART = 10.0  # weight of the penalty on shifts that lie in fewer directions than asked for
 REACH = 10.0  # of the prior's own distance: farther out a walker says nothing about the prior any more
 STALL = 300  # steps without a larger smoothed loss after which a level is given up
 EVALUATIONS = 32  # batches of fresh pairs on which the final loss is measured
@@ -105,7 +106,7 @@ def train_walker(
     lr_critic: float = 1e-3,
     tolerance: float = 0.1,
     patience: int = 100,
-    diversity: float = 0.0,
+    directions: float = 1.0,
     keep_norm: bool = False,
     width: int | None = None,
     anchor: Law | None = None,
@@ -134,8 +135,8 @@ def train_walker(
         lr_critic: Adam's.
         tolerance: share of the target within which the smoothed loss counts as there.
         patience: steps at the target in all, in which the critic learns to follow the walker: with few, a surprised critic is enough.
-        diversity: weight of a penalty on the mean squared cosine between the shifts of two anchors. 0 is the paper's, whose walkers
-            move all anchors in about one direction; 1 keeps their directions apart.
+        directions: that the anchors' shifts spread over, at least: a penalty sets in where the mean squared cosine between two of them is
+            above ``1 / directions``. 1 is the paper's, without one, whose walkers move all anchors in one direction.
         keep_norm: positives keep their anchor's length, and so stay in the prior's typical set; see :class:`Walker`.
         width: of the critic's first stage; None: by the image's size.
         anchor: law of the anchors; None: N(0, 1) truncated as the generator prefers.
@@ -161,8 +162,8 @@ def train_walker(
     patience, checkpoint_every = integer("patience", patience, 1), integer("checkpoint_every", checkpoint_every, 1)
     rates = positive("lr_walker", lr_walker), positive("lr_critic", lr_critic)
     tolerance = positive("tolerance", tolerance)
-    if not is_number(diversity) or diversity < 0:
-        raise ValueError(f"Invalid diversity={diversity!r}: it must be a number of at least 0; 0 is the paper's.")
+    if not is_number(directions) or directions < 1:
+        raise ValueError(f"Invalid directions={directions!r}: it must be a number of at least 1; 1 is the paper's.")
     if target >= math.log(2 * pairs - 1):
         raise ValueError(
             f"Invalid target_loss={target!r}: a critic that knows nothing has log(2K - 1) = {math.log(2 * pairs - 1):.2f}"
@@ -175,7 +176,7 @@ def train_walker(
     settings = {
         "generator": generator.name, "fingerprint": fingerprint(generator), "levels": list(levels), "target_loss": target, "pairs": pairs,
         "temperature": temperature, "steps": steps, "warmup": warmup, "lr_walker": rates[0], "lr_critic": rates[1],
-        "tolerance": tolerance, "patience": patience, "diversity": float(diversity), "keep_norm": keep_norm, "width": width,
+        "tolerance": tolerance, "patience": patience, "directions": float(directions), "keep_norm": keep_norm, "width": width,
         "anchor": dataclasses.asdict(draw.law), "seed": seed, "monte_carlo": monte_carlo,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -214,7 +215,7 @@ def train_walker(
             loss, common, distance = wrapped(*draw(rows(step, pairs, fabric), TRAIN), gain)
             for optimiser in (climb, descend):
                 optimiser.zero_grad()
-            fabric.backward(loss - diversity * common)
+            fabric.backward(loss - APART * torch.relu(common - 1 / directions))
             descend.step()
             if gain:
                 climb.param_groups[0]["lr"] = rate * abs(gain)
