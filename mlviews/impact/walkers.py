@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WINDOW = 25  # steps that the smoothed loss is the mean of
 KNOWN = 0.1  # of the target: below it the critic knows unmoved images, and the walker starts
-APART = 10.0  # weight of the penalty on shifts that lie in fewer directions than asked for
+APART = 3.0  # weight of the penalty on shifts that lie in fewer directions than asked for
 REACH = 10.0  # of the prior's own distance: farther out a walker says nothing about the prior any more
 STALL = 300  # steps without a larger smoothed loss after which a level is given up
 EVALUATIONS = 32  # batches of fresh pairs on which the final loss is measured
@@ -58,13 +58,16 @@ class TrainedWalker(Walker):
 class Game(nn.Module):
     """One step of both players, in one module so that DDP keeps all of it alike: latents -> loss, shared direction, distance."""
 
-    def __init__(self, generator: MLVGM, levels: tuple[int, ...], walker: Walker, critic: nn.Module, temperature: float) -> None:
+    def __init__(
+        self, generator: MLVGM, levels: tuple[int, ...], walker: Walker, critic: nn.Module, temperature: float, directions: float
+    ) -> None:
         super().__init__()
         self._generator = (generator,)  # not a part: it does not learn
-        self.levels, self.walker, self.critic, self.temperature = levels, walker, critic, temperature
+        self.levels, self.walker, self.critic = levels, walker, critic
+        self.temperature, self.directions = temperature, directions
 
     def forward(self, latents: Sequence[Tensor], labels: Tensor | None, gain: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The InfoNCE loss over all processes, how much of the shifts lies in one direction, and this process's mean distance.
+        """The InfoNCE loss over all processes, how far the shifts lie in too few directions, and this process's mean distance.
 
         With a negative gain the walker's gradient of the loss changes its sign: it goes back. None: it has not begun, and positives are
         the anchors themselves.
@@ -84,12 +87,14 @@ class Game(nn.Module):
         embedded, moved_too = self.critic(images).chunk(2)
         loss = info_nce(embedded, moved_too, self.temperature)
         shift = torch.cat([(there - here).flatten(1) for here, there in zip(own, moved, strict=True)], dim=1)
+        size = shift.norm(dim=1).mean().detach()
         units = nn.functional.normalize(shift, dim=1)
         count = len(units)
-        # The mean squared cosine between the shifts of two anchors.
+        # The mean squared cosine between the shifts of two anchors; times their length, as its gradient would else outgrow the loss's.
         common = ((units @ units.T).square().sum() - count) / max(1, count * (count - 1))
+        crowded = size * torch.relu(common - 1 / self.directions)
         parts = generator.distances(latents, [z.detach() for z in positives], labels)
-        return loss, common, torch.stack([parts[level] for level in self.levels]).norm(dim=0).mean()
+        return loss, crowded, torch.stack([parts[level] for level in self.levels]).norm(dim=0).mean()
 
 
 def train_walker(
@@ -130,8 +135,8 @@ def train_walker(
         temperature: of InfoNCE.
         steps: of the walker, at most.
         warmup: steps of the critic alone, at most; it ends once the smoothed loss is below a tenth of the target.
-        lr_walker: Adam's, for a walker 16 wide; wider ones take ``16 / width`` of it, as each of Adam's steps changes every weight by
-            about the rate, so that an output of many weights moves so much more.
+        lr_walker: Adam's, for a walker 16 wide; wider ones take ``sqrt(16 / width)`` of it, as each of Adam's steps changes
+            every weight by about the rate, so that an output of many weights moves more.
         lr_critic: Adam's.
         tolerance: share of the target within which the smoothed loss counts as there.
         patience: steps at the target in all, in which the critic learns to follow the walker: with few, a surprised critic is enough.
@@ -183,10 +188,10 @@ def train_walker(
         torch.manual_seed(seed % (1 << 63))
         walker = TrainedWalker(sizes[0] if generator.tied else sum(sizes), keep_norm=keep_norm)
         critic = ImageCritic(generator.image_shape, width)
-    rate = rates[0] * min(1.0, 16 / walker.width)
+    rate = rates[0] * min(1.0, math.sqrt(16 / walker.width))
     climb = torch.optim.Adam(walker.parameters(), rate, betas=(0.5, 0.999), maximize=True)
     descend = torch.optim.Adam(critic.parameters(), rates[1], betas=(0.5, 0.999))
-    game = Game(generator, levels, walker, critic, temperature)
+    game = Game(generator, levels, walker, critic, temperature, directions)
     wrapped, *_ = fabric.setup(game, climb, descend)
     parts: dict[str, Any] = {"game": game, "climb": climb, "descend": descend}
     walker.levels = levels
@@ -212,10 +217,10 @@ def train_walker(
         while not log.status:
             step = len(log.losses)
             gain = log.gain(target)
-            loss, common, distance = wrapped(*draw(rows(step, pairs, fabric), TRAIN), gain)
+            loss, crowded, distance = wrapped(*draw(rows(step, pairs, fabric), TRAIN), gain)
             for optimiser in (climb, descend):
                 optimiser.zero_grad()
-            fabric.backward(loss - APART * torch.relu(common - 1 / directions))
+            fabric.backward(loss - APART * crowded)
             descend.step()
             if gain:
                 climb.param_groups[0]["lr"] = rate * abs(gain)
