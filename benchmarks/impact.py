@@ -52,6 +52,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for the cells' reports and checkpoints.")] = Path("runs/impact-table"),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "impact.json",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
+    collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells that are there.")] = False,
     quick: Annotated[bool, typer.Option(help="A few steps and no more: to see that it runs.")] = False,
 ) -> None:
     """Measure every cell that is not there yet, then print and write the table."""
@@ -63,7 +64,10 @@ def main(
     for generator, method, seed in itertools.product(generators.split(","), methods.split(","), range(seeds)):
         path = work / f"{generator}-{method}-{seed}"
         kind, options = VARIANTS[method]
-        if not (path / "impact.json").exists():
+        there = (path / "impact.json").exists()
+        if collect and not there:
+            continue
+        if not there:
             options = {**options, **QUICK[kind], "monte_carlo": 2_000} if quick else options
             report = mlviews.measure_impact(mlviews.load_generator(generator), kind, target_loss, path, seed=seed, **options)
             if resolve_rank(None, None)[0]:
@@ -86,7 +90,7 @@ def main(
         "agreement": {name: agreement([cell for cell in cells if cell["generator"] == name]) for name in generators.split(",")},
         **environment(),
     }
-    for name, method in itertools.product(generators.split(","), methods.split(",")):
+    for name, method in dict.fromkeys((cell["generator"], cell["method"]) for cell in cells):
         console.print(_table(name, method, [cell for cell in cells if (cell["generator"], cell["method"]) == (name, method)]))
     console.print(record["agreement"])
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -357,8 +357,9 @@ def impact() -> str:
             ])  # fmt: skip
     header = ["level", "loss, nats", "distance", "its std", "of two draws' distance", "σ", "class kept", "verdict"]
     first = record["cells"][0]
+    seeds = ", ".join(f"`{name}`, {method}: {len(cells)}" for name, method, cells in _cells(record))
     return (
-        f"{markdown(header, rows)}\n\nMean (range) over {len({cell['seed'] for cell in record['cells']})} seeds. Target "
+        f"{markdown(header, rows)}\n\nMean (range) over seeds ({seeds}). Target "
         f"{first['target_loss']:g} nats (1.00 on the scale of the paper's code), K = {first['pairs']}, "
         f"{first['options']['monte_carlo']:,} anchors for the distances. Class kept: share of 2,000 pairs, by a classifier trained on real "
         f"images. ≥: the target was not reached. {record['machine']['processor']}. Command: `{record['command']}`."
