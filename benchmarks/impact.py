@@ -115,7 +115,8 @@ def agreement(cells: list[dict[str, Any]]) -> dict[str, Any]:
     means: dict[str, Any] = {}
     for method in sorted({cell["method"] for cell in cells}):
         rows = [[row["distance_mean"] for row in cell["rows"]] for cell in cells if cell["method"] == method]
-        means[method] = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+        if len(rows[0]) > 1:
+            means[method] = [statistics.fmean(column) for column in zip(*rows, strict=True)]
     found = {f"{method} with the level": _spearman(range(len(values)), values) for method, values in means.items()}
     if len(means) == 2:
         found["between methods"] = _spearman(*means.values())

@@ -117,7 +117,7 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
         (("impact", "--method", "walk", "--out", "{tmp}"), "Invalid method='walk'"),
         (("impact", "--target-loss", "-1", "--out", "{tmp}"), "Invalid target_loss=-1.0"),
         (("walker", "4"), "Level '4' is out of range"),
-        (("walker",), "LEVELS"),
+        (("walker",), "Missing argument 'levels'"),
         (("views", "--out", "picture"), "must end in .png"),
         (("views", "--device", "gpu"), "Invalid device='gpu'"),
         (("probe", "--out", "pyproject.toml"), "pyproject.toml"),

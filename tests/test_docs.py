@@ -46,7 +46,7 @@ def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest
         assert len(next(iter(session["source"]))) == 2
     elif page == "README.md":
         assert tuple(session["anchor"].shape) == (256, 3, 28, 28)
-        assert len(session["source"]) == 2
+        assert [one.levels for one in session["source"].assignments] == [(0,), (1,), (2,), (3,)]
     else:
         assert tuple(session["x"].shape) == (8, 3, 128, 128)
 

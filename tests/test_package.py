@@ -48,7 +48,7 @@ begin = time.process_time()
 import mlviews
 seconds = time.process_time() - begin
 extras = ["kornia", "huggingface_hub", "lightly", "lightning", "pytorch_lightning", "sklearn"]
-extras += ["torchvision", "matplotlib", "scipy", "typer", "jinja2.environment", "lightning_fabric", "pandas"]
+extras += ["torchvision", "matplotlib", "scipy", "typer", "jinja2.environment", "lightning_fabric", "pandas", "rich"]
 print(json.dumps({"same": before == state(), "imported": [name for name in extras if name in sys.modules], "seconds": seconds}))
 """
     out = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)

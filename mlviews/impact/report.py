@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,10 +14,6 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from mlviews.errors import is_number, path_of
@@ -29,6 +23,7 @@ from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker, build
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
 FORMAT, VERSION = "mlviews.impact", 1
 OVER_USED = 0.25  # of the distance between two draws of the prior: a level that spends its budget within it decides nearly everything
@@ -339,19 +334,9 @@ class ImpactReport:
 
     def table(self) -> Table:
         """The table for a terminal: both ``print`` and a rich console show it."""
-        cells = self.cells()
-        table = _Printable(
-            title=escape(self.title), caption=escape("\n".join(self.notes)), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-        )
-        table.title_justify = table.caption_justify = "left"
-        for header in cells[0]:
-            text = header in TEXT
-            table.add_column(header.replace(" (", "\n("), justify="left" if text else "right", no_wrap=text, overflow="fold")
-        for row, impact in zip(cells, self.impacts, strict=True):
-            table.add_row(
-                *map(escape, row.values()), style={"over-used": "yellow", "weak": "dim", "under-used": "dim"}.get(impact.verdict, "")
-            )
-        return table
+        from mlviews.impact.terminal import table  # importing rich takes a number from Python's random state
+
+        return table(self)
 
     def markdown(self) -> str:
         """Headline, table, notes and advice as a Markdown document."""
@@ -545,15 +530,6 @@ class ImpactReport:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error} Copy it again, or measure again.") from error
         return report
-
-
-class _Printable(Table):
-    """A rich table that ``print`` shows too."""
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=shutil.get_terminal_size((120, 24)).columns).print(self)
-        return text.getvalue().rstrip("\n")
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
