@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
 import typer
 from rich.console import Console
@@ -111,10 +113,17 @@ def class_kept(generator: mlviews.MLVGM, impact: LevelImpact, classifier: Classi
 
 
 def agreement(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Spearman's rank correlation of the levels' mean distances, averaged over seeds: between methods, and with the level's index."""
+    """Spearman's rank correlation of the levels' mean distances, averaged over seeds: between methods, and with the level's index.
+
+    A level that never reached the target lies farther away than any that did.
+    """
     means: dict[str, Any] = {}
     for method in sorted({cell["method"] for cell in cells}):
-        rows = [[row["distance_mean"] for row in cell["rows"]] for cell in cells if cell["method"] == method]
+        rows = [
+            [math.inf if row["status"] == "under-used" else row["distance_mean"] for row in cell["rows"]]
+            for cell in cells
+            if cell["method"] == method
+        ]
         if len(rows[0]) > 1:
             means[method] = [statistics.fmean(column) for column in zip(*rows, strict=True)]
     found = {f"{method} with the level": _spearman(range(len(values)), values) for method, values in means.items()}
@@ -124,8 +133,8 @@ def agreement(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spearman(one: Any, other: Any) -> float:
-    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Equal values share their mean rank: two levels that never reached the target are not told apart."""
+    return float(np.corrcoef(pd.Series(list(one)).rank(), pd.Series(list(other)).rank())[0, 1])
 
 
 def _classifier(data: Path, path: Path) -> Classifier:
