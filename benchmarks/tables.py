@@ -382,8 +382,8 @@ def impact_agreement() -> str:
     header = ["generator", "rank correlation of the methods", "sweep with the level", "walker with the level", "sweep, min", "walker, min"]
     return (
         f"{markdown(header, rows)}\n\nSpearman's, of the levels' mean distances, averaged over seeds; levels that never reached the "
-        "target rank as the farthest, and equal. Minutes of wall time for all levels, mean (range) over seeds, with one thread, beside one to "
-        "four other busy processes on a shared machine of two cores."
+        "target rank as the farthest, and equal. Minutes of wall time for all levels, mean (range) over seeds, with one thread, beside "
+        "one to four other busy processes on a shared machine of two cores."
     )
 
 
