@@ -368,7 +368,7 @@ def impact() -> str:
 
 def impact_agreement() -> str:
     """How far the two methods agree, and what they cost."""
-    record = read(RESULTS / "impact.json")
+    record, alone = read(RESULTS / "impact.json"), read(RESULTS / "fashion-sweep.json")
     rows = []
     for name, found in record["agreement"].items():
         times = {}
@@ -383,7 +383,9 @@ def impact_agreement() -> str:
     return (
         f"{markdown(header, rows)}\n\nSpearman's, of the levels' mean distances, averaged over seeds; levels that never reached the "
         "target rank as the farthest, and equal. Minutes of wall time for all levels, mean (range) over seeds, with one thread, beside "
-        "one to four other busy processes on a shared machine of two cores."
+        "one to four other busy processes on a shared machine of two cores. Alone, with "
+        f"{alone['environment']['machine']['threads']} threads: the sweep of `{alone['generator']}` in **{alone['seconds'] / 60:.1f} min** "
+        "(`mlviews impact fashion`)."
     )
 
 
