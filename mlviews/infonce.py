@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from mlviews.errors import integer, is_number
 
@@ -40,10 +39,9 @@ def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     """
     _check(a, b, temperature)
     own = F.normalize(torch.cat([a, b]).float(), dim=1)
-    rank, parts = 0, [own]
+    rank, everyone = 0, own
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, parts = torch.distributed.get_rank(), list(all_gather(own))
-    everyone = torch.cat(parts)
+        rank, everyone = torch.distributed.get_rank(), _Gather.apply(own)
     count, pairs = len(own), len(a)
     if len(everyone) < 4:
         raise ValueError(f"Invalid embeddings of {len(everyone) // 2} pair(s): InfoNCE needs at least 2, to have something to tell apart.")
@@ -125,6 +123,24 @@ def to_paper_scale(loss: float | Tensor, temperature: float = 0.1) -> float | Te
 def from_paper_scale(loss: float | Tensor, temperature: float = 0.1) -> float | Tensor:
     """The plain loss in nats of a value that the research code or the paper reports."""
     return loss * (0.07 / _temperature(temperature))
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's rows, in the order of ranks; backwards, the sum of what all ranks' losses say of one's own."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        ctx.count = len(own)
+        parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        first = torch.distributed.get_rank() * ctx.count
+        return total[first : first + ctx.count]
 
 
 def _temperature(value: float) -> float:

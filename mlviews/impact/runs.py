@@ -37,7 +37,6 @@ def launch(generator: MLVGM, device: str | torch.device | None, devices: int) ->
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-    from lightning_fabric.strategies.ddp import DDPStrategy
 
     devices = integer("devices", devices, 1)
     where = check_device(generator.device if device is None else device)
@@ -52,7 +51,7 @@ def launch(generator: MLVGM, device: str | torch.device | None, devices: int) ->
         accelerator=where.type,
         devices=chosen,
         num_nodes=nodes,
-        strategy=DDPStrategy(find_unused_parameters=True) if nodes * local > 1 else "auto",
+        strategy="ddp" if nodes * local > 1 else "auto",
     )
     fabric.launch()
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() != fabric.world_size:

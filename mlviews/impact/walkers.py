@@ -73,12 +73,13 @@ class Game(nn.Module):
         the anchors themselves.
         """
         (generator,) = self._generator
-        first, still = self.levels[0], latents[0].new_zeros(())
+        first = self.levels[0]
         states = generator.states(latents, labels)
         anchors = generator.decode(latents, labels, state=states[-1], start=len(generator.levels))
         if gain is None:
             embedded = self.critic(anchors)
-            return info_nce(embedded, embedded, self.temperature), still, still
+            still = torch.stack([weight.sum() for weight in self.walker.parameters()]).sum() * 0  # DDP waits for every weight's gradient
+            return info_nce(embedded, embedded, self.temperature), still, still.detach()
         own = [latents[level] for level in self.levels]
         moved = self.walker(own)
         shown = [z.detach() + math.copysign(1.0, gain) * (z - z.detach()) for z in moved]
