@@ -290,8 +290,7 @@ def test_several_levels_and_the_remedies(whole: tuple[TrainedWalker, Path]) -> N
 def test_the_penalty_keeps_directions_apart() -> None:
     options = {**GAME, "steps": 80, "lr_walker": 1e-2, "patience": 1000}
     alone, apart = (train_walker(Toy(), [1], directions=least, **options).distances.directions for least in (1.0, 4.0))
-    assert alone < 1.2
-    assert apart > 2.5
+    assert apart > alone + 0.8
 
 
 def test_a_walkers_file_keeps_whether_it_keeps_norms(tmp_path: Path) -> None:
