@@ -362,8 +362,29 @@ def impact() -> str:
         f"{markdown(header, rows)}\n\nMean (range) over seeds ({seeds}). Target "
         f"{first['target_loss']:g} nats (1.00 on the scale of the paper's code), K = {first['pairs']}, "
         f"{first['options']['monte_carlo']:,} anchors for the distances. Class kept: share of 2,000 pairs, by a classifier trained on real "
-        f"images. ≥: the target was not reached. {record['machine']['processor']}. Command: `{record['command']}`."
+        f"images. ≥: the target was not reached. {record['machine']['processor']}. Command: `{record['command']}`; its cells were "
+        "measured by the same command without `--collect`, a process for each method."
     )
+
+
+def impact_fashion() -> str:
+    """Table 1 in short, for one generator."""
+    record = read(RESULTS / "impact.json")
+    cells = {method: found for name, method, found in _cells(record) if name == "fashion"}
+    swept, walked = (list(zip(*(cell["rows"] for cell in cells[method]), strict=True)) for method in ("sweep", "walker"))
+    rows = [
+        [
+            f"{one[0]['level']} ({one[0]['name']})",
+            _range([row["distance_mean"] for row in one]),
+            _range([row["distance_relative"] for row in one]),
+            f"{statistics.mean(row['class_kept'] for row in one):.0%}",
+            one[0]["verdict"],
+            _range([row["distance_mean"] for row in other]),
+        ]
+        for one, other in zip(swept, walked, strict=True)
+    ]
+    header = ["level of `fashion`", "distance for 0.7 nats, sweep", "of two draws' distance", "class kept", "verdict", "distance, walkers"]
+    return f"{markdown(header, rows)}\n\nMean (range) over 3 seeds. Command: `{record['command']}`."
 
 
 def impact_agreement() -> str:

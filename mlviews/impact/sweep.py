@@ -61,7 +61,6 @@ class Critic(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], levels: int, width: int | None = None, dim: int = 128) -> None:
         super().__init__()
-        self.levels = levels
         self.trunk = ImageTrunk(image_shape, width)
         self.hidden = nn.Linear(self.trunk.features, 2 * dim)
         self.style = nn.Linear(4 * levels, 4 * dim)
@@ -69,12 +68,9 @@ class Critic(nn.Module):
         nn.init.zeros_(self.style.bias)
         self.out = nn.Linear(2 * dim, dim)
 
-    def head(self, features: Tensor, condition: Condition) -> Tensor:
-        """Unit embeddings ``[B, dim]`` of features ``[B, F]``."""
-        facts = features.new_zeros(self.levels, 4)
-        place = 0.0 if condition.std is None else 2 * math.log(condition.std / LOW) / math.log(HIGH / LOW) - 1
-        facts[condition.level] = facts.new_tensor([1.0, place, place**2, float(condition.std is None)])
-        scale, shift = self.style(facts.flatten()).chunk(2)
+    def head(self, features: Tensor, told: Tensor) -> Tensor:
+        """Unit embeddings ``[B, dim]`` of features ``[B, F]``, for one row of :func:`_told`."""
+        scale, shift = self.style(told).chunk(2)
         return F.normalize(self.out(torch.relu(self.hidden(features) * (1 + scale) + shift)), dim=1)
 
 
@@ -83,6 +79,7 @@ class Critics(nn.Module):
 
     def __init__(self, count: int, image_shape: tuple[int, int, int], levels: int, width: int | None) -> None:
         super().__init__()
+        self.levels = levels
         self.members = nn.ModuleList(Critic(image_shape, levels, width) for _ in range(count))
 
     def forward(self, anchors: Tensor, positives: Sequence[Tensor], conditions: Sequence[Condition], temperature: float) -> Tensor:
@@ -90,10 +87,8 @@ class Critics(nn.Module):
         members: list[Critic] = list(self.members)  # type: ignore[arg-type]
         features = [member.trunk(torch.cat([anchors, *positives])).split(len(anchors)) for member in members]
         losses = []
-        for index, condition in enumerate(conditions):
-            sides = [
-                [member.head(own[place], condition) for member, own in zip(members, features, strict=True)] for place in (0, index + 1)
-            ]
+        for index, told in enumerate(_told(conditions, self.levels, anchors)):
+            sides = [[member.head(own[place], told) for member, own in zip(members, features, strict=True)] for place in (0, index + 1)]
             joint = [torch.cat(side, dim=1) for side in sides]  # its cosine is the mean of theirs
             losses.append(
                 torch.stack(
@@ -198,6 +193,7 @@ def sweep(
     grid = np.geomspace(LOW, HIGH, POINTS).tolist()
     points = [[Condition(level, std) for std in (*grid, None)] for level in levels]
     shown = progress and fabric.global_rank == 0
+    note = ""
     with bar("sweep: critics", steps, state["step"], shown) as advance:
         for step in range(state["step"], steps):
             conditions = [_random_condition(level, seed, step) for level in levels]
@@ -207,8 +203,11 @@ def sweep(
             optimiser.step()
             schedule.step()
             average.update_parameters(model)
-            advance(step + 1, f": loss {losses.mean().item():.2f} nats")
-            if fabric.global_rank == 0 and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
+            kept = (step + 1) % checkpoint_every == 0 or step + 1 == steps
+            if kept:  # not at every step, which would wait for the device
+                note = f": loss {losses.mean().item():.2f} nats"
+            advance(step + 1, note)
+            if kept and fabric.global_rank == 0:
                 saved = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save({"step": step + 1, "seconds": time.perf_counter() - begin, "parts": saved})
 
@@ -242,6 +241,18 @@ class _Pairs:
             moved = noise if std is None else latents[level] + std * noise
             positives.append(generator.decode(with_levels(latents, [level], [moved]), labels, state=states[level], start=level))
         return generator.decode(latents, labels, state=states[-1], start=len(generator.levels)), positives
+
+
+def _told(conditions: Sequence[Condition], levels: int, like: Tensor) -> Tensor:
+    """What critics are told, ``[conditions, 4 * levels]``, in one copy to the device.
+
+    For the level that is moved: 1, the place on the log grid in [-1, 1], its square, and whether it is a fresh draw.
+    """
+    rows = []
+    for level, std in conditions:
+        place = 0.0 if std is None else 2 * math.log(std / LOW) / math.log(HIGH / LOW) - 1
+        rows.append([0.0] * 4 * level + [1.0, place, place**2, float(std is None)] + [0.0] * 4 * (levels - level - 1))
+    return like.new_tensor(rows)
 
 
 def _random_condition(level: int, seed: int, step: int) -> Condition:
