@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -112,3 +115,15 @@ def assert_same(one: dict[int, Tensor], other: dict[int, Tensor], tolerance: flo
     assert one.keys() == other.keys()
     for index in one:
         torch.testing.assert_close(one[index], other[index], atol=tolerance, rtol=0)
+
+
+def torchrun(*arguments: str, processes: int = 2, seconds: int = 240, **environment: str) -> str:
+    """What torchrun prints on its standard error. A start that the machine's network refused is tried once more."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *arguments]
+    where = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", **environment}
+    for refused in (True, False):
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False, env=where)
+        if done.returncode == 0 or not (refused and any(word in done.stderr for word in ("Rendezvous", "gloo/transport", "TCPStore"))):
+            break
+    assert done.returncode == 0, done.stderr
+    return done.stderr

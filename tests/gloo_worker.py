@@ -51,6 +51,7 @@ def main(folder: str, resume_from: str | None = None) -> None:
     weights = [parameter.detach() for parameter in model.parameters()]
     record = {"samples": by_index(batches), "length": len(source), "weights": weights, "info_nce": info_nce_step()}
     torch.save(record, f"{folder}/{dist.get_rank()}.pt")
+    dist.barrier()  # none leaves while another still reads from it
     dist.destroy_process_group()
 
 

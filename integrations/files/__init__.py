@@ -1,0 +1,1 @@
+"""Offline export: the same pairs as files, for trainers that insist on them."""

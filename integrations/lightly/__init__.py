@@ -1,0 +1,1 @@
+"""mlviews in lightly: a complete example, and the page beside it."""

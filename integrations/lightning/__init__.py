@@ -1,0 +1,1 @@
+"""mlviews in Lightning: a data module for both of its namespaces."""

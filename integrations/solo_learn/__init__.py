@@ -1,0 +1,1 @@
+"""mlviews in solo-learn: the user's own script, unmodified, on generated views."""
