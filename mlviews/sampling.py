@@ -19,7 +19,7 @@ from torch import Tensor
 from mlviews.errors import integer, is_number
 
 # What a stream of numbers is for; with the view and the level it makes the fourth counter word.
-ANCHOR, NOISE, AUGMENT, LABEL = range(4)
+ANCHOR, NOISE, AUGMENT, LABEL, ORDER = range(5)
 MAX_VIEWS, MAX_LEVELS = 1 << 12, 1 << 16  # that the word has room for
 
 _MASK = 0xFFFFFFFF
@@ -89,7 +89,7 @@ class Field(NamedTuple):
     """One vector to draw for every sample: its length, its stream, and its distribution."""
 
     size: int
-    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL
+    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL, ORDER
     view: int
     level: int
     distribution: Uniform | Normal
@@ -183,6 +183,25 @@ def _normal(bits: Tensor, table: Tensor) -> Tensor:
     distance = torch.special.ndtri(probability).abs_().minimum(cut)
     sign = (bits & 1) * 2 - 1
     return torch.addcmul(mean, distance * sign, std)
+
+
+def permutation(size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """A random order of ``range(size)``, another one in each epoch.
+
+    Args:
+        size: in ``[1, 2**32]``.
+        seed: integer in ``[0, 2**64)``.
+        epoch: integer in ``[0, 2**32)``.
+        device: where it is made.
+
+    Returns:
+        int64 ``[size]``.
+    """
+    seed, epoch = check_seed(seed), check_epoch(epoch)
+    numbers = torch.arange(size, device=device)
+    block = torch.zeros_like(numbers[:1])
+    high, low, *_ = philox4x32((block, numbers, block + epoch, block + (ORDER << 28)), (seed & _MASK, seed >> 32))
+    return (high << 31 | low >> 1).argsort(stable=True)
 
 
 def as_indices(indices: Iterable[int] | Tensor, device: torch.device) -> Tensor:

@@ -28,11 +28,11 @@ Transform = Callable[[Tensor], Tensor]
 class Batch(NamedTuple):
     """What a layout arranges. View 0 is the anchor, the others are its positives."""
 
-    views: list[Tensor]  # float images [B, C, H, W], one tensor per view
+    views: list[Tensor]  # float images [B, C, H, W], one tensor per view (per crop, if the source has crops)
     indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
     targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
     latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
-    first_index: int  # indices[0] as a number, so that no layout has to ask the device
+    first_index: int | None  # of consecutive indices, as a number, so that no layout has to ask the device; None in a pool
 
 
 def pair_layout(batch: Batch) -> tuple[Tensor, ...]:
@@ -47,8 +47,9 @@ def solo_layout(batch: Batch) -> list[Any]:
 
 def lightly_layout(batch: Batch) -> tuple[list[Tensor], Tensor, list[str]]:
     """``(views, targets, filenames)``, as lightly's trainers take it."""
-    names = [f"{batch.first_index + i:010d}" for i in range(len(batch.indices))]
-    return list(batch.views), batch.targets, names
+    first, count = batch.first_index, len(batch.indices)
+    numbers = batch.indices.tolist() if first is None else range(first, first + count)
+    return list(batch.views), batch.targets, [f"{number:010d}" for number in numbers]
 
 
 LAYOUTS: dict[str, Callable[[Batch], Any]] = {"pair": pair_layout, "solo": solo_layout, "lightly": lightly_layout}
@@ -61,6 +62,7 @@ class MLViewSource(IterableDataset[Any]):
     :meth:`set_epoch` chooses one. The samples of one step are consecutive, rank 0's first; a last, smaller batch is left
     out unless ``drop_last=False``. Content does not depend on batch size, ranks, device (up to float rounding) or on
     where a run was resumed. Epoch, ranks and device are looked up when the first batch is asked for, not before.
+    ``len(source)`` counts batches, ``source.num_samples`` samples.
 
     Args:
         generator: an :class:`~mlviews.MLVGM`; moved to ``device``.
@@ -68,10 +70,14 @@ class MLViewSource(IterableDataset[Any]):
             Levels not named are fixed.
         anchor: distribution of the anchors' latents; by default N(0, 1) truncated as the generator prefers.
         transform: T_x, applied to every view: an :class:`~mlviews.transforms.Augmentation`, or any callable on images
-            ``[B, C, H, W]``; a sequence of them gives each view its own; None for raw views in [0, 1].
+            ``[B, C, H, W]``; a sequence of them gives each view its own (or each crop); None for raw views in [0, 1].
         batch_size: samples per batch and rank.
         num_samples: samples per epoch over all ranks.
         num_views: views of each sample, the anchor included.
+        crops: for multi-crop training, the view that each image of a batch is cut from: ``(0, 1, 0, 1, 0, 1)`` with six
+            transforms for two large crops and four small ones. Each crop is augmented on its own. None: one of each view.
+        pool: keep to ``num_samples`` samples: every epoch has the same latents, index by index, in a new order and newly
+            augmented. For methods that keep something per sample, and to compare a finite set with the endless stream.
         seed: integer in ``[0, 2**64)``; the only source of randomness.
         device: where views are made; None: where the generator is.
         layout: "pair", "solo", "lightly", or a callable that gets a :class:`Batch`; see the functions ``*_layout``.
@@ -97,6 +103,8 @@ class MLViewSource(IterableDataset[Any]):
         batch_size: int = 256,
         num_samples: int = 60_000,
         num_views: int = 2,
+        crops: Sequence[int] | None = None,
+        pool: bool = False,
         seed: int = 0,
         device: str | torch.device | None = None,
         layout: str | Callable[[Batch], Any] = "pair",
@@ -121,14 +129,18 @@ class MLViewSource(IterableDataset[Any]):
         self.num_samples = integer("num_samples", num_samples, 1, 1 << 32)
         self.num_views = integer("num_views", num_views, 1, sampling.MAX_VIEWS)
         self.micro_batch_size = self.batch_size if micro_batch_size is None else integer("micro_batch_size", micro_batch_size, 1)
-        self.transforms = _transforms(transform, self.num_views, generator)
+        self.crops = tuple(range(self.num_views)) if crops is None else _crops(crops, self.num_views)
+        self.transforms = _transforms(
+            transform, len(self.crops), f"num_views={num_views}" if crops is None else f"crops={crops!r}", generator
+        )
         self.seed = sampling.check_seed(seed)
         self.requested_device = None if device is None else check_device(device)
         self.layout = _layout(layout)
-        for name, value in (("drop_last", drop_last), ("compile", compile)):
+        for name, value in (("drop_last", drop_last), ("compile", compile), ("pool", pool)):
             if not isinstance(value, bool):
                 raise ValueError(f"Invalid {name}={value!r}: it must be True or False.")
         self.drop_last = drop_last
+        self.pool = pool
         self.dtype = check_dtype(dtype, self.requested_device or generator.device)
         self._decode_views = torch.compile(generator.decode_views) if compile else generator.decode_views
         self.requested_rank = rank, world_size
@@ -137,6 +149,7 @@ class MLViewSource(IterableDataset[Any]):
         self._resume = False  # the next pass starts at _position, not at 0
         self._moves = 0  # how often the position was set from outside: a pass begun before is over
         self._draw: sampling.Draw | None = None
+        self._order: tuple[int, Tensor] | None = None  # of a pool's samples in an epoch
         len(self)  # an impossible size or rank is an error here, not at the first batch
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -152,8 +165,8 @@ class MLViewSource(IterableDataset[Any]):
         start, stop = integer("start", start, 0, self.num_samples - 1), integer("stop", stop, start + 1, self.num_samples)
         generator, (device, draw) = self.generator, self._prepare()
         with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
-            indices = torch.arange(start, stop, device=device)
-            drawn = draw(indices, self.seed, self._epoch)
+            indices = self._shuffled(device)[start:stop] if self.pool else torch.arange(start, stop, device=device)
+            drawn = draw(indices, self.seed, 0 if self.pool else self._epoch)
 
             anchors = generator.shape_latents(drawn[: len(generator.drawn_levels)])
             labels = generator.as_labels(drawn.pop()) if generator.num_classes else None
@@ -166,8 +179,15 @@ class MLViewSource(IterableDataset[Any]):
                     for part in _slices(stop - start, self.micro_batch_size)
                 ]
             views = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
-            views = [self._augment(images, indices, view) for view, images in enumerate(views)]
-        return Batch(views, indices, torch.full_like(indices, -1) if labels is None else labels, latents, start)
+            views = [self._augment(views[view], indices, crop) for crop, view in enumerate(self.crops)]
+        targets = torch.full_like(indices, -1) if labels is None else labels
+        return Batch(views, indices, targets, latents, None if self.pool else start)
+
+    def _shuffled(self, device: torch.device) -> Tensor:
+        """The order of a pool's samples in this epoch."""
+        if self._order is None or self._order[0] != self._epoch or self._order[1].device != device:
+            self._order = self._epoch, sampling.permutation(self.num_samples, self.seed, self._epoch, device)
+        return self._order[1]
 
     def _positive(self, anchors: Sequence[Tensor], noise: Iterator[Tensor]) -> list[Tensor]:
         """One positive's latents; takes its noise off ``noise``, in the order of :meth:`_prepare`'s plan."""
@@ -184,14 +204,14 @@ class MLViewSource(IterableDataset[Any]):
                 moved[level] = z
         return moved
 
-    def _augment(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
-        transform = self.transforms[view]
+    def _augment(self, images: Tensor, indices: Tensor, crop: int) -> Tensor:
+        transform = self.transforms[crop]
         if isinstance(transform, Augmentation):
-            return transform(images, indices, seed=self.seed, epoch=self._epoch, view=view)
+            return transform(images, indices, seed=self.seed, epoch=self._epoch, view=crop)
         made = images if transform is None else transform(images)
         if not isinstance(made, Tensor) or len(made) != len(images):
             found = f"a tensor of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-            raise ValueError(f"The transform of view {view} returned {found}: it must return a tensor of {len(images)} images.")
+            raise ValueError(f"The transform of view {crop} returned {found}: it must return a tensor of {len(images)} images.")
         return made
 
     @property
@@ -368,11 +388,19 @@ def _layout(layout: str | Callable[[Batch], Any]) -> Callable[[Batch], Any]:
     return layout
 
 
-def _transforms(transform: Transform | Sequence[Transform | None] | None, num_views: int, generator: MLVGM) -> list[Transform | None]:
-    """T_x of each view."""
-    each = list(transform) if isinstance(transform, Sequence) else [transform] * num_views
-    if len(each) != num_views:
-        raise ValueError(f"Got {len(each)} transforms for num_views={num_views}: give one for all views, or one for each.")
+def _crops(crops: object, num_views: int) -> tuple[int, ...]:
+    if not isinstance(crops, Sequence) or isinstance(crops, str) or not 0 < len(crops) <= sampling.MAX_VIEWS:
+        raise ValueError(f"Invalid crops={crops!r}: give the view of each crop, e.g. (0, 1, 0, 1), or None for one of each view.")
+    return tuple(integer("crops", view, 0, num_views - 1) for view in crops)
+
+
+def _transforms(
+    transform: Transform | Sequence[Transform | None] | None, count: int, wanted: str, generator: MLVGM
+) -> list[Transform | None]:
+    """T_x of each view, or of each crop."""
+    each = list(transform) if isinstance(transform, Sequence) else [transform] * count
+    if len(each) != count:
+        raise ValueError(f"Got {len(each)} transforms for {wanted}: give one for all of them, or one for each.")
     for one in each:
         if one is not None and (not callable(one) or one in FACTORIES):  # type: ignore[comparison-overlap]
             raise ValueError(f"Invalid transform={one!r}: use mlviews.transforms.simclr(size=...), another callable on images, or None.")

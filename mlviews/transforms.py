@@ -31,9 +31,9 @@ IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # One stream of uniforms per operation, so that switching one on or off leaves the others' parameters as they are.
 # The numbers are part of what a seed means: never reorder them.
-_CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE = range(6)
+_CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE, _EQUALIZE = range(7)
 _ATTEMPTS = 10  # at a box that fits, as many as torchvision makes
-_UNIFORMS = {_CROP: 2 * _ATTEMPTS + 2, _FLIP: 1, _JITTER: 5, _GRAYSCALE: 1, _BLUR: 2, _SOLARIZE: 1}
+_UNIFORMS = {_CROP: 2 * _ATTEMPTS + 2, _FLIP: 1, _JITTER: 5, _GRAYSCALE: 1, _BLUR: 2, _SOLARIZE: 1, _EQUALIZE: 1}
 
 
 class Parameters(NamedTuple):
@@ -48,11 +48,13 @@ class Parameters(NamedTuple):
     grayscale: Tensor | None = None  # bool [B]
     sigma: Tensor | None = None  # float32 [B], of the blur, in output pixels; 0 where it is not applied
     solarize: Tensor | None = None  # bool [B]
+    equalize: Tensor | None = None  # bool [B]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """One pipeline T_x (paper, sec. 3.2 and app. D): crop, resize and flip in one resampling, then color, blur, solarization.
+    """One pipeline T_x (paper, sec. 3.2 and app. D): crop, resize and flip in one resampling, then color, blur, solarization,
+    equalization.
 
     The operations equal torchvision's tensor ones for the same parameters, with three differences: the crop is resized
     without antialiasing; the color operations run in the fixed order brightness, contrast, saturation, hue
@@ -77,6 +79,7 @@ class Augmentation:
         blur_sigma: smallest and largest standard deviation of the blur in output pixels, above 0.
         solarize: probability of inverting what is at or above ``threshold``.
         threshold: of the solarization, in [0, 1].
+        equalize: probability of equalising each channel's histogram, of 256 levels.
         channels: of the output: 3 (1-channel images are repeated), 1, or ``None`` for as many as the images have.
         normalize: means and standard deviations of the three channels, or one of each for all; ``None`` leaves
             images in [0, 1]. A 1-channel output takes their averages.
@@ -101,6 +104,7 @@ class Augmentation:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     threshold: float = 0.5
+    equalize: float = 0.0
     channels: int | None = 3
     normalize: Normalization | None = IMAGENET
 
@@ -117,7 +121,7 @@ class Augmentation:
             raise ValueError(f"Invalid jitter={self.jitter!r}: strengths are 0 (off) or more, and that of hue, the last, is at most 0.5.")
         self._set("blur_sigma", _numbers("blur_sigma", self.blur_sigma, 2, "(smallest, largest) standard deviation in pixels"))
         _check_range("blur_sigma", self.blur_sigma, "0 < smallest <= largest")
-        for name in ("flip", "jitter_p", "grayscale", "blur", "solarize", "threshold"):
+        for name in ("flip", "jitter_p", "grayscale", "blur", "solarize", "threshold", "equalize"):
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value <= 1:
                 kind = "a pixel value" if name == "threshold" else "a probability"
@@ -205,6 +209,8 @@ class Augmentation:
             found["sigma"] = torch.where(applied < self.blur, low + (high - low) * amount, 0.0)
         if _SOLARIZE in uniform:
             found["solarize"] = uniform[_SOLARIZE][:, 0] < self.solarize
+        if _EQUALIZE in uniform:
+            found["equalize"] = uniform[_EQUALIZE][:, 0] < self.equalize
         return Parameters(**found)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
@@ -242,6 +248,8 @@ class Augmentation:
             from kornia.enhance import solarize
 
             x = solarize(x, torch.where(parameters.solarize, float(self.threshold), math.inf))
+        if parameters.equalize is not None:
+            x = torch.where(_per_image(parameters.equalize), _equalize(x), x)
         out = self._finish(x).contiguous()
         return out.clone() if out is images else out
 
@@ -342,6 +350,7 @@ class Augmentation:
                 _GRAYSCALE: self.grayscale,
                 _BLUR: self.blur,
                 _SOLARIZE: self.solarize,
+                _EQUALIZE: self.equalize,
             }
             operations = [operation for operation, strength in strengths.items() if strength]
             wanted = [sampling.Field(_UNIFORMS[level], sampling.AUGMENT, view, level, sampling.Uniform()) for level in operations]
@@ -519,6 +528,17 @@ def _resize(images: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == shape:
         return images
     return F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _equalize(images: Tensor) -> Tensor:
+    """Each channel's histogram of 256 levels made flat, by Pillow's rule."""
+    # kornia's equalize runs image by image and waits for the device at each.
+    levels = (images * 255).round().clamp(0, 255).long().flatten(2)
+    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device).scatter_add_(2, levels, torch.ones_like(levels))
+    step = (levels.shape[2] - counts.gather(2, levels.amax(2, keepdim=True))) // 255
+    table = ((counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)).clamp(0, 255)
+    flat = torch.where(step > 0, table.gather(2, levels), levels)
+    return (flat.float() / 255).view_as(images)
 
 
 def _per_image(values: Tensor) -> Tensor:

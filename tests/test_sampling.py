@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from scipy import stats
@@ -128,3 +130,11 @@ def test_indices_may_be_ranges_lists_and_tensors(indices: object) -> None:
 def test_no_indices() -> None:
     assert sampling.as_indices([], CPU).shape == (0,)
     assert sampling.as_indices(range(0), CPU).dtype == torch.int64
+
+
+def test_permutations_are_uniform() -> None:
+    """Each of the six orders of three as often as the others, over epochs."""
+    found = [tuple(sampling.permutation(3, 5, epoch, torch.device("cpu")).tolist()) for epoch in range(3000)]
+    counts = [found.count(order) for order in itertools.permutations(range(3))]
+    assert sum((count - 500) ** 2 / 500 for count in counts) < 15.1  # chi squared of 5 degrees of freedom, p 0.01
+    assert torch.equal(sampling.permutation(1000, 1, 0, torch.device("cpu")).sort().values, torch.arange(1000))

@@ -478,3 +478,52 @@ def _tensors() -> int:
 def _resident() -> int:
     """Bytes of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- crops and pools -----------------------------------------------------------------------------------------------
+
+
+def test_crops_are_cut_from_the_views_they_name() -> None:
+    large, small = transforms.Augmentation(size=4, normalize=None), transforms.Augmentation(size=2, normalize=None)
+    crops = toy_source(crops=(0, 1, 0, 1), transform=[large, large, small, small])
+    batch, raw = next(iter(crops)), next(iter(toy_source()))
+    assert [view.shape[-1] for view in batch.views] == [4, 4, 2, 2]
+    assert len(batch.latents) == 2
+    for crop, (view, augment) in enumerate(zip((0, 1, 0, 1), (large, large, small, small), strict=True)):
+        assert torch.equal(batch.views[crop], augment(raw.views[view], raw.indices, seed=3, epoch=0, view=crop))
+    assert_same(by_index(toy_source(crops=[0, 1])), by_index(toy_source()), 0)
+
+
+@pytest.mark.parametrize("crops", [[], [0, 2], [-1], "01", [0.5], 3])
+def test_bad_crops(crops: object) -> None:
+    with pytest.raises(ValueError, match="Invalid crops="):
+        toy_source(crops=crops)
+
+
+def test_a_pool_has_the_same_samples_in_every_epoch_in_a_new_order() -> None:
+    pool = toy_source(pool=True)
+    orders, contents = [], []
+    for _ in range(3):
+        batches = list(pool)
+        orders.append([int(i) for batch in batches for i in batch.indices])
+        contents.append(by_index(batches))
+    assert all(sorted(order) == list(range(48)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != list(range(48))
+    for content in contents:
+        assert_same(content, by_index(toy_source()))
+    names = next(iter(toy_source(pool=True, layout="lightly")))[2]
+    assert names == [f"{i:010d}" for i in orders[0][:8]]
+
+
+def test_a_pool_is_newly_augmented_partitioned_and_resumed() -> None:
+    options = {"pool": True, "transform": transforms.simclr(4, color=False)}
+    whole = toy_source(**options)
+    first, second = by_index(whole), by_index(whole)
+    assert any(not torch.equal(first[i], second[i]) for i in first)
+    parts = [toy_source(rank=rank, world_size=2, batch_size=6, **options) for rank in range(2)]
+    assert_same(by_index(itertools.chain(*parts)), first)
+    stopped, rest = toy_source(**options), toy_source(**options)
+    stopped.set_epoch(1)
+    before = list(itertools.islice(stopped, 2))
+    rest.load_state_dict(stopped.state_dict())
+    assert_same(by_index([*before, *rest]), second)

@@ -31,6 +31,7 @@ FULL: dict[str, Any] = {
     "grayscale": 0.2,
     "blur": 0.5,
     "solarize": 0.2,
+    "equalize": 0.2,
 }
 
 
@@ -79,7 +80,7 @@ def test_operations_draw_apart() -> None:
     keys: dict[str, int] = {"seed": 0, "epoch": 0, "view": 0}
     rows = torch.arange(32)
     full = Augmentation(size=28, **FULL).parameters(rows, (32, 32), **keys)
-    for part in ({}, {"jitter": FULL["jitter"]}, {"grayscale": 0.2}, {"blur": 0.5}, {"solarize": 0.2}):
+    for part in ({}, {"jitter": FULL["jitter"]}, {"grayscale": 0.2}, {"blur": 0.5}, {"solarize": 0.2}, {"equalize": 0.2}):
         alone = Augmentation(size=28, scale=FULL["scale"], **part).parameters(rows, (32, 32), **keys)
         found = {name: value for name, value in alone._asdict().items() if value is not None}
         assert {"boxes", "flip"} <= set(found)
@@ -153,6 +154,7 @@ PROBABILITIES: dict[str, Callable[[Parameters], Tensor]] = {
     "grayscale": lambda p: p.grayscale,
     "blur": lambda p: p.sigma > 0,
     "solarize": lambda p: p.solarize,
+    "equalize": lambda p: p.equalize,
 }  # type: ignore[dict-item, return-value, operator]
 
 
@@ -166,7 +168,7 @@ def test_frequency(name: str, probability: float) -> None:
     assert stats.binomtest(int(chosen.sum()), count, probability).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", ["flip", "jitter_p", "grayscale", "blur", "solarize"])
+@pytest.mark.parametrize("name", ["flip", "jitter_p", "grayscale", "blur", "solarize", "equalize"])
 def test_probability_zero_skips_the_operation(name: str) -> None:
     augment = Augmentation(size=28, **(FULL | {name: 0}))
     parameters = augment.parameters(torch.arange(4), (32, 32), seed=0, epoch=0, view=0)
@@ -185,7 +187,7 @@ def test_strengths_are_uniform(name: str, low: float, high: float) -> None:
 
 
 def test_parameters_of_operations_are_independent() -> None:
-    augment = Augmentation(size=28, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1, blur=1, grayscale=0.5, solarize=0.5)
+    augment = Augmentation(size=28, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1, blur=1, grayscale=0.5, solarize=0.5, equalize=0.5)
     count = 20_000
     drawn = augment.parameters(torch.arange(count), (512, 512), seed=0, epoch=0, view=0)
     columns = torch.stack([column.double() for value in drawn for column in (value.unbind(1) if value.ndim == 2 else [value])])
@@ -295,6 +297,19 @@ def test_blur(size: int, kernel: int, channels: int) -> None:
     for sample, sigma, ours in zip(x, sigmas, out, strict=True):
         expected = tv.gaussian_blur(sample, [kernel, kernel], [sigma, sigma]) if sigma else sample
         assert torch.allclose(ours, expected, atol=1e-6), sigma
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equalize(channels: int) -> None:
+    """Of each image and channel by itself, as torchvision does to bytes; images of one or two levels included."""
+    images = torch.randint(0, 256, (6, channels, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images[1] //= 9
+    images[2] = 7
+    images[3] = (images[3] > 100) * 200
+    images[4] = images[4].clamp(90, 140)
+    out = Augmentation(size=16, **OFF).apply(images / 255, Parameters(equalize=torch.tensor([True] * 5 + [False])))
+    expected = torch.stack([*map(tv.equalize, images[:5]), images[5]])
+    assert torch.equal((out * 255).round().to(torch.uint8), expected)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
