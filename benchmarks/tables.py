@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "mlviews" / part / "README.md" for part in ("zoo", "generators", "impact")))
+PARTS = ("mlviews/zoo", "mlviews/generators", "mlviews/impact", "integrations/lightly", "integrations/solo_learn")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / part / "README.md" for part in PARTS))
 RESULTS = ROOT / "benchmarks" / "results"
 ZOO = ROOT / "mlviews" / "zoo"
 
@@ -57,6 +58,43 @@ def probe() -> str:
         f"{training['method']}, preset `{first['preset']}`, {training['steps']:,} steps of {training['batch_size']} pairs, "
         f"{first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; {min(seconds):.0f}–{max(seconds):.0f} s of training with "
         f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}. Command: `{first['command']}`."
+    )
+
+
+def lightly() -> str:
+    """The lightly example's three methods, scored by lightly's own classifiers."""
+    runs = [read(RESULTS / f"lightly-{method}.json") for method in ("simclr", "simsiam", "byol")]
+    keys, first, training = ("knn", "linear"), runs[0], runs[0]["training"]
+    rows = [["untrained", *(spread([run["scores"]["untrained"][key] for run in runs]) for key in keys), ""]]
+    for run in runs:
+        scores = [f"{run['scores']['trained'][key]:.1f}" for key in keys]
+        rows.append([f"`{run['training']['method']}`", *scores, f"{run['seconds']['training']:.0f}"])
+    machine = first["machine"]
+    return (
+        f"{markdown(['backbone', 'kNN', 'linear', 'training, s'], rows)}\n\nTop-1 in percent on {first['test_images']:,} real "
+        f"Fashion-MNIST test images; {first['probe_images']:,} labelled training images for the classifiers. Preset `{first['preset']}`, "
+        f"{training['steps']} steps of {training['batch_size']} pairs, {first['backbone_parameters'] / 1e6:.1f} M-parameter backbone, seed "
+        f"{training['seed']}; lightly {first['versions']['lightly']}, {machine['threads']} thread(s) of {machine['processor']}, beside "
+        f"other processes. Command: `{first['command']}`; the others with their own `--method`."
+    )
+
+
+def solo_learn() -> str:
+    """SimCLR, SimSiam and BYOL from an unmodified checkout, scored by solo-learn's main_knn.py."""
+    record = read(RESULTS / "solo-learn.json")
+    rows = []
+    for method, run in record["runs"].items():
+        losses = [f"{loss:.3f}" for _, loss in (run["loss"][0], run["loss"][-1])]
+        knn = [f"{run['knn'][name]:.1f}" for name in ("untrained", "trained")]
+        rows.append([f"`{method}`", *losses, f"{run['not_finite']} of {run['logged']}", *knn, f"{run['seconds']:.0f}"])
+    steps = max(step for step, _ in record["runs"]["simclr"]["loss"]) + 1
+    machine = record["machine"]
+    header = ["method", "loss, first", "last", "logged values not finite", "kNN, untrained", "kNN, trained", "seconds"]
+    return (
+        f"{markdown(header, rows)}\n\nEach of the ready configurations `fashion`, {steps} steps of 128 pairs; kNN is top-1 in percent of "
+        f"main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, with {record['labelled_images']:,} labelled ones "
+        f"(k = 20, cosine). {record['solo_learn']}; {machine['threads']} thread(s) of {machine['processor']}, beside other processes. "
+        f"Command: `{record['command']}`."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -199,6 +200,55 @@ def probe(
     figures.write_text(json.dumps(record, indent=1) + "\n")
     for path in [*paths, figures]:
         console.print(path)
+
+
+@app.command()
+def export(
+    preset: Preset = "fashion-ml-random",
+    format: Annotated[str, typer.Option(help="One of: folder (PNG files), webdataset (tar shards), ffcv (one .beton).")] = "folder",
+    out: Annotated[Path | None, typer.Option(help="Folder to write, or to go on with. Default: runs/export-PRESET-FORMAT.")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Samples to write. Default: the preset's, else 60000.", min=1)] = None,
+    num_views: Annotated[
+        int | None, typer.Option(help="Images of each, the anchor included. Default: the preset's, else 2.", min=1)
+    ] = None,
+    epoch: Annotated[int, typer.Option(help="Whose samples: every epoch has its own.", min=0)] = 0,
+    augmented: Annotated[
+        bool, typer.Option("--augmented/--raw", help="The views after the preset's T_x, or as generated: T_x is then left to the trainer.")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Samples made at a time. Default: the preset's, else 128.", min=1)] = None,
+    shard_size: Annotated[int, typer.Option(help="Samples of a shard: what is lost when a run is killed.", min=1)] = 1024,
+    verify: Annotated[bool, typer.Option("--verify", help="Write nothing: check the files in the folder against their checksums.")] = False,
+    weights: Weights = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Write views and their latents to files, for trainers that insist on them; on several ranks, each writes its share.
+
+    A second call goes on where the first one stopped.
+    """
+    from mlviews.integrations import files
+
+    out = out or Path("runs", f"export-{Path(preset).stem}-{format}")
+    if verify:
+        console.print(f"{files.verify(out):,} files in {out} are as they were written.")
+        return
+    arguments = {"batch_size": 128, **_arguments(preset, weights, seed, device), "layout": "pair", "drop_last": False}
+    given = {"num_samples": num_samples, "num_views": num_views, "batch_size": batch_size}
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    if not augmented:
+        arguments |= {"transform": None, "crops": None}
+    if arguments["device"] == "cuda" and "LOCAL_RANK" in os.environ:
+        arguments["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
+    source = mlviews.MLViewSource(**arguments)
+    source.set_epoch(epoch)
+    done = files.export(source, out, format, augmented=augmented, shard_size=shard_size, preset=preset)
+    images = done.made * done.images
+    console.print(f"{done.made:,} samples made, {images:,} images: {done.seconds:.0f} s, {images / done.seconds:,.0f} images/s.")
+    if done.complete:
+        console.print(f"{source.num_samples:,} samples in {done.files:,} files, {done.bytes / 1e6:,.1f} MB.")
+        console.print(out / "manifest.json")
+    else:
+        console.print(f"{out} is unfinished: shards of other ranks are missing.")
 
 
 Measured = Annotated[

@@ -14,7 +14,7 @@ from mlviews.cli import app
 from mlviews.perturb import Walker
 
 run = CliRunner().invoke
-COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker")
+COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "export")
 
 
 def failing(*arguments: str) -> str:
@@ -122,6 +122,12 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
         (("views", "--device", "gpu"), "Invalid device='gpu'"),
         (("probe", "--out", "pyproject.toml"), "pyproject.toml"),
         (("probe", "--lr", "-1", "--out", "{tmp}"), "Invalid lr=-1.0"),
+        (("export", "--format", "foldr", "--out", "{tmp}/x"), "Did you mean 'folder'"),
+        (("export", "--shard-size", "0", "--out", "{tmp}/x"), "shard"),
+        (("export", "--out", "mlviews"), "mlviews has files and is not an export"),
+        (("export", "--out", "pyproject.toml"), "pyproject.toml"),
+        (("export", "--epoch", "4294967296", "--out", "{tmp}/x"), "Invalid epoch=4294967296"),
+        (("export", "--verify", "--out", "{tmp}"), "No export in"),
         (("probe", "--method", "simclrr", "--out", "{tmp}"), "Did you mean 'simclr'"),
     ],
 )

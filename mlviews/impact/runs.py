@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlviews.distributed import check_device
 from mlviews.errors import integer, is_number, path_of
@@ -151,10 +151,10 @@ class Checkpoint:
             partial.replace(self.path)
 
 
-def fingerprint(generator: MLVGM) -> str:
-    """Sixteen hex digits that tell a generator's weights from others'; the same for all that have none."""
+def fingerprint(module: nn.Module) -> str:
+    """Sixteen hex digits that tell a network's weights from others'; the same for all that have none."""
     digest = hashlib.sha256()
-    for name, value in sorted(generator.state_dict().items()):
+    for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

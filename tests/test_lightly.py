@@ -1,0 +1,261 @@
+"""The source as lightly's data loader: the example, its page, and what both promise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import torchrun
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import mlviews
+from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
+from mlviews.data import Labelled, bundled_slice
+from mlviews.probe import METHODS, Encoder, initial
+
+pl = pytest.importorskip("pytorch_lightning")
+pytest.importorskip("lightly")
+
+from mlviews.integrations.lightly import train  # noqa: E402 (imports both)
+
+ROOT = Path(__file__).parents[1]
+QUIET: dict[str, Any] = {**train.QUIET, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
+
+
+def views(fashion: MLVGM, **options: Any) -> MLViewSource:
+    small = {"perturb": mlviews.perturb.Resample(), "transform": transforms.gray(16), "batch_size": 8, "num_samples": 24}
+    return MLViewSource(fashion, layout="lightly", **{**small, **options})
+
+
+def images(count: int) -> tuple[Labelled, Labelled]:
+    return tuple(Labelled(part.images[:count], part.labels[:count]) for part in bundled_slice())  # type: ignore[return-value]
+
+
+class Recorder(pl.Callback):  # type: ignore[misc, name-defined]
+    """Remembers each epoch's batches, and the weights before the first step."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, list[Any]] = {}
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.start = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.epochs.setdefault(trainer.current_epoch, []).append(batch)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_example_runs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "bundled_slice", lambda: images(200))
+    options = ["--epochs", "2", "--num-samples", "24", "--batch-size", "8", "--probe-epochs", "2", "--labels", "100"]
+    record = train.main(["--method", method, *options, "--out", str(tmp_path)])
+    assert record == json.loads((tmp_path / f"lightly-{method}.json").read_text())
+    assert record["training"]["steps"] == 6
+    assert (record["probe_images"], record["test_images"]) == (100, 200)
+    for values in record["metrics_of_each_epoch"].values():
+        assert len(values) == 2
+        assert all(map(math.isfinite, values))
+    assert min(record["metrics_of_each_epoch"]["z_std"]) > 0.01, "not collapsed"
+    assert all(10 < top1 <= 100 for score in record["scores"].values() for top1 in score.values())
+    encoder = Encoder()
+    encoder.load_state_dict(torch.load(tmp_path / f"lightly-{method}.pt", weights_only=True))
+    assert train.evaluate(encoder, Labelled(*(part[:100] for part in images(200)[0])), images(200)[1], 2) == pytest.approx(
+        record["scores"]["trained"], abs=0.01
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_epoch_has_each_sample_once_and_none_of_another(method: str, fashion: MLVGM) -> None:
+    source, seen = views(fashion), Recorder()
+    model = train.METHODS[method](2 * len(source))
+    trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=[seen])
+    trainer.fit(model, source)
+    assert len(source) == 3
+    assert trainer.global_step == 6
+    made = []
+    for batches in (seen.epochs[0], seen.epochs[1]):
+        assert [name for batch in batches for name in batch[2]] == [f"{index:010d}" for index in range(24)]
+        for x, targets, _ in batches:
+            assert [(view.shape, view.dtype) for view in x] == 2 * [((8, 3, 16, 16), torch.float32)]
+            assert targets.tolist() == 8 * [-1]
+        made += [image for batch in batches for view in batch[0] for image in view]
+    assert len(made) == 96
+    assert len({image.numpy().tobytes() for image in made}) == 96, "no view comes twice"
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, seen.start[name])}
+    assert moved >= {name for name, _ in model.named_parameters() if name.endswith("weight")}, "every weight is trained, or follows"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_is_that_of_the_probe(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same method in plain torch, with the same weights; batch norms fixed, as the two differ in what they run at once."""
+    plain, model = initial(method, 0.2, 0).eval(), train.METHODS[method](steps=10).eval()
+    pairs = [("encoder", "backbone"), ("head", "projection_head"), ("predictor", "prediction_head")]
+    for here, there in pairs[: 2 if method == "simclr" else 3]:
+        getattr(model, there).load_state_dict(getattr(plain, here).state_dict())
+    if method == "byol":
+        model.backbone_momentum.load_state_dict(plain.target[0].state_dict())
+        model.projection_head_momentum.load_state_dict(plain.target[1].state_dict())
+    monkeypatch.setattr(type(model), "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(type(model), "global_step", 0)
+    x = [torch.rand(8, 3, 28, 28, generator=torch.Generator().manual_seed(view)) for view in range(2)]
+    loss, expected = model.training_step((x, torch.full((8,), -1), []), 0), plain(*x)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(model.backbone.body[0].weight.grad, plain.encoder.body[0].weight.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_byols_target_follows_by_the_momentum() -> None:
+    model = train.BYOL(steps=2)
+    online, target = model.backbone.body[0].weight, model.backbone_momentum.body[0].weight
+    assert torch.equal(online, target)
+    assert not target.requires_grad
+    with torch.no_grad():
+        online += 1
+    x = torch.rand(8, 3, 28, 28)
+    model.log_dict = lambda *_, **__: None
+    model.training_step(([x, x], torch.full((8,), -1), []), 0)
+    assert torch.allclose(online - target, torch.full_like(online, 0.99), atol=1e-5)
+
+
+def test_the_online_classifier_learns_from_classes_alone() -> None:
+    """A generator whose classes are the brightness; one without classes has nothing to tell, as the page says."""
+    net = wrap_generator(
+        lambda z, labels: (labels.view(-1, 1, 1, 1) / 10 + 0.05 * z[0].sigmoid().view(-1, 1, 1, 1)).expand(-1, 1, 16, 16),
+        levels=[("z", (1,))],
+        image_shape=(1, 16, 16),
+        num_classes=10,
+    )
+    options: dict[str, Any] = {"perturb": mlviews.perturb.Resample(), "transform": transforms.gray(16), "layout": "lightly"}
+    source = MLViewSource(net, batch_size=32, num_samples=640, **options)
+    model = train.SimCLR(3 * len(source), source.generator.num_classes, lr=1e-2)
+    metrics = train.MetricCallback()
+    pl.Trainer(**QUIET, max_epochs=3, callbacks=[metrics]).fit(model, source)
+    assert metrics.train_metrics["train_online_cls_top1"][-1] > 0.3
+    plain = train.OnlineLinearClassifier(4, 10, topk=(1,))
+    with pytest.raises(IndexError, match="-1 is out of bounds"):
+        plain.training_step((torch.rand(2, 4), torch.full((2,), -1)), 0)
+    assert train.SimCLR(1).online_classifier is None
+
+
+def test_views_of_several_sizes(fashion: MLVGM) -> None:
+    source = views(fashion, num_views=3, transform=[transforms.gray(28), transforms.gray(28), transforms.gray(16)])
+    x, _, names = next(iter(source))
+    assert [tuple(view.shape) for view in x] == [(8, 3, 28, 28), (8, 3, 28, 28), (8, 3, 16, 16)]
+    assert len(names) == 8
+
+
+def test_scores_do_not_depend_on_the_scale_of_the_features() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.encoder, self.factor = initial("simclr", 0.2, 0).encoder, factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * self.encoder(x)
+
+    fit, test = images(400)
+    one, small = (train.evaluate(Scaled(factor), fit, test, 5) for factor in (1.0, 0.1))
+    assert one == pytest.approx(small, abs=1.0)
+    assert one["linear"] > 50
+    assert one["knn"] > 50
+
+
+def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same module and trainer, on lightly's own data set and on the source."""
+    from lightly.data import LightlyDataset
+    from lightly.transforms import SimCLRTransform
+    from torchvision.utils import save_image
+
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "integrations" / "lightly" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("path/to/images").mkdir(parents=True)
+    for index in range(16):
+        save_image(torch.rand(3, 28, 28), f"path/to/images/{index}.png")
+    shorter = {
+        "num_workers=8": "num_workers=0", "batch_size=256": "batch_size=8", '"batch_size": 256': '"batch_size": 8, "num_samples": 16',
+        "max_epochs=10": "max_epochs=1, **quiet", "10 * len": "1 * len",
+    }  # fmt: skip
+    for long, short in shorter.items():
+        assert long in diff
+        diff = diff.replace(long, short)
+    batches = []
+    for sign in "-+":
+        session = {"pl": pl, "mlviews": mlviews, "SimCLR": train.SimCLR, "quiet": QUIET, "DataLoader": DataLoader}
+        session |= {"LightlyDataset": LightlyDataset, "SimCLRTransform": SimCLRTransform}
+        exec("\n".join(line[2:] for line in diff.splitlines() if line[0] in (sign, " ")), session)
+        assert session["trainer"].global_step == len(session["dataloader"]) == 2
+        batches.append(next(iter(session["dataloader"])))
+    for theirs, ours in zip(*batches, strict=True):
+        assert len(theirs) == len(ours)
+    assert [view.shape for view in batches[0][0]] == [view.shape for view in batches[1][0]]
+    assert batches[0][1].dtype == batches[1][1].dtype
+    assert all(isinstance(name, str) for batch in batches for name in batch[2])
+
+
+WORKER = """
+import json, os, sys
+import pytorch_lightning as pl
+import mlviews
+from mlviews.integrations.lightly import train
+
+names = []
+
+class Names(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        names.append([trainer.current_epoch, *batch[2]])
+
+source = mlviews.MLViewSource.from_config({"preset": "fashion-ml-random", "layout": "lightly", "batch_size": 4, "num_samples": 24})
+model = train.SimCLR(2 * len(source))
+trainer = pl.Trainer(**train.QUIET, accelerator="cpu", devices=2, strategy="ddp", sync_batchnorm=False, max_epochs=2, callbacks=[Names()],
+                     enable_progress_bar=False)
+trainer.fit(model, source)
+weight = float(model.backbone.body[0].weight.double().sum())
+with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
+    json.dump({"names": names, "steps": trainer.global_step, "length": len(source), "weight": weight}, file)
+"""
+
+
+def test_two_processes_share_the_epoch(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    torchrun(str(script), str(tmp_path), OMP_NUM_THREADS="1")
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [(rank["steps"], rank["length"]) for rank in ranks] == [(6, 3), (6, 3)]
+    assert ranks[0]["weight"] == ranks[1]["weight"]
+    for epoch in range(2):
+        names = [name for rank in ranks for number, *own in rank["names"] if number == epoch for name in own]
+        assert sorted(names) == [f"{index:010d}" for index in range(24)]
+
+
+def test_a_bad_value_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="Invalid --epochs=0: it must be an integer of at least 1"):
+        train.main(["--epochs", "0", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "fashion-ml-randon", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "integrations" / "lightly" / "train.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: Unknown preset 'fashion-ml-randon'")
