@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from mlviews.distributed import resolve_rank
 from mlviews.transforms import IMAGENET
 
-from .views import Views, check_format
+from .views import Views, check_format, summary
 
 _REMEDY = 'install its requirements (pip install "mlviews[solo]") and run from its checkout, or pip install --no-deps -e . there'
 
@@ -48,6 +49,12 @@ def patch(image_size: int | None = None) -> None:
     AutoResumer.SHOULD_MATCH = [*AutoResumer.SHOULD_MATCH, "data.format", "data.mlvgm"]
 
 
+def say(line: str) -> None:
+    """Print it once, not on every rank."""
+    if resolve_rank(None, None)[0] == 0 and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"mlviews: {line}.")
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -1) -> Tensor:
     """The mean cross entropy in nats of the samples that have a label; 0 where none has one, or NaN if a logit is.
 
@@ -61,7 +68,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -1) -> Te
 
 
 def on_save_checkpoint(model: Any, checkpoint: dict[str, Any]) -> None:
-    """Keep a scheduler's ``get_lr`` out of the checkpoint, where methods with a constant learning rate (SimSiam, BYOL ...) replace it.
+    """Keep a scheduler's ``get_lr`` out of the checkpoint, where methods with a constant learning rate (SimSiam, NNSiam) replace it.
 
     Restored, it would ask a copy of the scheduler, whose step stands still; and torch from 2.6 on refuses to read it.
     """
@@ -88,10 +95,8 @@ def _pretraining(args: Any, pretrain: Any) -> None:
         found = 0 if validation is None else sum(entry.is_dir() for entry in os.scandir(validation))
         cfg.data.num_classes = views.num_classes(found)
         made[:] = [views]
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(f"mlviews: {views}")
-            if validation is not None and not views.labelled:
-                print("mlviews: the views have no labels, so the online classifier learns nothing: val_acc1 is chance; use main_linear.py.")
+        if validation is not None and not views.labelled:
+            say("the views have no labels, so the online classifier learns nothing: val_acc1 is chance; use main_linear.py")
         return cfg
 
     def prepare_datasets(
@@ -101,7 +106,11 @@ def _pretraining(args: Any, pretrain: Any) -> None:
         return made[0] if data_format == "mlvgm" else datasets(dataset, transform, train_data_path, data_format, *rest, **more)
 
     def prepare_dataloader(train_dataset: Any, batch_size: int = 64, num_workers: int = 4) -> Any:
-        return train_dataset.source(batch_size) if isinstance(train_dataset, Views) else loader(train_dataset, batch_size, num_workers)
+        if not isinstance(train_dataset, Views):
+            return loader(train_dataset, batch_size, num_workers)
+        source = train_dataset.source(batch_size)
+        say(summary(source))
+        return source
 
     args.parse_cfg = parse_cfg
     pretrain.prepare_datasets, pretrain.prepare_dataloader = prepare_datasets, prepare_dataloader

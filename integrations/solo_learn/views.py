@@ -110,13 +110,13 @@ class Views:
         made.dataset = range(made.num_samples)  # type: ignore[attr-defined]  # methods with a memory ask for its length
         return made
 
-    def __str__(self) -> str:
-        own = self._arguments
-        generator, crops, transforms = own["generator"], own["crops"], own["transform"]
-        sizes = [one.size for one in transforms] if isinstance(transforms, list) else "data.mlvgm.transform"
-        samples = f"{own.get('num_samples', 60_000):,} samples, {'the same' if own.get('pool') else 'new ones'} in every epoch"
-        labels = f"{generator.num_classes} classes" if self.labelled else "no labels"
-        return f"{generator.name}, {samples}, {labels}; crops of views {crops}, T_x: {sizes}; seed {own['seed']}"
+
+def summary(source: MLViewSource) -> str:
+    """One line on what will be trained on."""
+    samples = f"{source.num_samples:,} samples, {'the same' if source.pool else 'new ones'} in every epoch"
+    labels = "no labels" if source.layout is _unlabelled else f"{source.generator.num_classes} classes"
+    crops = ", ".join(f"{getattr(one, 'size', '?')} px of view {view}" for view, one in zip(source.crops, source.transforms, strict=True))
+    return f"{source.generator.name}, {samples}, {labels}; crops: {crops}; seed {source.seed}"
 
 
 def _config(cfg: DictConfig) -> dict[str, Any]:
