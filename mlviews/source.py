@@ -286,16 +286,21 @@ class MLViewSource(IterableDataset[Any]):
         Raises:
             ValueError: if there is none, naming the sizes.
         """
-        world_size = resolve_rank(*self.requested_rank)[1]
-        full, left = divmod(self.num_samples, self.batch_size * world_size)
-        count = full + bool(self._step_size(self.num_samples - left, world_size))
+        count = self.batches_after(0)
         if count == 0:
+            world_size = resolve_rank(*self.requested_rank)[1]
             raise ValueError(
                 f"An epoch would have no batch: num_samples={self.num_samples} for batch_size={self.batch_size} on world_size={world_size} "
                 f"needs at least {self.batch_size * world_size}. Raise num_samples, lower batch_size"
                 + (", or pass drop_last=False." if self.drop_last else ".")
             )
         return count
+
+    def batches_after(self, position: int) -> int:
+        """Batches on each rank from this place in an epoch on: ``position`` samples, over all ranks, were handed out before."""
+        world_size = resolve_rank(*self.requested_rank)[1]
+        full, left = divmod(self.num_samples - position, self.batch_size * world_size)
+        return full + bool(self._step_size(self.num_samples - left, world_size))
 
     @property
     def epoch(self) -> int:

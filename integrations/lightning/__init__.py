@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mlviews.config import load_config
-from mlviews.distributed import resolve_rank
 from mlviews.source import MLViewSource
 
 __all__ = ["MLViewDataModule"]
@@ -154,7 +153,7 @@ class _Loader:
         else:
             position = state["position"] if state["epoch"] == epoch else 0
             self.source.load_state_dict({"seed": self.source.seed, "epoch": pinned, "position": position})
-            left = self._batches_after(position)
+            left = self.source.batches_after(position)
             self._over = left == 0
             self._recount(len(self) - left)
         self._trained = self._position
@@ -171,11 +170,6 @@ class _Loader:
         """Keep the state until Lightning says which epoch it goes on with."""
         self.source.load_state_dict(state)  # it checks it
         self._state = {name: int(state[name]) for name in ("seed", "epoch", "position")}
-
-    def _batches_after(self, position: int) -> int:
-        world_size = resolve_rank(*self.source.requested_rank)[1]
-        full, left = divmod(self.source.num_samples - position, self.source.batch_size * world_size)
-        return full + (not self.source.drop_last and left >= world_size)
 
     @property
     def _batches(self) -> Any:
