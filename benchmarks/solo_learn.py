@@ -101,6 +101,7 @@ def run(method: str, checkout: Path, train: Path, test: Path, out: Path, options
     subprocess.run([sys.executable, "-c", UNTRAINED, str(checkout), str(untrained), str(checkpoint)], check=True, capture_output=True)
     scores["untrained"] = knn(checkout, untrained, train, test, out)
     return {
+        "batch_size": json.loads((checkpoint.parent / "args.json").read_text())["optimizer"]["batch_size"],
         "loss": losses,
         "not_finite": sum(not math.isfinite(value) for value in logged),
         "logged": len(logged),
@@ -142,6 +143,7 @@ def main(
     record = {
         "command": "python benchmarks/solo_learn.py CHECKOUT --data DIR",
         "solo_learn": f"vturrisi/solo-learn {commit.stdout.strip()}",
+        "note": "",
         "labelled_images": 10_000,
         "test_images": 10_000,
         "runs": runs,

@@ -87,13 +87,14 @@ def solo_learn() -> str:
         losses = [f"{loss:.3f}" for _, loss in (run["loss"][0], run["loss"][-1])]
         knn = [f"{run['knn'][name]:.1f}" for name in ("untrained", "trained")]
         rows.append([f"`{method}`", *losses, f"{run['not_finite']} of {run['logged']}", *knn, f"{run['seconds']:.0f}"])
-    steps = max(step for step, _ in record["runs"]["simclr"]["loss"]) + 1
-    machine = record["machine"]
+    first, machine = record["runs"]["simclr"], record["machine"]
+    steps = max(step for step, _ in first["loss"]) + 1
     header = ["method", "loss, first", "last", "logged values not finite", "kNN, untrained", "kNN, trained", "seconds"]
     return (
-        f"{markdown(header, rows)}\n\nEach of the ready configurations `fashion`, {steps} steps of 128 pairs; kNN is top-1 in percent of "
-        f"main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, with {record['labelled_images']:,} labelled ones "
-        f"(k = 20, cosine). {record['solo_learn']}; {machine['threads']} thread(s) of {machine['processor']}, beside other processes. "
+        f"{markdown(header, rows)}\n\nEach of the ready configurations `fashion`, {steps:,} steps of {first['batch_size']} pairs; kNN is "
+        f"top-1 in percent of main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, with "
+        f"{record['labelled_images']:,} labelled ones (k = 20, cosine). {record['solo_learn']}; "
+        f"{machine['threads']} thread(s) of {machine['processor']}, beside other processes. {record['note']} "
         f"Command: `{record['command']}`."
     )
 
