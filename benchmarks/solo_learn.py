@@ -143,7 +143,6 @@ def main(
     record = {
         "command": "python benchmarks/solo_learn.py CHECKOUT --data DIR",
         "solo_learn": f"vturrisi/solo-learn {commit.stdout.strip()}",
-        "note": "",
         "labelled_images": 10_000,
         "test_images": 10_000,
         "runs": runs,

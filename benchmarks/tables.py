@@ -94,7 +94,7 @@ def solo_learn() -> str:
         f"{markdown(header, rows)}\n\nEach of the ready configurations `fashion`, {steps:,} steps of {first['batch_size']} pairs; kNN is "
         f"top-1 in percent of main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, with "
         f"{record['labelled_images']:,} labelled ones (k = 20, cosine). {record['solo_learn']}; "
-        f"{machine['threads']} thread(s) of {machine['processor']}, beside other processes. {record['note']} "
+        f"{machine['threads']} thread(s) of {machine['processor']}, beside other processes. "
         f"Command: `{record['command']}`."
     )
 
