@@ -18,7 +18,7 @@ import torch
 from conftest import torchrun
 from omegaconf import DictConfig, OmegaConf
 
-from mlviews import perturb, transforms, wrap_generator
+from mlviews import list_presets, perturb, transforms, wrap_generator
 from mlviews.integrations.solo_learn import __main__ as launcher
 from mlviews.integrations.solo_learn.views import Views, augmentation, check_format
 
@@ -175,7 +175,8 @@ def test_the_ready_configurations_are_whole() -> None:
             made = OmegaConf.merge({**base, "defaults": []}, {**own, "defaults": []})
             assert made.method == path.stem
             assert augmentation(made.augmentations[0]).size == (28 if path.parent.name == "fashion" else 112)
-            assert math.isfinite(made.optimizer.lr * made.optimizer.batch_size)
+            assert made.data.mlvgm.preset in list_presets()
+            assert made.optimizer.batch_size * len(made.devices) == {"bigbigan": 1024, "cars": 512, "fashion": 64}[path.parent.name]
 
 
 # -- with solo-learn -------------------------------------------------------------------------------------------------

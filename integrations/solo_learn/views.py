@@ -166,4 +166,4 @@ def _channels(value: Any) -> tuple[float, ...]:
 
 
 def _unlabelled(batch: Batch) -> list[Any]:
-    return [batch.indices, list(batch.views), torch.full_like(batch.targets, -1)]
+    return solo_layout(batch._replace(targets=torch.full_like(batch.targets, -1)))
