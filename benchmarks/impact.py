@@ -97,7 +97,35 @@ def main(
     console.print(record["agreement"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n")
-    console.print(out)
+    for path in (out, draw(cells, out.with_suffix(".png"))):
+        console.print(path)
+
+
+def draw(cells: list[dict[str, Any]], path: Path) -> Path:
+    """Distances for the target, level by level: mean and range over seeds; hollow where the target was not reached."""
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(cell["generator"] for cell in cells))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.6), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        for method, marker in (("sweep", "o"), ("walker", "s")):
+            own = [cell["rows"] for cell in cells if (cell["generator"], cell["method"]) == (name, method)]
+            colour, shift = ("tab:blue", -0.08) if method == "sweep" else ("tab:orange", 0.08)
+            for at, rows in enumerate(zip(*own, strict=True)):
+                found = [row["distance_mean"] for row in rows]
+                mean = statistics.fmean(found)
+                ends = [[mean - min(found)], [max(found) - mean]]
+                face = "white" if any(row["status"] == "under-used" for row in rows) else colour
+                label = None if at else method
+                ax.errorbar(at + shift, mean, yerr=ends, fmt=marker, capsize=3, color=colour, markerfacecolor=face, label=label)
+        levels = [f"{row['level']}\n{row['name']}" for row in next(cell["rows"] for cell in cells if cell["generator"] == name)]
+        ax.set(title=name, yscale="log", xlabel="level", ylabel="distance for the target", xticks=range(len(levels)), xticklabels=levels)
+        ax.grid(axis="y", alpha=0.3)
+        ax.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A training step fed by files and by a generator: the paper's figure 5, scaled to the machine: ``python benchmarks/loaders.py --data DIR``.
+"""A training step fed by files and by a generator: the paper's figure 5, scaled to a machine: ``python benchmarks/loaders.py --data DIR``.
 
 One SimCLR step of a ResNet-18 takes its two views from torch's DataLoader over JPEG files, from FFCV's Loader, and from MLViewSource; all
 crop and flip, and normalise. The three take turns in one run, so that their ratios hold whatever else the machine does. Waiting for
@@ -43,6 +43,7 @@ from mlviews.data import bundled_slice, load_fashion_mnist
 from mlviews.generators.biggan import HUB_EPS, BigGAN
 from mlviews.records import environment
 from mlviews.transforms import IMAGENET, simclr
+from mlviews.zoo import FOLDER
 
 RESULTS = Path(__file__).parent / "results"
 LOADERS = ("torch", "ffcv", "mlviews")
@@ -114,22 +115,23 @@ def ffcv_views(case: Case, steps: int) -> Iterator[Views]:
     import numpy as np
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline import PipelineSpec
     from ffcv.transforms import Convert, RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
 
     device = torch.device(case.device)
     mean, std = (np.array(values) * 255 for values in IMAGENET)
 
-    def pipeline() -> list[Any]:
-        return [
-            RandomResizedCropRGBImageDecoder((CROPS[case.size],) * 2, scale=SCALE), RandomHorizontalFlip(), ToTensor(),
-            ToDevice(device, non_blocking=True), ToTorchImage(), Convert(torch.float32), torchvision.transforms.Normalize(mean, std),
-        ]  # fmt: skip
+    def pipeline() -> PipelineSpec:
+        decoder = RandomResizedCropRGBImageDecoder((CROPS[case.size],) * 2, scale=SCALE)
+        normalize = torchvision.transforms.Normalize(mean, std)
+        on_device = [ToTensor(), ToDevice(device, non_blocking=True), ToTorchImage(), Convert(torch.float32), normalize]
+        return PipelineSpec("image", decoder, [RandomHorizontalFlip(), *on_device])
 
     count = len(list((case.folder / "jpeg").glob("*/*.jpg")))
     loader = Loader(
         str(case.folder / "images.beton"), case.batch_size, num_workers=case.workers, order=OrderOption.RANDOM, drop_last=True,
         indices=np.arange(steps * case.batch_size) % count, os_cache=True,
-        pipelines={"image": pipeline(), "second": pipeline(), "label": None}, custom_field_mapper={"second": "image"},
+        pipelines={"image": pipeline(), "second": pipeline(), "label": None},
     )  # fmt: skip
     for first, second, *_ in loader:
         yield first, second
@@ -190,9 +192,8 @@ def bigbigan_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield from layer(f"{name}.{norm}.{kind}", channels, chunk + shared, bias=False)
     channels, name = widths[4], "blocks.3.1"
     yield f"{name}.gamma", ()
-    for part, shape in (
-        ("theta", (channels // 8, channels)), ("phi", (channels // 8, channels)), ("g", (channels // 2, channels)), ("o", (channels, channels // 2))
-    ):  # fmt: skip
+    few, half = channels // 8, channels // 2
+    for part, shape in {"theta": (few, channels), "phi": (few, channels), "g": (half, channels), "o": (channels, half)}.items():
         yield from layer(f"{name}.{part}", *shape, 1, 1, bias=False)
     yield from ((f"output_layer.0.{kind}", (width,)) for kind in ("gain", "bias", "stored_mean", "stored_var"))
     yield from layer("output_layer.2", 3, width, 3, 3)
@@ -208,7 +209,7 @@ def bytes_on_disk(case: Case) -> int:
     if case.loader == "ffcv":
         return (case.folder / "images.beton").stat().st_size
     if case.size == 32:
-        return Path(mlviews.zoo.FOLDER / "fashion.safetensors").stat().st_size
+        return (FOLDER / "fashion.safetensors").stat().st_size
     return sum(4 * torch.Size(shape).numel() for _, shape in bigbigan_shapes())
 
 
@@ -328,7 +329,7 @@ class Meter:
 
 def quartiles(values: list[float]) -> list[float]:
     """The first and the third."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return [round(low, 4), round(high, 4)]
 
 
@@ -362,14 +363,9 @@ def compare(cases: list[Case], warm: int, steps: int, rounds: int, meter: Meter,
     rows = []
     for case in cases:
         row = summarise(case, found[case.loader])
-        each = {
-            name: [statistics.median(map(sum, zip(*one, strict=True))) for one in found[name]] for name in (case.loader, cases[0].loader)
-        }
-        ratios = [own / first for own, first in zip(*each.values(), strict=True)] if len(each) > 1 else [1.0] * rounds
-        row[f"step_of_{cases[0].loader}"] = {
-            "median": round(statistics.median(ratios), 3),
-            "range": [round(min(ratios), 3), round(max(ratios), 3)],
-        }
+        steps_s = {name: [statistics.median(map(sum, zip(*one, strict=True))) for one in made] for name, made in found.items()}
+        ratios = [own / first for own, first in zip(steps_s[case.loader], steps_s[cases[0].loader], strict=True)]
+        row["step_of_first"] = {"median": round(statistics.median(ratios), 3), "range": [round(min(ratios), 3), round(max(ratios), 3)]}
         if energy[case.loader]:
             images = rounds * (warm + steps) * case.batch_size
             row["per_1000_samples"] = {key: 1000 * sum(one[key] for one in energy[case.loader]) / images for key in ("kwh", "co2_g")}
@@ -434,16 +430,14 @@ def main(
     names = [name for name in loaders.split(",") if name not in skipped]
     if unknown := [name for name in names if name not in LOADERS] + [size for size in sizes.split(",") if int(size) not in CROPS]:
         raise typer.BadParameter(f"Unknown {unknown[0]!r}: loaders are {', '.join(LOADERS)}, sizes {', '.join(map(str, CROPS))}.")
-    meter = Meter(device, country)
+    meter, workers = Meter(device, country), workers or os.cpu_count() or 1
     rows, disk, unique = [], [], []
     for size in map(int, sizes.split(",")):
         folder = work / f"{size}px-{images}"
         write_files(data, size, images, folder)
         cases: list[Case] = []
         for batch_size in map(int, batches.split(",")):
-            cases = [
-                Case(name, size, batch_size, device, workers or os.cpu_count() or 1, folder, torch.get_num_threads()) for name in names
-            ]
+            cases = [Case(name, size, batch_size, device, workers, folder, torch.get_num_threads()) for name in names]
             few = steps if size == 32 else max(2, steps // 2)
             own = compare(cases, 1, few, rounds, meter, console)
             for row, case in zip(own, cases, strict=True):
@@ -465,7 +459,7 @@ def main(
         )
         table.add_row(
             str(row["size"]), str(row["batch_size"]), row["loader"], data_ms, training_ms, f"{row['data_share']:.0%}",
-            f"{row['samples_per_s']:.0f}", f"{row[f'step_of_{first}']['median']:.2f}", f"{row['peak']['host_mib']:.0f}",
+            f"{row['samples_per_s']:.0f}", f"{row['step_of_first']['median']:.2f}", f"{row['peak']['host_mib']:.0f}",
         )  # fmt: skip
     console.print(table)
     for name, why in [*skipped.items(), *([("energy and CO2", meter.why_not)] if meter.why_not else [])]:
@@ -473,7 +467,7 @@ def main(
     made = environment(device)
     record = {
         "command": shlex.join(["python", "benchmarks/loaders.py", *sys.argv[1:]]),
-        "images": images, "rounds": rounds, "workers": workers or os.cpu_count(), "seed": 0, "epoch": EPOCH, "first": first,
+        "images": images, "rounds": rounds, "workers": workers, "seed": 0, "epoch": EPOCH, "first": first,
         "rows": rows, "disk": disk, "unique": unique, "skipped": skipped, "energy_not_measured": meter.why_not or None,
         **made, "versions": made["versions"] | {name: version(name) for name in ("torchvision", "lightly", *({"ffcv"} - set(skipped)))},
     }  # fmt: skip

@@ -37,6 +37,7 @@ from mlviews.transforms import Augmentation, build
 RESULTS = Path(__file__).parent / "results"
 CROP = {"name": "simclr", "size": 28, "color": False}  # and flip
 FULL = {"name": "simclr", "size": 28, "color": True}  # of gray images color changes brightness and contrast
+GENTLE = {"name": "custom", "size": 28, "scale": [0.6, 1.0], "jitter": [0.4, 0.4, 0.0, 0.0]}  # FULL with crops of 60 % of the area and more
 AS_IT_IS = Augmentation(size=28, scale=None, flip=0.0)
 
 
@@ -53,8 +54,12 @@ class Source(NamedTuple):
     config: dict[str, Any] | None
 
 
+def _noise(stds: dict[int | str, float]) -> dict[str, Any]:
+    return {"perturb": {levels: {"name": "normal", "std": std, "truncation": 2.0} for levels, std in stds.items()}}
+
+
 ML, SINGLE = {"preset": "fashion-ml-random"}, {"preset": "fashion-single-random"}
-NVAE, NVAE_SINGLE = {"preset": "fashion-nvae-resample"}, {"perturb": {"name": "normal", "std": 0.1, "truncation": 2.0}}
+NVAE, NVAE_SINGLE = {"preset": "fashion-nvae-resample"}, _noise({":": 0.1})
 SOURCES: dict[str, Source] = {
     "raw pixels": Source("untrained", "", {}),
     "untrained encoder": Source("untrained", "", {}),
@@ -73,6 +78,14 @@ SOURCES: dict[str, Source] = {
     "single random, crop": Source("transforms", "crop", SINGLE),
     "ML random, no T_x": Source("transforms", "none", ML),
     "ML random, full": Source("transforms", "full", ML),
+    "real, gentle": Source("transforms", "gentle", None),
+    "none, gentle": Source("transforms", "gentle", {"preset": "fashion-none"}),
+    "single random, gentle": Source("transforms", "gentle", SINGLE),
+    "ML random, gentle": Source("transforms", "gentle", ML),
+    # How far to move, with no T_x beside it.
+    **{f"single random of {std}": Source("magnitudes", "none", SINGLE | _noise({":": std})) for std in (0.1, 0.4, 0.8)},
+    **{f"ML random of {std}": Source("magnitudes", "none", ML | _noise({"1:": std})) for std in (0.5, 2.0)},
+    "ML of 0.2 and 1.0": Source("magnitudes", "none", ML | _noise({0: 0.2, "1:": 1.0})),
     # Table 4 (app. F): an NVAE's finest scale drawn afresh, against noise on all of them.
     "NVAE, single random": Source("nvae", "full", NVAE | NVAE_SINGLE),
     "NVAE, ML resample": Source("nvae", "crop", NVAE),
@@ -81,13 +94,15 @@ SOURCES: dict[str, Source] = {
     # Sec. 3.3: continuous sampling against a fixed set.
     **{f"pool of {count:,}": Source("pools", "crop", ML | {"pool": True, "num_samples": count}) for count in (250, 1_000, 10_000, 60_000)},
 }
-TRANSFORMS: dict[str, Any] = {"none": centre, "crop": build(CROP), "full": build(FULL)}
+TRANSFORMS: dict[str, Any] = {"none": centre, "crop": build(CROP), "full": build(FULL), "gentle": build(GENTLE)}
 TELLING = ("real", "none", "single random", "ML random")  # for SimSiam and BYOL
 CELLS = [("simclr", name) for name in SOURCES] + [(method, name) for method in ("simsiam", "byol") for name in TELLING]
 PAIRS = (  # one source less another, at the same seed: the encoder's initial weights and the probe's labels are then the same
     ("ML random", "single random"), ("ML random", "none"), ("ML random", "real"), ("ML random", "real, crop and flip"),
     ("single random", "none"), ("ML matched", "ML random"), ("ML learned", "ML random"), ("ML learned", "single learned"),
-    ("ML random, full", "real"), ("ML random, full", "single random"), ("ML random, full", "ML random"), ("ML random", "none, crop"),
+    ("ML random", "none, crop"), ("ML random, full", "real"), ("ML random, full", "single random"), ("ML random, full", "none"),
+    ("ML random, gentle", "real, gentle"), ("ML random, gentle", "single random, gentle"), ("ML random, gentle", "none, gentle"),
+    ("single random, gentle", "none, gentle"), ("ML random, no T_x", "single random, no T_x"), ("ML random, no T_x", "real, gentle"),
     ("NVAE, ML resample", "NVAE, single random"), ("NVAE, ML resample, full", "NVAE, single random"),
     ("NVAE, ML resample", "NVAE, single random, crop"),
     *(("ML random", name) for name in SOURCES if name.startswith("pool")),
@@ -184,7 +199,7 @@ def summarise(cells: list[dict[str, Any]]) -> dict[str, Any]:
             own = [{key: found[method, one, seed][key] - found[method, other, seed][key] for key in SCORES} for seed in both]
         return {key: interval([scores[key] for scores in own]) for key in SCORES} if own else None
 
-    rows = [{"method": method, "source": name, "scores": over(method, name)} for method, name in CELLS]
+    rows = [{"method": method, "source": name, **SOURCES[name]._asdict(), "scores": over(method, name)} for method, name in CELLS]
     differences = [
         {"method": method, "of": one, "less": other, "scores": over(method, one, other)}
         for method in ("simclr", "simsiam", "byol")
@@ -315,7 +330,8 @@ def main(
     record = {
         "command": shlex.join(["python", "benchmarks/probe.py", *sys.argv[1:]]),
         **budget._asdict(), "test_images": len(real(budget)[1].labels), "probe_images": min(labels, len(real(budget)[0].labels)),
-        "seeds": seeds, **made[-1], "commits": sorted({one["versions"].get("commit", "") for one in made}), "summary": summary, "cells": cells,
+        "seeds": seeds, **made[-1], "commits": sorted({one["versions"].get("commit", "") for one in made}),
+        "summary": summary, "cells": cells,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     (out / "probe.json").write_text(json.dumps(record, indent=1) + "\n")

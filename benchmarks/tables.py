@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("mlviews/zoo", "mlviews/generators", "mlviews/impact", "integrations/lightly", "integrations/solo_learn")
+PARTS = ("benchmarks", "mlviews/zoo", "mlviews/generators", "mlviews/impact", "integrations/lightly", "integrations/solo_learn")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / part / "README.md" for part in PARTS))
 RESULTS = ROOT / "benchmarks" / "results"
 ZOO = ROOT / "mlviews" / "zoo"
@@ -59,6 +59,109 @@ def probe() -> str:
         f"{first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; {min(seconds):.0f}–{max(seconds):.0f} s of training with "
         f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}. Command: `{first['command']}`."
     )
+
+
+SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
+
+
+def _score(score: dict[str, Any], sign: str = "") -> str:
+    """Mean, and half of its 95 % interval if there are seeds enough."""
+    return f"{score['mean']:{sign}.1f}" + ("" if score["half"] is None else f" ± {score['half']:.1f}")
+
+
+def _views(groups: Sequence[str], methods: Sequence[str] = ("simclr",), also: Sequence[str] = ()) -> str:
+    """Scores of the sources of some groups, and of others by name."""
+    rows = [
+        ([f"`{row['method']}`"] if len(methods) > 1 else [])
+        + [row["source"], row["transform"], *(_score(row["scores"][key]) for key in SCORES), str(row["scores"]["kNN"]["seeds"])]
+        for row in read(RESULTS / "probe.json")["summary"]["rows"]
+        if row["method"] in methods and (row["group"] in groups or row["source"] in also)
+    ]
+    return markdown([*(["method"] if len(methods) > 1 else []), "views", "T_x", *SCORES, "seeds"], rows)
+
+
+def views() -> str:
+    """The paper's tables 2 and 3: SimCLR on every source."""
+    record = read(RESULTS / "probe.json")
+    return (
+        f"{_views(('untrained', 'sources'))}\n\nTop-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half "
+        f"of the 95 % interval over seeds (Student's t); {record['probe_images']:,} labelled training images for the probes. "
+        f'SimCLR, {record["steps"]:,} steps of {record["batch_size"]} pairs; T_x "crop": crop and flip, "full": brightness and contrast '
+        f"too. {record['machine']['processor']}, one thread. Command: `{record['command']}`."
+    )
+
+
+def views_of_others() -> str:
+    """SimSiam and BYOL on the four telling sources."""
+    return _views(("sources",), ("simsiam", "byol"))
+
+
+def views_transforms() -> str:
+    """The paper's appendix E."""
+    return _views(("transforms",), also=("real, crop and flip", "real", "none", "single random", "ML random"))
+
+
+def views_nvae() -> str:
+    """The paper's table 4."""
+    return _views(("nvae",))
+
+
+def views_pools() -> str:
+    """Sec. 3.3: fixed sets against the endless stream."""
+    return _views(("pools",), also=("ML random",))
+
+
+def views_differences() -> str:
+    """Paired differences."""
+    rows = [
+        [f"`{row['method']}`", f"{row['of']} − {row['less']}", *(_score(row["scores"][key], "+") for key in SCORES)]
+        for row in read(RESULTS / "probe.json")["summary"]["differences"]
+    ]
+    return f"{markdown(['method', 'difference at the same seed', *SCORES], rows)}\n\nPoints, mean ± half of the 95 % interval over seeds."
+
+
+def loaders() -> str:
+    """The paper's figure 5."""
+    record = read(RESULTS / "loaders.json")
+    first, machine, rows = record["first"], record["machine"], []
+    for row in record["rows"]:
+        ratio, ends = row["step_of_first"], {part: [1e3 * end for end in row[f"{part}_quartiles"]] for part in ("data", "training")}
+        rows.append([
+            f"{row['size']} px", str(row["batch_size"]), f"`{row['loader']}`",
+            *(f"{1e3 * row[f'{part}_s']:.0f} ({low:.0f}–{high:.0f})" for part, (low, high) in ends.items()), f"{row['data_share']:.0%}",
+            f"{ratio['median']:.2f} ({ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})",
+            f"{row['samples_per_s']:.1f}", f"{row['epoch_s'] / 60:.0f}", f"{row['peak']['host_mib']:,.0f}",
+        ])  # fmt: skip
+    header = [
+        "images",
+        "batch",
+        "loader",
+        "waiting, ms",
+        "training, ms",
+        "waiting",
+        f"step / {first}'s",
+        "samples/s",
+        "epoch, min",
+        "peak, MiB",
+    ]
+    energy = "in the record" if record["energy_not_measured"] is None else f"not measured: {record['energy_not_measured']}"
+    return (
+        f"{markdown(header, rows)}\n\nMedian (quartiles) of a step; ratio of steps: median (range) of {record['rounds']} rounds, in which "
+        f"the loaders take turns. An epoch has {record['epoch']:,} samples. {machine['device'].upper()}, {machine['threads']} threads of "
+        f"{machine['processor']}, {record['workers']} workers; torchvision {record['versions']['torchvision']}, FFCV "
+        f"{record['versions'].get('ffcv', 'not installed')}. Energy and CO2 {energy}. Command: `{record['command']}`."
+    )
+
+
+def loaders_storage() -> str:
+    """Bytes on disk, and how many images differ."""
+    record = read(RESULTS / "loaders.json")
+    rows = [
+        [f"{disk['size']} px", f"`{disk['loader']}`", f"{disk['bytes'] / 1e6:,.1f}", f"{found['different']:,} of {found['images']:,}"]
+        for disk, found in zip(record["disk"], record["unique"], strict=True)
+    ]
+    header = ["images", "loader", f"MB for {record['images']:,} images", "different images in two epochs, looked at"]
+    return markdown(header, rows)
 
 
 def lightly() -> str:

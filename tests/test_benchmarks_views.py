@@ -1,0 +1,155 @@
+"""The two benchmarks of views run, their statistics are right, and their records hold what their cells say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def probe() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / "probe.py"))
+
+
+@pytest.fixture(scope="module")
+def loaders() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / "loaders.py"))
+
+
+def run(script: str, *options: str) -> str:
+    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -- probe -------------------------------------------------------------------------------------------------------------
+
+
+def test_probe_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
+    options = ["--quick", "--steps", "2", "--labels", "200", "--work", str(tmp_path / "cells"), "--out", str(tmp_path)]
+    run("probe", *options, "--only", "raw pixels;real;ML random")
+    first = json.loads((tmp_path / "probe.json").read_text())
+    assert [cell["source"] for cell in first["cells"]] == ["raw pixels", "real", "ML random"]
+    for cell in first["cells"]:
+        assert list(cell["scores"]) == ["linear 1%", "linear 10%", "linear 100%", "kNN"]
+        assert all(10 < score < 100 for score in cell["scores"].values()), "above chance"
+    assert (tmp_path / "probe.png").stat().st_size > 1000
+    run("probe", *options, "--only", "ML random;raw pixels;none")
+    second = {cell["source"]: cell for cell in json.loads((tmp_path / "probe.json").read_text())["cells"]}
+    assert second["ML random"] == first["cells"][2], "kept, not measured again"
+    assert set(second) == {"raw pixels", "none", "ML random"}
+
+
+def test_cells_of_another_budget_are_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "budget.json").write_text("[1, 2, 3]")
+    command = [sys.executable, "benchmarks/probe.py", "--collect", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "another budget" in done.stderr
+
+
+def test_the_interval_is_students(probe: dict[str, Any]) -> None:
+    for count, quantile in probe["STUDENT"].items():
+        assert quantile == pytest.approx(stats.t.ppf(0.975, count - 1), abs=1e-3)
+    values = [80.0, 82.0, 81.5]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert probe["interval"](values) == {"mean": 81.17, "half": pytest.approx((high - low) / 2, abs=0.01), "seeds": 3}
+    assert probe["interval"]([80.0]) == {"mean": 80.0, "half": None, "seeds": 1}
+
+
+def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
+    def cell(source: str, seed: int, score: float) -> dict[str, Any]:
+        return {"method": "simclr", "source": source, "seed": seed, "scores": dict.fromkeys(probe["SCORES"], score)}
+
+    cells = [cell("ML random", 0, 84), cell("ML random", 1, 86), cell("none", 0, 80), cell("none", 2, 99)]
+    (found,) = probe["summarise"](cells)["differences"]
+    assert (found["of"], found["less"]) == ("ML random", "none")
+    assert found["scores"]["kNN"] == {"mean": 4, "half": None, "seeds": 1}
+
+
+def test_real_views_are_those_of_their_images(probe: dict[str, Any]) -> None:
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, -1, 28, 28) * 20
+    views = probe["RealViews"](images, lambda x, rows, *, seed, epoch, view: torch.cat([x.mean((2, 3)), rows[:, None].float()], 1), 4, 0)
+    epochs = [torch.cat([first for first, _ in views]) for _ in range(2)]
+    for values in epochs:
+        assert len(values) == 8
+        assert len(values[:, 1].unique()) == 8, "no image twice"
+        assert torch.allclose(values[:, 0], values[:, 1] * 20 / 255 * (28 / 32) ** 2), "padded to the generators' 32 pixels"
+    assert not torch.equal(epochs[0], epochs[1]), "a new order"
+
+
+def test_every_named_source_can_be_made(probe: dict[str, Any]) -> None:
+    for name, source in probe["SOURCES"].items():
+        if source.config:
+            views = next(iter(probe["MLViewSource"].from_config({**source.config, "batch_size": 2, "num_samples": 4})))
+            assert len(views) == 2, name
+    names = set(probe["SOURCES"])
+    assert {name for pair in probe["PAIRS"] for name in pair} | set(probe["TELLING"]) <= names
+
+
+def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any]) -> None:
+    record = json.loads((RESULTS / "probe.json").read_text())
+    assert json.loads(json.dumps(probe["summarise"](record["cells"]))) == record["summary"]
+
+
+# -- loaders -----------------------------------------------------------------------------------------------------------
+
+
+def test_loaders_run(tmp_path: Path) -> None:
+    out = run("loaders", "--quick", "--loaders", "torch,mlviews", "--work", str(tmp_path / "files"), "--out", str(tmp_path))
+    assert "waiting" in out
+    record = json.loads((tmp_path / "loaders.json").read_text())
+    assert [(row["loader"], row["batch_size"]) for row in record["rows"]] == [("torch", 8), ("mlviews", 8), ("torch", 16), ("mlviews", 16)]
+    for row in record["rows"]:
+        assert row["data_s"] > 0
+        assert row["step_s"] == pytest.approx(row["data_s"] + row["training_s"], rel=0.5)
+        assert row["peak"]["host_mib"] > 100
+    unique = {row["loader"]: (row["images"], row["different"]) for row in record["unique"]}
+    assert unique["mlviews"] == (4 * 64, 4 * 64), "two views of 64 samples in two epochs, none twice"
+    assert unique["torch"][0] == 2 * 64 >= 2 * unique["torch"][1], "the same files in every epoch"
+    assert (tmp_path / "loaders.png").stat().st_size > 1000
+
+
+def test_random_weights_are_bigbigans(loaders: dict[str, Any]) -> None:
+    shapes = dict(loaders["bigbigan_shapes"]())
+    with np.load(ROOT / "tests" / "golden" / "biggan-small-128.npz") as file:
+        small = json.loads(str(file["facts"]))["shapes"]
+    assert shapes.keys() == small.keys()
+
+    def times_six(sizes: list[int], name: str) -> tuple[int, ...]:  # 16 channels there, 96 here; and an embedding of 16, not of 128
+        if name == "shared.weight":
+            return (1000, 128)
+        if name.endswith(("gain.weight", "bias.weight")):
+            return (sizes[0] * 6, 148)
+        wide = [size if at >= 2 or size in (1, 3, 20) else size * 6 for at, size in enumerate(sizes)]
+        return tuple(wide)
+
+    assert shapes == {name: times_six(sizes, name) for name, sizes in small.items()}
+
+
+def test_a_generator_of_such_weights_makes_images(loaders: dict[str, Any]) -> None:
+    made = loaders["generator"](128)
+    assert [level.shape for level in made.levels] == [(20,)] * 6
+    image = made.decode([torch.randn(1, 20) for _ in range(6)])
+    assert image.shape == (1, 3, 128, 128)
+    assert image.isfinite().all()
+    assert image.std() > 0.01
+
+
+def test_a_cold_meter_says_why(loaders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders["importlib"].util, "find_spec", lambda name: None)
+    meter = loaders["Meter"]("cpu", "ITA")
+    assert meter.measure(lambda: 7) == (7, None)
+    assert "codecarbon is not installed" in meter.why_not
