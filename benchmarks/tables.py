@@ -101,6 +101,16 @@ def views_transforms() -> str:
     return _views(("transforms",), also=("real, crop and flip", "real", "none", "single random", "ML random"))
 
 
+def views_magnitudes() -> str:
+    """How far to move."""
+    return _views(("magnitudes",), also=("single random, no T_x", "ML random, no T_x"))
+
+
+def views_quality() -> str:
+    """How good the generator is."""
+    return _views(("quality",), also=("none, gentle", "single random, no T_x", "ML random, no T_x"))
+
+
 def views_nvae() -> str:
     """The paper's table 4."""
     return _views(("nvae",))
@@ -189,12 +199,12 @@ def solo_learn() -> str:
     for method, run in record["runs"].items():
         losses = [f"{loss:.3f}" for _, loss in (run["loss"][0], run["loss"][-1])]
         knn = [f"{run['knn'][name]:.1f}" for name in ("untrained", "trained")]
-        rows.append([f"`{method}`", *losses, f"{run['not_finite']} of {run['logged']}", *knn, f"{run['seconds']:.0f}"])
+        steps = max(step for step, _ in run["loss"]) + 1
+        rows.append([f"`{method}`", f"{steps:,}", *losses, f"{run['not_finite']} of {run['logged']}", *knn, f"{run['seconds']:.0f}"])
     first, machine = record["runs"]["simclr"], record["machine"]
-    steps = max(step for step, _ in first["loss"]) + 1
-    header = ["method", "loss, first", "last", "logged values not finite", "kNN, untrained", "kNN, trained", "seconds"]
+    header = ["method", "steps", "loss, first", "last", "logged values not finite", "kNN, untrained", "kNN, trained", "seconds"]
     return (
-        f"{markdown(header, rows)}\n\nEach of the ready configurations `fashion`, {steps:,} steps of {first['batch_size']} pairs; kNN is "
+        f"{markdown(header, rows)}\n\nThe ready configurations `fashion`, steps of {first['batch_size']} pairs; kNN is "
         f"top-1 in percent of main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, with "
         f"{record['labelled_images']:,} labelled ones (k = 20, cosine). {record['solo_learn']}; "
         f"{machine['threads']} thread(s) of {machine['processor']}, beside other processes. "
