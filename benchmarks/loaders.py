@@ -256,7 +256,10 @@ def now(device: str) -> float:
 
 def time_round(case: Case, learner: Learner, warm: int, steps: int) -> tuple[list[float], list[float]]:
     """Seconds of waiting for each batch and of training on it, after ``warm`` steps that fill queues and caches."""
-    views = FEEDS[case.loader](case, warm + steps)
+    ahead = (
+        0 if case.loader == "mlviews" else 2 * case.workers
+    )  # batches that workers make meanwhile: to the last timed step there are more
+    views = FEEDS[case.loader](case, warm + steps + ahead)
     waiting, training = [], []
     for index in range(warm + steps):
         begin = now(case.device)
@@ -267,7 +270,8 @@ def time_round(case: Case, learner: Learner, warm: int, steps: int) -> tuple[lis
         if index >= warm:
             waiting.append(there - begin)
             training.append(end - there)
-    next(views, None)  # to its end, so that no worker is left behind
+    for _ in views:  # to its end, so that no worker is left behind
+        pass
     return waiting, training
 
 
