@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 from torch import Tensor
 
 from mlviews import MLViewSource
@@ -114,7 +115,6 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
     ("NVAE, ML resample", "NVAE, single random, crop"),
     *(("ML random", name) for name in SOURCES if name.startswith("pool")),
 )  # fmt: skip
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # 97.5 % quantiles of t, by the number of values
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
 
@@ -190,7 +190,7 @@ def work_off(method: str, name: str, seed: int, budget: Budget, path: Path) -> t
 
 def interval(values: list[float]) -> dict[str, Any]:
     """Mean, and half the width of its 95 % interval by Student's t; None of a single value."""
-    spread = STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in STUDENT else None
+    spread = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return {"mean": round(statistics.fmean(values), 2), "half": None if spread is None else round(spread, 2), "seeds": len(values)}
 
 
@@ -295,7 +295,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for the cells.")] = Path("runs/probe-table"),
     out: Annotated[Path, typer.Option(help="Folder for the record and the plots.")] = RESULTS,
     collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells that are there.")] = False,
-    quick: Annotated[bool, typer.Option(help="SimCLR's sources with one seed and fewer labels: a quarter of an hour.")] = False,
+    quick: Annotated[bool, typer.Option(help="SimCLR's sources with one seed and fewer labels; no record.")] = False,
 ) -> None:
     """Measure every cell that is not there yet, then print, write and draw the tables."""
     console = Console()
@@ -303,6 +303,7 @@ def main(
         raise typer.BadParameter(f"No source {unknown[0]!r}: there are {'; '.join(SOURCES)}.")
     if quick:
         seeds, labels, work = 1, min(labels, 2_000), work / "quick"
+        out = work if out == RESULTS else out  # the record is that of the whole table
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
     poor = collect or Path(POOR["generator"]["weights"]).exists()
     wanted = [
@@ -314,12 +315,12 @@ def main(
         and (not quick or (method == "simclr" and SOURCES[name].group in ("untrained", "sources")))
     ]
     work.mkdir(parents=True, exist_ok=True)
-    about = work / "budget.json"
-    if about.exists() and json.loads(about.read_text()) != list(budget[:3]):
+    about, own = work / "budget.json", [*budget[:3], data is not None]
+    if about.exists() and json.loads(about.read_text()) != own:
         raise typer.BadParameter(
-            f"{work} holds cells of another budget (steps, batch size, labels: {about.read_text()}): give another --work."
+            f"{work} holds cells of another budget (steps, batch size, labels, whole data set: {about.read_text()}): give another --work."
         )
-    about.write_text(json.dumps(budget[:3]))
+    about.write_text(json.dumps(own))
     paths = {cell: work / f"{'-'.join(map(str, cell)).replace(' ', '_')}.json" for cell in wanted}
 
     missing = [] if collect else [cell for cell in wanted if not paths[cell].exists()]
