@@ -86,6 +86,12 @@ SOURCES: dict[str, Source] = {
     "none, gentle": Source("transforms", "gentle", {"preset": "fashion-none"}),
     "single random, gentle": Source("transforms", "gentle", SINGLE),
     "ML random, gentle": Source("transforms", "gentle", ML),
+    # Learned and random views with the same T_x, and noise that changes the images as much as the learned views do.
+    "single learned, gentle": Source("learned", "gentle", {"preset": "fashion-single-learned"}),
+    "ML learned, gentle": Source("learned", "gentle", {"preset": "fashion-ml-learned"}),
+    "ML learned, full": Source("learned", "full", {"preset": "fashion-ml-learned"}),
+    "ML learned, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned"}),
+    "ML random of 0.55, crop": Source("learned", "crop", ML | _noise({"1:": 0.55})),
     # How far to move, with no T_x beside it.
     **{f"single random of {std}": Source("magnitudes", "none", SINGLE | _noise({":": std})) for std in (0.1, 0.4, 0.8)},
     **{f"ML random of {std}": Source("magnitudes", "none", ML | _noise({"1:": std})) for std in (0.5, 2.0)},
@@ -101,9 +107,10 @@ SOURCES: dict[str, Source] = {
     "NVAE, ML resample, full": Source("nvae", "full", NVAE),
     # Sec. 3.3: continuous sampling against a fixed set.
     **{f"pool of {count:,}": Source("pools", "crop", ML | {"pool": True, "num_samples": count}) for count in (250, 1_000, 10_000, 60_000)},
+    **{f"pool of {count:,}, no T_x": Source("pools", "none", ML | {"pool": True, "num_samples": count}) for count in (250, 1_000, 10_000)},
 }
 TRANSFORMS: dict[str, Any] = {"none": centre, "crop": build(CROP), "full": build(FULL), "gentle": build(GENTLE)}
-TELLING = ("real", "none", "single random", "ML random")  # for SimSiam and BYOL
+TELLING = ("real, gentle", "none, gentle", "single random, gentle", "ML random, gentle")  # for SimSiam and BYOL
 CELLS = [("simclr", name) for name in SOURCES] + [(method, name) for method in ("simsiam", "byol") for name in TELLING]
 PAIRS = (  # one source less another, at the same seed: the encoder's initial weights and the probe's labels are then the same
     ("ML random", "single random"), ("ML random", "none"), ("ML random", "real"), ("ML random", "real, crop and flip"),
@@ -113,7 +120,9 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
     ("single random, gentle", "none, gentle"), ("ML random, no T_x", "single random, no T_x"), ("ML random, no T_x", "real, gentle"),
     ("NVAE, ML resample", "NVAE, single random"), ("NVAE, ML resample, full", "NVAE, single random"),
     ("NVAE, ML resample", "NVAE, single random, crop"),
-    *(("ML random", name) for name in SOURCES if name.startswith("pool")),
+    ("ML learned, gentle", "ML random, gentle"), ("ML learned, gentle", "single learned, gentle"), ("ML learned, full", "ML random, full"),
+    ("ML learned, no T_x", "ML random, no T_x"), ("ML learned", "ML random of 0.55, crop"),
+    *((f"ML random{', no T_x' * name.endswith('T_x')}", name) for name, source in SOURCES.items() if source.group == "pools"),
 )  # fmt: skip
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
@@ -228,7 +237,7 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     methods = list(dict.fromkeys(row["method"] for row in summary["rows"]))
-    rows = [row for row in summary["rows"] if SOURCES[row["source"]].group in ("untrained", "sources")]
+    rows = [row for row in summary["rows"] if SOURCES[row["source"]].group in ("untrained", "sources") or row["source"] in TELLING]
     names = [name for name in SOURCES if any(row["source"] == name for row in rows)]
     figure, axes = plt.subplots(1, len(methods), figsize=(4.2 * len(methods) + 1, 4), sharey=True, squeeze=False)
     for ax, method in zip(axes[0], methods, strict=True):
@@ -248,17 +257,21 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
     plt.close(figure)
 
     found = {row["source"]: row["scores"] for row in summary["rows"] if row["method"] == "simclr"}
-    pools = [name for name in found if SOURCES[name].group == "pools"]
-    if pools and "ML random" in found:
-        figure, ax = plt.subplots(figsize=(5.6, 3.6))
-        for key, marker in (("linear 100%", "o"), ("kNN", "s")):
-            scores = [found[name][key] for name in (*pools, "ML random")]
-            half = [score["half"] or 0 for score in scores]
-            ax.errorbar(range(len(scores)), [score["mean"] for score in scores], yerr=half, fmt=f"{marker}-", ms=5, capsize=3, label=key)
-        ax.set(xticks=range(len(pools) + 1), xticklabels=[*(name.removeprefix("pool of ") for name in pools), "endless"])
-        ax.set(xlabel="different samples", ylabel="top-1 on real test images, %")
-        ax.grid(alpha=0.3)
-        ax.legend()
+    endless = {"crop": "ML random", "none": "ML random, no T_x"}
+    if pools := [name for name in found if SOURCES[name].group == "pools"]:
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+        for ax, (transform, without_end) in zip(axes, endless.items(), strict=True):
+            shown_here = [name for name in (*pools, without_end) if name in found and SOURCES[name].transform == transform]
+            labels = ["endless" if name == without_end else name.removeprefix("pool of ").split(", no")[0] for name in shown_here]
+            for key, marker in (("linear 100%", "o"), ("kNN", "s")):
+                scores = [found[name][key] for name in shown_here]
+                half = [score["half"] or 0 for score in scores]
+                at = range(len(scores))
+                ax.errorbar(at, [score["mean"] for score in scores], yerr=half, fmt=f"{marker}-", ms=5, capsize=3, label=key)
+            ax.set(xticks=range(len(labels)), xticklabels=labels, xlabel="different samples", title=f"T_x: {transform}")
+            ax.grid(alpha=0.3)
+        axes[0].set_ylabel("top-1 on real test images, %")
+        axes[1].legend(loc="lower right")
         figure.tight_layout()
         paths.append(out / "pools.png")
         figure.savefig(paths[1], dpi=110)

@@ -93,7 +93,7 @@ def views() -> str:
 
 def views_of_others() -> str:
     """SimSiam and BYOL on the four telling sources."""
-    return _views(("sources",), ("simsiam", "byol"))
+    return _views(("transforms",), ("simsiam", "byol"))
 
 
 def views_transforms() -> str:
@@ -104,6 +104,12 @@ def views_transforms() -> str:
 def views_magnitudes() -> str:
     """How far to move."""
     return _views(("magnitudes",), also=("single random, no T_x", "ML random, no T_x"))
+
+
+def views_learned() -> str:
+    """Learned views against random ones with the same T_x."""
+    also = ("single random, gentle", "ML random, gentle", "ML random, full", "ML random, no T_x", "ML random", "ML learned")
+    return _views(("learned",), also=also)
 
 
 def views_quality() -> str:
@@ -118,7 +124,7 @@ def views_nvae() -> str:
 
 def views_pools() -> str:
     """Sec. 3.3: fixed sets against the endless stream."""
-    return _views(("pools",), also=("ML random",))
+    return _views(("pools",), also=("ML random", "ML random, no T_x"))
 
 
 def views_differences() -> str:

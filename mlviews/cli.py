@@ -21,7 +21,7 @@ from mlviews.config import load_config, source_arguments
 from mlviews.distributed import resolve_rank
 from mlviews.impact.measure import METHODS as IMPACT_METHODS
 from mlviews.perturb import level_indices
-from mlviews.probe import METHODS, SHARES, Encoder, Scores
+from mlviews.probe import METHODS, RATES, SHARES, Encoder, Scores
 from mlviews.progress import bars
 from mlviews.records import environment
 
@@ -126,7 +126,7 @@ def probe(
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 1000,
     batch_size: Annotated[int | None, typer.Option(help="Pairs per step. Default: the preset's, else 128.", min=2)] = None,
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "simclr",
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW's one-cycle schedule.")] = 1.5e-3,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW's one-cycle schedule. Default: the method's own.")] = None,
     temperature: Annotated[float, typer.Option(help="Of SimCLR's NT-Xent.")] = 0.2,
     weights: Weights = None,
     data: Data = None,
@@ -157,6 +157,7 @@ def probe(
         def on_step(step: int, loss: float) -> None:
             progress.update(task, completed=step, description=f"training ({method}), loss {loss:.2f}")
 
+        lr = RATES[method] if lr is None else lr
         encoder, losses = probing.train(source, steps, method, lr, temperature, seed, on_step)
         trained = time.perf_counter() - begin
         rows: dict[str, Any] = {"raw pixels": None, "untrained encoder": untrained, "encoder trained on views": encoder}

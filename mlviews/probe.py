@@ -20,7 +20,8 @@ from mlviews.encoders import Residual
 from mlviews.errors import did_you_mean, integer, listing
 from mlviews.source import MLViewSource, pair_layout
 
-METHODS = ("simclr", "simsiam", "byol")
+RATES = {"simclr": 1.5e-3, "simsiam": 6e-3, "byol": 1.5e-3}  # peak learning rates
+METHODS = tuple(RATES)
 SHARES = (0.01, 0.1, 1.0)  # of the probe's labels
 PENALTIES = (0.003, 0.03, 0.3)  # inverse strengths that the linear probe chooses from
 
@@ -91,9 +92,9 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """BYOL's moving average, its momentum rising from 0.99 to 1 with the progress in [0, 1]."""
+        """BYOL's moving average, its momentum rising from 0.9 (trainings are short) to 1 with the progress in [0, 1]."""
         if self.method == "byol":
-            rate = 0.01 * (math.cos(math.pi * progress) + 1) / 2
+            rate = 0.1 * (math.cos(math.pi * progress) + 1) / 2
             online = nn.Sequential(self.encoder, self.head)
             for mean, value in zip(self.target.parameters(), online.parameters(), strict=True):
                 mean.lerp_(value, rate)
@@ -103,7 +104,7 @@ def train(
     source: MLViewSource,
     steps: int,
     method: str = "simclr",
-    lr: float = 1.5e-3,
+    lr: float | None = None,
     temperature: float = 0.2,
     seed: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
@@ -114,7 +115,7 @@ def train(
         source: of two or more views (the first two are used), with ``layout="pair"``.
         steps: optimiser steps; the source goes on to its next epochs as they need.
         method: "simclr", "simsiam" or "byol".
-        lr: peak learning rate.
+        lr: peak learning rate; None: the method's own (``RATES``).
         temperature: of SimCLR's NT-Xent.
         seed: of the encoder's initial weights.
         on_step: called after each step with its number (from 1) and loss.
@@ -127,13 +128,14 @@ def train(
     """
     steps = integer("steps", steps, 1)
     for name, value in (("lr", lr), ("temperature", temperature)):
-        if not value > 0:
+        if value is not None and not value > 0:
             raise ValueError(f"Invalid {name}={value!r}: it must be above 0.")
     if source.num_views < 2:
         raise ValueError(f"Invalid num_views={source.num_views}: training takes two views; make the source with num_views=2.")
     if source.layout is not pair_layout:
         raise ValueError("Training takes views as they come: make the source with layout='pair'.")
     learner = initial(method, temperature, seed).to(source.device).train()
+    lr = RATES[method] if lr is None else lr
     optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps + 1)
     losses = []

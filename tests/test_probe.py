@@ -47,9 +47,9 @@ def test_byols_target_follows_slowly_and_is_not_trained() -> None:
     with torch.no_grad():
         online += 1
     learner.after_step(0.0)
-    assert torch.allclose(online - target, torch.full_like(online, 0.99), atol=1e-5)
+    assert torch.allclose(online - target, torch.full_like(online, 0.9), atol=1e-5)
     learner.after_step(1.0)
-    assert torch.allclose(online - target, torch.full_like(online, 0.99), atol=1e-5), "the momentum has reached 1"
+    assert torch.allclose(online - target, torch.full_like(online, 0.9), atol=1e-5), "the momentum has reached 1"
 
 
 def test_simsiam_stops_the_gradient() -> None:
