@@ -91,9 +91,27 @@ def views() -> str:
     )
 
 
-def views_of_others() -> str:
-    """SimSiam and BYOL on the four telling sources."""
-    return _views(("transforms",), ("simsiam", "byol"))
+def views_telling() -> str:
+    """The four telling sources, for every method."""
+    record = read(RESULTS / "probe.json")
+    found = {(row["method"], row["source"]): row["scores"] for row in record["summary"]["rows"]}
+    methods, keys = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}, ("linear 100%", "kNN")
+    names = {
+        "untrained encoder": "none: untrained encoder", "real, gentle": "real images", "none, gentle": "generated, no latent moved",
+        "single random, gentle": "single-latent random", "ML random, gentle": "**multi-level random**",
+    }  # fmt: skip
+    rows = []
+    for name, label in names.items():
+        scores = [found["simclr" if name.startswith("untrained") else method, name] for method in methods]
+        rows.append([label, *(_score(score[key]) for score in scores for key in keys)])
+    seeds = {score["kNN"]["seeds"] for (_, name), score in found.items() if name in names}
+    header = ["views", *(f"{title}, {key.split()[0]}" for title in methods.values() for key in keys)]
+    return (
+        f"{markdown(header, rows)}\n\nTop-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the "
+        f"95 % interval over {min(seeds)} seeds; {record['steps']:,} steps of {record['batch_size']} pairs; one T_x for all (crops of 60 % of "
+        f"the area and more, flip, brightness, contrast); {record['probe_images']:,} labelled images for the probes. "
+        f"Command: `{record['command']}`."
+    )
 
 
 def views_transforms() -> str:
@@ -166,6 +184,40 @@ def loaders() -> str:
         f"the loaders take turns. An epoch has {record['epoch']:,} samples. {machine['device'].upper()}, {machine['threads']} threads of "
         f"{machine['processor']}, {record['workers']} workers; torchvision {record['versions']['torchvision']}, FFCV "
         f"{record['versions'].get('ffcv', 'not installed')}. Energy and CO2 {energy}. Command: `{record['command']}`."
+    )
+
+
+def loaders_short() -> str:
+    """Figure 5 at the largest batch."""
+    record = read(RESULTS / "loaders.json")
+    largest = max(row["batch_size"] for row in record["rows"])
+    rows = [
+        [
+            f"{row['size']} px, `{row['loader']}`",
+            f"{row['data_share']:.0%}",
+            f"{row['step_of_first']['median']:.2f}",
+            f"{row['samples_per_s']:.1f}",
+            f"{row['peak']['host_mib']:,.0f}",
+            f"{disk['bytes'] / 1e6:,.1f}",
+            f"{found['different'] / found['images']:.0%}",
+        ]
+        for row, disk, found in zip(
+            [row for row in record["rows"] if row["batch_size"] == largest], record["disk"], record["unique"], strict=True
+        )
+    ]
+    header = [
+        "images, loader",
+        "of a step spent waiting",
+        f"step / {record['first']}'s",
+        "samples/s",
+        "peak, MiB",
+        "on disk, MB",
+        "images of two epochs that differ",
+    ]
+    return (
+        f"{markdown(header, rows)}\n\nSimCLR with a ResNet-18, batches of {largest}, {record['images']:,} files; "
+        f"{record['machine']['device'].upper()}, {record['machine']['threads']} threads of {record['machine']['processor']}. "
+        f"Command: `{record['command']}`."
     )
 
 

@@ -4,7 +4,7 @@ import torch
 
 from mlviews import MLViewSource
 from mlviews.data import Labelled, bundled_slice
-from mlviews.probe import Encoder, embed, evaluate, initial, train
+from mlviews.probe import RATES, Encoder, embed, evaluate, initial, train
 
 
 def source() -> MLViewSource:
@@ -17,6 +17,12 @@ def test_training_is_a_function_of_its_seeds() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.allclose(torch.tensor(runs[0]), torch.tensor(runs[1]), atol=1e-4)
     assert runs[0][0] != runs[2][0]
+
+
+def test_a_method_has_its_own_learning_rate() -> None:
+    own, given, other = (train(source(), 4, "simsiam", lr)[1] for lr in (None, RATES["simsiam"], RATES["simclr"]))
+    assert torch.allclose(torch.tensor(own), torch.tensor(given), atol=1e-4)
+    assert not torch.allclose(torch.tensor(own), torch.tensor(other), atol=1e-4)
 
 
 def test_the_loss_falls() -> None:
