@@ -108,8 +108,8 @@ def views_telling() -> str:
     header = ["views", *(f"{title}, {key.split()[0]}" for title in methods.values() for key in keys)]
     return (
         f"{markdown(header, rows)}\n\nTop-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the "
-        f"95 % interval over {min(seeds)} seeds; {record['steps']:,} steps of {record['batch_size']} pairs; one T_x for all (crops of 60 % of "
-        f"the area and more, flip, brightness, contrast); {record['probe_images']:,} labelled images for the probes. "
+        f"95 % interval over {min(seeds)} seeds; {record['steps']:,} steps of {record['batch_size']} pairs; one T_x for all (crops of 60 % "
+        f"of the area and more, flip, brightness, contrast); {record['probe_images']:,} labelled images for the probes. "
         f"Command: `{record['command']}`."
     )
 
