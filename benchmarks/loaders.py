@@ -276,7 +276,7 @@ def time_round(case: Case, learner: Learner, warm: int, steps: int) -> tuple[lis
 
 
 def peak_memory(case: Case) -> dict[str, float]:
-    """MiB of this process and its workers at most, each shared page counted once, over three steps; on a GPU also of its memory."""
+    """MiB of this process and its workers at most, each shared page counted once, over two steps; on a GPU also of its memory."""
     import psutil
 
     torch.set_num_threads(case.threads)
@@ -295,7 +295,7 @@ def peak_memory(case: Case) -> dict[str, float]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        time_round(case, Learner(case.device), 0, 3)
+        time_round(case, Learner(case.device), 0, 2)
     finally:
         done.set()
         thread.join()
