@@ -255,16 +255,16 @@ def now(device: str) -> float:
 
 
 def time_round(case: Case, learner: Learner, warm: int, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of waiting for each batch and of training on it, after ``warm`` steps that fill queues and caches."""
-    ahead = (
-        0 if case.loader == "mlviews" else 2 * case.workers
-    )  # batches that workers make meanwhile: to the last timed step there are more
+    """Seconds of waiting for each batch and of training on it, after ``warm`` steps, with full queues as they are in the long run."""
+    ahead = 0 if case.loader == "mlviews" else 2 * case.workers  # batches made meanwhile: to the last timed step there are more
     views = FEEDS[case.loader](case, warm + steps + ahead)
     waiting, training = [], []
     for index in range(warm + steps):
         begin = now(case.device)
         batch = next(views)
         there = now(case.device)
+        if index == 0 and ahead:
+            time.sleep((there - begin) * (1 + ahead / case.workers))  # else filling them would slow the first steps down
         learner.step(batch)
         end = now(case.device)
         if index >= warm:
