@@ -264,7 +264,7 @@ def time_round(case: Case, learner: Learner, warm: int, steps: int) -> tuple[lis
         batch = next(views)
         there = now(case.device)
         if index == 0 and ahead:
-            time.sleep((there - begin) * (1 + ahead / case.workers))  # else filling them would slow the first steps down
+            time.sleep(min(5.0, 3 * (there - begin)))  # else filling them would slow the first steps down; FFCV's first batch compiles
         learner.step(batch)
         end = now(case.device)
         if index >= warm:
