@@ -89,7 +89,6 @@ SOURCES: dict[str, Source] = {
     # Learned and random views with the same T_x, and noise that changes the images as much as the learned views do.
     "single learned, gentle": Source("learned", "gentle", {"preset": "fashion-single-learned"}),
     "ML learned, gentle": Source("learned", "gentle", {"preset": "fashion-ml-learned"}),
-    "ML learned, full": Source("learned", "full", {"preset": "fashion-ml-learned"}),
     "ML learned, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned"}),
     "ML random of 0.55, crop": Source("learned", "crop", ML | _noise({"1:": 0.55})),
     # How far to move, with no T_x beside it.
@@ -120,7 +119,7 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
     ("single random, gentle", "none, gentle"), ("ML random, no T_x", "single random, no T_x"), ("ML random, no T_x", "real, gentle"),
     ("NVAE, ML resample", "NVAE, single random"), ("NVAE, ML resample, full", "NVAE, single random"),
     ("NVAE, ML resample", "NVAE, single random, crop"),
-    ("ML learned, gentle", "ML random, gentle"), ("ML learned, gentle", "single learned, gentle"), ("ML learned, full", "ML random, full"),
+    ("ML learned, gentle", "ML random, gentle"), ("ML learned, gentle", "single learned, gentle"),
     ("ML learned, no T_x", "ML random, no T_x"), ("ML learned", "ML random of 0.55, crop"),
     *((f"ML random{', no T_x' * name.endswith('T_x')}", name) for name, source in SOURCES.items() if source.group == "pools"),
 )  # fmt: skip

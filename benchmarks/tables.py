@@ -126,7 +126,7 @@ def views_magnitudes() -> str:
 
 def views_learned() -> str:
     """Learned views against random ones with the same T_x."""
-    also = ("single random, gentle", "ML random, gentle", "ML random, full", "ML random, no T_x", "ML random", "ML learned")
+    also = ("single random, gentle", "ML random, gentle", "ML random, no T_x", "ML random", "ML learned")
     return _views(("learned",), also=also)
 
 
