@@ -402,9 +402,9 @@ def draw(rows: list[dict[str, Any]], out: Path) -> Path:
         axes[1][column].minorticks_off()
         for ax in axes[:, column]:
             ax.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
     axes[1][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), ncol=len(LOADERS), loc="lower center", fontsize=8, title="above")
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     path = out / "loaders.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -249,7 +249,7 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
         ax.set(title=method, xlabel="top-1 on real test images, %", yticks=range(len(names)), yticklabels=names)
         ax.grid(axis="x", alpha=0.3)
     axes[0][0].invert_yaxis()
-    axes[0][-1].legend(loc="lower right")
+    axes[0][-1].legend(loc="best")
     figure.tight_layout()
     paths = [out / "probe.png"]
     figure.savefig(paths[0], dpi=110)

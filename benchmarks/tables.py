@@ -114,6 +114,11 @@ def views_telling() -> str:
     )
 
 
+def views_of_others() -> str:
+    """SimSiam and BYOL on the four telling sources."""
+    return _views(("transforms",), ("simsiam", "byol"))
+
+
 def views_transforms() -> str:
     """The paper's appendix E."""
     return _views(("transforms",), also=("real, crop and flip", "real", "none", "single random", "ML random"))
