@@ -83,11 +83,13 @@ def _views(groups: Sequence[str], methods: Sequence[str] = ("simclr",), also: Se
 def views() -> str:
     """The paper's tables 2 and 3: SimCLR on every source."""
     record = read(RESULTS / "probe.json")
+    hours = sum(sum(cell["seconds"].values()) for cell in record["cells"]) / 3600
     return (
         f"{_views(('untrained', 'sources'))}\n\nTop-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half "
         f"of the 95 % interval over seeds (Student's t); {record['probe_images']:,} labelled training images for the probes. "
         f'SimCLR, {record["steps"]:,} steps of {record["batch_size"]} pairs; T_x "crop": crop and flip, "full": brightness and contrast '
-        f"too. {record['machine']['processor']}, one thread. Command: `{record['command']}`."
+        f"too. All {len(record['cells'])} cells of this and the following tables: {hours:.1f} hours of single threads of "
+        f"{record['machine']['processor']}. Command: `{record['command']}` (without `--collect` it measures)."
     )
 
 
