@@ -114,7 +114,8 @@ CELLS = [("simclr", name) for name in SOURCES] + [(method, name) for method in (
 PAIRS = (  # one source less another, at the same seed: the encoder's initial weights and the probe's labels are then the same
     ("ML random", "single random"), ("ML random", "none"), ("ML random", "real"), ("ML random", "real, crop and flip"),
     ("single random", "none"), ("ML matched", "ML random"), ("ML matched", "real"), ("ML learned", "ML random"),
-    ("ML learned", "single learned"), ("ML random", "none, crop"), ("ML random, full", "real"), ("ML random, full", "single random"), ("ML random, full", "none"),
+    ("ML learned", "single learned"), ("ML random", "none, crop"),
+    ("ML random, full", "real"), ("ML random, full", "single random"), ("ML random, full", "none"),
     ("ML random, gentle", "real, gentle"), ("ML random, gentle", "single random, gentle"), ("ML random, gentle", "none, gentle"),
     ("single random, gentle", "none, gentle"), ("ML random, no T_x", "single random, no T_x"), ("ML random, no T_x", "real, gentle"),
     ("NVAE, ML resample", "NVAE, single random"), ("NVAE, ML resample, full", "NVAE, single random"),
