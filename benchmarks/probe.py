@@ -105,8 +105,11 @@ SOURCES: dict[str, Source] = {
     "NVAE, single random, crop": Source("nvae", "crop", NVAE | NVAE_SINGLE),
     "NVAE, ML resample, full": Source("nvae", "full", NVAE),
     # Sec. 3.3: continuous sampling against a fixed set.
-    **{f"pool of {count:,}": Source("pools", "crop", ML | {"pool": True, "num_samples": count}) for count in (250, 1_000, 10_000, 60_000)},
-    **{f"pool of {count:,}, no T_x": Source("pools", "none", ML | {"pool": True, "num_samples": count}) for count in (250, 1_000, 10_000)},
+    **{
+        f"pool of {count:,}{name}": Source("pools", transform, ML | {"pool": True, "num_samples": count})
+        for transform, name in (("crop", ""), ("none", ", no T_x"))
+        for count in (250, 1_000, 10_000, 60_000)
+    },
 }
 TRANSFORMS: dict[str, Any] = {"none": centre, "crop": build(CROP), "full": build(FULL), "gentle": build(GENTLE)}
 TELLING = ("real, gentle", "none, gentle", "single random, gentle", "ML random, gentle")  # for SimSiam and BYOL
@@ -236,31 +239,35 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
     """The sources side by side, and accuracy against the pool's size."""
     import matplotlib.pyplot as plt
 
-    methods = list(dict.fromkeys(row["method"] for row in summary["rows"]))
     rows = [row for row in summary["rows"] if SOURCES[row["source"]].group in ("untrained", "sources") or row["source"] in TELLING]
-    names = [name for name in SOURCES if any(row["source"] == name for row in rows)]
-    figure, axes = plt.subplots(1, len(methods), figsize=(4.2 * len(methods) + 1, 4), sharey=True, squeeze=False)
-    for ax, method in zip(axes[0], methods, strict=True):
-        for key, marker, shift in (("linear 100%", "o", -0.12), ("kNN", "s", 0.12)):
-            own = [row for row in rows if row["method"] == method or (SOURCES[row["source"]].group == "untrained")]
-            scores = [row["scores"][key] for row in own]
-            at = [names.index(row["source"]) + shift for row in own]
-            half = [score["half"] or 0 for score in scores]
-            ax.errorbar([score["mean"] for score in scores], at, xerr=half, fmt=marker, ms=5, capsize=3, label=key)
-        ax.set(title=method, xlabel="top-1 on real test images, %", yticks=range(len(names)), yticklabels=names)
-        ax.grid(axis="x", alpha=0.3)
-    axes[0][0].invert_yaxis()
-    axes[0][-1].legend(loc="best")
-    figure.tight_layout()
-    paths = [out / "probe.png"]
-    figure.savefig(paths[0], dpi=110)
-    plt.close(figure)
+    paths = []
+    if rows:
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        names = [name for name in SOURCES if any(row["source"] == name for row in rows)]
+        figure, axes = plt.subplots(1, len(methods), figsize=(4.2 * len(methods) + 1, 4), sharey=True, squeeze=False)
+        for ax, method in zip(axes[0], methods, strict=True):
+            for key, marker, shift in (("linear 100%", "o", -0.12), ("kNN", "s", 0.12)):
+                own = [row for row in rows if row["method"] == method or (SOURCES[row["source"]].group == "untrained")]
+                scores = [row["scores"][key] for row in own]
+                at = [names.index(row["source"]) + shift for row in own]
+                half = [score["half"] or 0 for score in scores]
+                ax.errorbar([score["mean"] for score in scores], at, xerr=half, fmt=marker, ms=5, capsize=3, label=key)
+            ax.set(title=method, xlabel="top-1 on real test images, %", yticks=range(len(names)), yticklabels=names)
+            ax.grid(axis="x", alpha=0.3)
+        axes[0][0].invert_yaxis()
+        axes[0][-1].legend(loc="best")
+        figure.tight_layout()
+        paths.append(out / "probe.png")
+        figure.savefig(paths[-1], dpi=110)
+        plt.close(figure)
 
     found = {row["source"]: row["scores"] for row in summary["rows"] if row["method"] == "simclr"}
     endless = {"crop": "ML random", "none": "ML random, no T_x"}
     if pools := [name for name in found if SOURCES[name].group == "pools"]:
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-        for ax, (transform, without_end) in zip(axes, endless.items(), strict=True):
+        transforms = list(dict.fromkeys(SOURCES[name].transform for name in pools))
+        figure, axes = plt.subplots(1, len(transforms), figsize=(4.5 * len(transforms), 3.6), sharey=True, squeeze=False)
+        for ax, transform in zip(axes[0], transforms, strict=True):
+            without_end = endless[transform]
             shown_here = [name for name in (*pools, without_end) if name in found and SOURCES[name].transform == transform]
             labels = ["endless" if name == without_end else name.removeprefix("pool of ").split(", no")[0] for name in shown_here]
             for key, marker in (("linear 100%", "o"), ("kNN", "s")):
@@ -270,11 +277,11 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
                 ax.errorbar(at, [score["mean"] for score in scores], yerr=half, fmt=f"{marker}-", ms=5, capsize=3, label=key)
             ax.set(xticks=range(len(labels)), xticklabels=labels, xlabel="different samples", title=f"T_x: {transform}")
             ax.grid(alpha=0.3)
-        axes[0].set_ylabel("top-1 on real test images, %")
-        axes[1].legend(loc="lower right")
+        axes[0][0].set_ylabel("top-1 on real test images, %")
+        axes[0][-1].legend(loc="lower right")
         figure.tight_layout()
         paths.append(out / "pools.png")
-        figure.savefig(paths[1], dpi=110)
+        figure.savefig(paths[-1], dpi=110)
         plt.close(figure)
     return paths
 
