@@ -28,7 +28,7 @@ from mlviews import MLViewSource, list_presets
 from mlviews.config import load_config
 from mlviews.data import Labelled, bundled_slice, load_fashion_mnist
 from mlviews.errors import integer
-from mlviews.probe import Encoder, embed
+from mlviews.probe import RATES, Encoder, embed
 from mlviews.records import environment
 
 try:
@@ -128,7 +128,7 @@ class BYOL(Method):
         deactivate_requires_grad(self.projection_head_momentum)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        momentum = cosine_schedule(self.global_step, self.steps, 0.99, 1.0)
+        momentum = cosine_schedule(self.global_step, self.steps, 0.9, 1.0)  # from 0.9, as training is short
         update_momentum(self.backbone, self.backbone_momentum, momentum)
         update_momentum(self.projection_head, self.projection_head_momentum, momentum)
         (x0, x1), targets = batch[0], batch[1]
@@ -178,7 +178,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--epochs", type=int, default=4, help="of num-samples new samples each")
     add("--num-samples", type=int, default=12_800, help="pairs of an epoch")
     add("--batch-size", type=int, default=128, help="pairs of a step")
-    add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW")
+    rates = ", ".join(f"{method} {rate}" for method, rate in RATES.items())
+    add("--lr", type=float, help=f"peak learning rate of AdamW; None: the method's own ({rates})")
     add("--seed", type=int, default=0, help="of everything random")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="where views are made and the backbone is trained")
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
+    args.lr = RATES[args.method] if args.lr is None else args.lr
     for name in ("epochs", "labels", "probe_epochs"):
         integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     args.out.mkdir(parents=True, exist_ok=True)  # an impossible folder is an error now, not after training
