@@ -14,7 +14,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -28,10 +28,12 @@ from scipy import stats
 from torch import Tensor
 
 from mlviews import MLViewSource
+from mlviews.config import source_arguments
 from mlviews.data import Labelled, bundled_slice, load_fashion_mnist
+from mlviews.perturb import Perturber, Walker
 from mlviews.probe import Scores, evaluate, initial, train
 from mlviews.records import environment
-from mlviews.sampling import permutation
+from mlviews.sampling import Normal, permutation
 from mlviews.source import pair_layout
 from mlviews.transforms import Augmentation, build
 
@@ -86,11 +88,14 @@ SOURCES: dict[str, Source] = {
     "none, gentle": Source("transforms", "gentle", {"preset": "fashion-none"}),
     "single random, gentle": Source("transforms", "gentle", SINGLE),
     "ML random, gentle": Source("transforms", "gentle", ML),
-    # Learned and random views with the same T_x, and noise that changes the images as much as the learned views do.
+    # Learned and random views with the same T_x; noise that changes the images as much as the learned views do; learned shifts that are
+    # another anchor's.
     "single learned, gentle": Source("learned", "gentle", {"preset": "fashion-single-learned"}),
     "ML learned, gentle": Source("learned", "gentle", {"preset": "fashion-ml-learned"}),
     "ML learned, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned"}),
     "ML random of 0.55, crop": Source("learned", "crop", ML | _noise({"1:": 0.55})),
+    "ML borrowed, crop": Source("learned", "crop", {"preset": "fashion-ml-learned", "borrowed": True}),
+    "ML borrowed, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned", "borrowed": True}),
     # How far to move, with no T_x beside it.
     **{f"single random of {std}": Source("magnitudes", "none", SINGLE | _noise({":": std})) for std in (0.1, 0.4, 0.8)},
     **{f"ML random of {std}": Source("magnitudes", "none", ML | _noise({"1:": std})) for std in (0.5, 2.0)},
@@ -125,6 +130,8 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
     ("NVAE, ML resample", "NVAE, single random, crop"),
     ("ML learned, gentle", "ML random, gentle"), ("ML learned, gentle", "single learned, gentle"),
     ("ML learned, no T_x", "ML random, no T_x"), ("ML learned", "ML random of 0.55, crop"),
+    ("ML borrowed, crop", "ML learned"), ("ML borrowed, no T_x", "ML learned, no T_x"),
+    ("ML borrowed, crop", "ML random of 0.55, crop"), ("ML borrowed, no T_x", "ML random of 0.5"),
     *((f"ML random{', no T_x' * name.endswith('T_x')}", name) for name, source in SOURCES.items() if source.group == "pools"),
 )  # fmt: skip
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
@@ -144,6 +151,29 @@ class RealViews:
             padded = F.pad(self.images[rows], (2, 2, 2, 2)).float() / 255
             yield tuple(self.transform(padded, rows, seed=self.seed, epoch=self.epoch, view=view) for view in (0, 1))
         self.epoch += 1
+
+
+class Borrowed(Perturber):
+    """``T(z) = z + p(z')`` with a fresh ``z'``: a walker's shifts, drawn like noise and no longer a function of the anchor."""
+
+    def __init__(self, walker: Walker) -> None:
+        self.walker = walker
+
+    def noise(self, anchor: Normal) -> Normal:
+        return anchor
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        others = noise or ()
+        return [z + moved - other for z, other, moved in zip(latents, others, self.walker(others), strict=True)]
+
+
+def generated(config: dict[str, Any], **options: Any) -> MLViewSource:
+    """A source from its configuration, in which ``borrowed`` makes walkers lend their shifts."""
+    borrowed = config.get("borrowed", False)
+    arguments = source_arguments({key: value for key, value in config.items() if key != "borrowed"} | options)
+    if borrowed:
+        arguments["perturb"] = {key: Borrowed(one) if isinstance(one, Walker) else one for key, one in arguments["perturb"].items()}
+    return MLViewSource(**arguments)
 
 
 class Budget(NamedTuple):
@@ -172,9 +202,8 @@ def measure(method: str, name: str, seed: int, budget: Budget) -> dict[str, Any]
         if source.config is None:
             views: Any = RealViews(images.images, transform, budget.batch_size, seed)
         else:
-            views = MLViewSource.from_config(
-                {"num_samples": 60_000, **source.config, "transform": transform, "batch_size": budget.batch_size, "seed": seed}
-            )
+            own = {"num_samples": 60_000, **source.config}
+            views = generated(own, transform=transform, batch_size=budget.batch_size, seed=seed)
         encoder, losses = train(views, budget.steps, method, seed=seed)
     trained = time.perf_counter()
     scores = evaluate(encoder, Labelled(*(part[: budget.labels] for part in images)), test, seed)

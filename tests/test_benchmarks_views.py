@@ -14,6 +14,8 @@ import pytest
 import torch
 from scipy import stats
 
+from mlviews.perturb import Walker
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -91,10 +93,25 @@ def test_real_views_are_those_of_their_images(probe: dict[str, Any]) -> None:
 def test_every_named_source_can_be_made(probe: dict[str, Any]) -> None:
     for name, source in probe["SOURCES"].items():
         if source.config and source.group != "quality":  # which wants a generator that is trained first
-            views = next(iter(probe["MLViewSource"].from_config({**source.config, "batch_size": 2, "num_samples": 4})))
+            views = next(iter(probe["generated"]({**source.config, "num_samples": 4}, batch_size=2)))
             assert len(views) == 2, name
     names = set(probe["SOURCES"])
     assert {name for pair in probe["PAIRS"] for name in pair} | set(probe["TELLING"]) <= names
+
+
+def test_borrowed_shifts_are_the_walkers_of_other_anchors(probe: dict[str, Any]) -> None:
+    walker = Walker(4)
+    with torch.no_grad():
+        walker.net[0].weight.normal_(generator=torch.Generator().manual_seed(0))
+    z, other = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1)).unbind()
+    (moved,) = probe["Borrowed"](walker)([z], [other])
+    torch.testing.assert_close(moved - z, walker.net(other))
+    made = [
+        probe["generated"](probe["SOURCES"][name].config | {"num_samples": 4}, batch_size=4) for name in ("ML borrowed, crop", "ML learned")
+    ]
+    (anchors, borrowed), (same, learned) = (next(iter(source)) for source in made)
+    assert torch.equal(anchors, same)
+    assert not torch.allclose(borrowed, learned, atol=0.1)
 
 
 def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any]) -> None:
