@@ -101,7 +101,7 @@ def torch_views(case: Case, steps: int) -> Iterator[Views]:
         v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET),
     ])  # fmt: skip
     dataset = torchvision.datasets.ImageFolder(case.folder / "jpeg", lambda image: (pipeline(image), pipeline(image)))
-    cuda = case.device == "cuda"
+    cuda = torch.device(case.device).type == "cuda"
     loader: Iterable[Any] = torch.utils.data.DataLoader(
         dataset, case.batch_size, num_workers=case.workers, pin_memory=cuda, drop_last=True, multiprocessing_context="fork",
         sampler=torch.utils.data.RandomSampler(dataset, num_samples=steps * case.batch_size),
@@ -147,7 +147,7 @@ def source(case: Case, num_samples: int, transform: Any) -> MLViewSource:
     moved = {"1:": perturb.Normal(std=1.0, truncation=2.0)}
     return MLViewSource(
         generator(case.size), moved, transform=transform, batch_size=case.batch_size, num_samples=num_samples, device=case.device,
-        micro_batch_size=min(case.batch_size, 32) if case.size > 32 and case.device == "cpu" else None,
+        micro_batch_size=min(case.batch_size, 32) if case.size > 32 and torch.device(case.device).type == "cpu" else None,
     )  # fmt: skip
 
 
@@ -235,13 +235,14 @@ class Learner:
         torch.manual_seed(0)
         backbone = torchvision.models.resnet18()
         backbone.fc = nn.Identity()
-        self.model = nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128)).to(device)
+        self.model = nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128)).to(device, memory_format=torch.channels_last)
         self.loss = NTXentLoss(0.2)
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
     def step(self, views: Views) -> None:
-        """Forward, backward, update."""
-        loss = self.loss(*self.model(torch.cat(views)).chunk(2))
+        """Forward, backward, update; in one memory format, for FFCV's batches have another than torch's and ours."""
+        images = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        loss = self.loss(*self.model(images).chunk(2))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -249,34 +250,55 @@ class Learner:
 
 def now(device: str) -> float:
     """The time, once the device has done its work."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def time_round(case: Case, learner: Learner, warm: int, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of waiting for each batch and of training on it, after ``warm`` steps, with full queues as they are in the long run."""
-    ahead = 0 if case.loader == "mlviews" else 2 * case.workers  # batches made meanwhile: to the last timed step there are more
-    views = FEEDS[case.loader](case, warm + steps + ahead)
+def queue(case: Case) -> int:
+    """Batches that a loader's workers are ahead at most."""
+    return 0 if case.loader == "mlviews" else 2 * case.workers
+
+
+def timed(case: Case, steps: int) -> int:
+    """Steps to time: at least one batch of each worker."""
+    return max(steps, queue(case) // 2)
+
+
+def time_round(case: Case, learner: Learner, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of waiting for each batch and of training on it, in the steady state.
+
+    A loader with workers fills its queue, or falls behind, in the first steps, which are left out; it goes on making batches to the end
+    of the last timed step.
+    """
+    steps = timed(case, steps)
+    views = FEEDS[case.loader](case, queue(case) + 1 + steps + queue(case))
     waiting, training = [], []
-    for index in range(warm + steps):
+    for _ in range(queue(case) + 1 + steps):
         begin = now(case.device)
         batch = next(views)
         there = now(case.device)
-        if index == 0 and ahead:
-            time.sleep(min(5.0, 3 * (there - begin)))  # else filling them would slow the first steps down; FFCV's first batch compiles
         learner.step(batch)
-        end = now(case.device)
-        if index >= warm:
-            waiting.append(there - begin)
-            training.append(end - there)
+        waiting.append(there - begin)
+        training.append(now(case.device) - there)
     for _ in views:  # to its end, so that no worker is left behind
         pass
-    return waiting, training
+    return waiting[-steps:], training[-steps:]
+
+
+def time_alone(case: Case, steps: int) -> float:
+    """Seconds of a batch with nothing beside the loader: below the training's, or it cannot keep up."""
+    views, count = FEEDS[case.loader](case, 2 * queue(case) + 1 + steps), queue(case) + steps
+    for _ in range(queue(case) + 1):
+        next(views)
+    begin = now(case.device)
+    for _ in range(count):
+        next(views)
+    return (now(case.device) - begin) / count
 
 
 def peak_memory(case: Case) -> dict[str, float]:
-    """MiB of this process and its workers at most, each shared page counted once, over two steps; on a GPU also of its memory."""
+    """MiB of this process and its workers at most, each shared page counted once, over a few steps; on a GPU also of its memory."""
     import psutil
 
     torch.set_num_threads(case.threads)
@@ -295,11 +317,12 @@ def peak_memory(case: Case) -> dict[str, float]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        time_round(case, Learner(case.device), 0, 2)
+        time_round(case, Learner(case.device), 1)
     finally:
         done.set()
         thread.join()
-    device = {"device_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)} if case.device == "cuda" else {}
+    cuda = torch.device(case.device).type == "cuda"
+    device = {"device_mib": round(torch.cuda.max_memory_allocated(case.device) / 2**20, 1)} if cuda else {}
     return {"host_mib": round(peak[0], 1)} | device
 
 
@@ -310,69 +333,70 @@ class Meter:
         self.country = country
         self.why_not = "" if importlib.util.find_spec("codecarbon") else "codecarbon is not installed (extra bench)"
         counters = [path for path in Path("/sys/class/powercap").glob("intel-rapl*/energy_uj") if os.access(path, os.R_OK)]
-        if not self.why_not and device == "cpu" and not counters:
-            self.why_not = "this machine shows no RAPL counters, without which codecarbon assumes a constant power"
+        missing = "" if counters else "this machine shows no RAPL counters, without which codecarbon assumes a constant power"
+        cuda = torch.device(device).type == "cuda"
+        self.why_not = self.why_not or ("" if cuda else missing)
+        self.note = f"the GPU's is read; of the CPU, {missing}" if cuda and missing else ""
 
     def measure(self, call: Callable[[], Any]) -> tuple[Any, dict[str, float] | None]:
-        """What the call returns, and what it took: kWh and grams of CO2 equivalent."""
+        """What the call returns, and its mean power: kWh and grams of CO2 equivalent a second."""
         if self.why_not:
             return call(), None
         from codecarbon import OfflineEmissionsTracker
 
         tracker = OfflineEmissionsTracker(country_iso_code=self.country, measure_power_secs=1, save_to_file=False, log_level="error")
+        begin = time.perf_counter()
         tracker.start()
         try:
             made = call()
         finally:
             tracker.stop()
-        return made, {"kwh": tracker.final_emissions_data.energy_consumed, "co2_g": 1000 * tracker.final_emissions_data.emissions}
+        found, seconds = tracker.final_emissions_data, time.perf_counter() - begin
+        return made, {"kwh": found.energy_consumed / seconds, "co2_g": 1000 * found.emissions / seconds}
 
 
 # -- the benchmark -----------------------------------------------------------------------------------------------------
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """The first and the third."""
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return [round(low, 4), round(high, 4)]
+def over_rounds(values: list[float]) -> dict[str, Any]:
+    """Median, and range."""
+    return {"median": round(statistics.median(values), 4), "range": [round(min(values), 4), round(max(values), 4)]}
 
 
-def summarise(case: Case, rounds: list[tuple[list[float], list[float]]]) -> dict[str, Any]:
-    """Medians and quartiles of all rounds' steps, in seconds."""
-    waiting, training = ([value for one in rounds for value in one[part]] for part in (0, 1))
-    both = [one + other for one, other in zip(waiting, training, strict=True)]
-    step = statistics.median(both)
-    return {
-        "loader": case.loader, "size": case.size, "batch_size": case.batch_size, "steps": len(both),
-        "data_s": round(statistics.median(waiting), 4), "data_quartiles": quartiles(waiting),
-        "training_s": round(statistics.median(training), 4), "training_quartiles": quartiles(training),
-        "step_s": round(step, 4), "step_quartiles": quartiles(both), "data_share": round(sum(waiting) / sum(both), 4),
-        "samples_per_s": round(case.batch_size / step, 2),
-        "epoch_s": round(EPOCH / case.batch_size * step, 1),  # of the device: on CUDA, GPU seconds
-    }  # fmt: skip
-
-
-def compare(cases: list[Case], warm: int, steps: int, rounds: int, meter: Meter, console: Console) -> list[dict[str, Any]]:
-    """The loaders in turns, at one size and batch size."""
+def compare(cases: list[Case], steps: int, rounds: int, meter: Meter, console: Console) -> list[dict[str, Any]]:
+    """The loaders in turns, at one size and batch size: seconds of a step are means over a round, for waits come in bursts."""
     learner = Learner(cases[0].device)
-    found: dict[str, list[tuple[list[float], list[float]]]] = {case.loader: [] for case in cases}
-    energy: dict[str, list[dict[str, float]]] = {case.loader: [] for case in cases}
+    found: dict[str, dict[str, list[float]]] = {case.loader: {"data": [], "training": [], "alone": []} for case in cases}
+    power: dict[str, list[dict[str, float]]] = {case.loader: [] for case in cases}
     for number in range(rounds):
         for case in cases:
             console.print(f"{case.size} px, batch {case.batch_size}, round {number + 1}/{rounds}: {case.loader}")
-            made, used = meter.measure(lambda case=case: time_round(case, learner, warm, steps))
-            found[case.loader].append(made)
+            parts, used = meter.measure(lambda case=case: time_round(case, learner, steps))
+            for name, values in zip(("data", "training"), parts, strict=True):
+                found[case.loader][name].append(statistics.fmean(values))
+            found[case.loader]["alone"].append(found[case.loader]["data"][-1] if case.loader == "mlviews" else time_alone(case, steps))
             if used is not None:
-                energy[case.loader].append(used)
+                power[case.loader].append(used)
+    first = found[cases[0].loader]
     rows = []
     for case in cases:
-        row = summarise(case, found[case.loader])
-        steps_s = {name: [statistics.median(map(sum, zip(*one, strict=True))) for one in made] for name, made in found.items()}
-        ratios = [own / first for own, first in zip(steps_s[case.loader], steps_s[cases[0].loader], strict=True)]
-        row["step_of_first"] = {"median": round(statistics.median(ratios), 3), "range": [round(min(ratios), 3), round(max(ratios), 3)]}
-        if energy[case.loader]:
-            images = rounds * (warm + steps) * case.batch_size
-            row["per_1000_samples"] = {key: 1000 * sum(one[key] for one in energy[case.loader]) / images for key in ("kwh", "co2_g")}
+        own = found[case.loader]
+        both = [sum(parts) for parts in zip(own["data"], own["training"], strict=True)]
+        ratios = [step / sum(parts) for step, *parts in zip(both, first["data"], first["training"], strict=True)]
+        step_s = statistics.median(both)
+        row = {
+            "loader": case.loader, "size": case.size, "batch_size": case.batch_size, "steps": rounds * timed(case, steps),
+            "data_s": over_rounds(own["data"]), "training_s": over_rounds(own["training"]), "step_s": over_rounds(both),
+            "data_share": round(sum(own["data"]) / sum(both), 4), "step_of_first": over_rounds(ratios),
+            "samples_per_s": round(case.batch_size / step_s, 2),
+            "samples_per_s_alone": round(case.batch_size / statistics.median(own["alone"]), 2),
+            "epoch_s": round(EPOCH / case.batch_size * step_s, 1),  # of the device: on CUDA, GPU seconds
+        }  # fmt: skip
+        if power[case.loader]:
+            samples_s = 1000 * step_s / case.batch_size
+            row["per_1000_samples"] = {
+                key: samples_s * statistics.fmean(one[key] for one in power[case.loader]) for key in ("kwh", "co2_g")
+            }
         rows.append(row)
     return rows
 
@@ -389,12 +413,11 @@ def draw(rows: list[dict[str, Any]], out: Path) -> Path:
             if not own:
                 continue
             batches = [row["batch_size"] for row in own]
-            data = [row["data_s"] for row in own]
-            bars = [[value - row["data_quartiles"][0] for value, row in zip(data, own, strict=True)],
-                    [row["data_quartiles"][1] - value for value, row in zip(data, own, strict=True)]]  # fmt: skip
-            bars = [[max(0.0, value) for value in side] for side in bars]
-            axes[0][column].errorbar(batches, data, yerr=bars, fmt="o-", color=colour, capsize=3, label=f"{loader}: waiting")
-            axes[0][column].plot(batches, [row["training_s"] for row in own], "x--", color=colour, alpha=0.6, label=f"{loader}: training")
+            data = [row["data_s"]["median"] for row in own]
+            ends = [[abs(row["data_s"]["range"][end] - value) for value, row in zip(data, own, strict=True)] for end in (0, 1)]
+            axes[0][column].errorbar(batches, data, yerr=ends, fmt="o-", color=colour, capsize=3, label=f"{loader}: waiting")
+            training = [row["training_s"]["median"] for row in own]
+            axes[0][column].plot(batches, training, "x--", color=colour, alpha=0.6, label=f"{loader}: training")
             axes[1][column].plot(batches, [100 * row["data_share"] for row in own], "o-", color=colour, label=loader)
         axes[0][column].set(title=f"{size} px", ylabel="seconds of a step", xscale="log", yscale="log")
         axes[1][column].set(xlabel="batch size", ylabel="share of waiting, %", ylim=(0, 100))
@@ -444,7 +467,7 @@ def main(
         for batch_size in map(int, batches.split(",")):
             cases = [Case(name, size, batch_size, device, workers, folder, torch.get_num_threads()) for name in names]
             few = steps if size == 32 else max(2, steps // 2)
-            own = compare(cases, 1, few, rounds, meter, console)
+            own = compare(cases, few, rounds, meter, console)
             for row, case in zip(own, cases, strict=True):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     row["peak"] = pool.submit(peak_memory, case).result()
@@ -455,16 +478,14 @@ def main(
             unique.append({"loader": case.loader, "size": size, **different(case._replace(batch_size=min(few, 32)), few)})
 
     first = names[0]
-    table = Table("px", "batch", "loader", "waiting, ms", "training, ms", "waiting", "samples/s", f"step / {first}'s", "peak, MiB",
-                  title="Medians (quartiles) of one step")  # fmt: skip
+    table = Table("px", "batch", "loader", "waiting, ms", "training, ms", "waiting", "samples/s", "alone", f"step / {first}'s", "peak, MiB",
+                  title="A step: median (range) of rounds")  # fmt: skip
     for row in rows:
-        data_ms, training_ms = (
-            f"{1e3 * row[f'{part}_s']:.0f} ({1e3 * row[f'{part}_quartiles'][0]:.0f}–{1e3 * row[f'{part}_quartiles'][1]:.0f})"
-            for part in ("data", "training")
-        )
+        parts = (f"{1e3 * part['median']:.0f} ({1e3 * part['range'][0]:.0f}–{1e3 * part['range'][1]:.0f})"
+                 for part in (row["data_s"], row["training_s"]))  # fmt: skip
         table.add_row(
-            str(row["size"]), str(row["batch_size"]), row["loader"], data_ms, training_ms, f"{row['data_share']:.0%}",
-            f"{row['samples_per_s']:.0f}", f"{row['step_of_first']['median']:.2f}", f"{row['peak']['host_mib']:.0f}",
+            str(row["size"]), str(row["batch_size"]), row["loader"], *parts, f"{row['data_share']:.0%}", f"{row['samples_per_s']:.0f}",
+            f"{row['samples_per_s_alone']:.0f}", f"{row['step_of_first']['median']:.2f}", f"{row['peak']['host_mib']:.0f}",
         )  # fmt: skip
     console.print(table)
     for name, why in [*skipped.items(), *([("energy and CO2", meter.why_not)] if meter.why_not else [])]:
@@ -474,6 +495,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/loaders.py", *sys.argv[1:]]),
         "images": images, "rounds": rounds, "workers": workers, "seed": 0, "epoch": EPOCH, "first": first,
         "rows": rows, "disk": disk, "unique": unique, "skipped": skipped, "energy_not_measured": meter.why_not or None,
+        "energy_note": meter.note or None,
         **made, "versions": made["versions"] | {name: version(name) for name in ("torchvision", "lightly", *({"ffcv"} - set(skipped)))},
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,9 @@ def read(path: Path) -> Any:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and the others numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
+    """A table; columns of numbers are aligned to the right."""
+    numbers = [all(re.match(r"([≥+-] ?)?\d|$", cell) for cell in column) for column in zip(*rows, strict=True)]
+    rule = ["---:" if number and column else "---" for column, number in enumerate(numbers)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
@@ -69,12 +70,12 @@ def _score(score: dict[str, Any], sign: str = "") -> str:
     return f"{score['mean']:{sign}.1f}" + ("" if score["half"] is None else f" ± {score['half']:.1f}")
 
 
-def _views(groups: Sequence[str], methods: Sequence[str] = ("simclr",), also: Sequence[str] = ()) -> str:
+def _views(groups: Sequence[str], methods: Sequence[str] = ("simclr",), also: Sequence[str] = (), folder: Path = RESULTS) -> str:
     """Scores of the sources of some groups, and of others by name."""
     rows = [
         ([f"`{row['method']}`"] if len(methods) > 1 else [])
         + [row["source"], row["transform"], *(_score(row["scores"][key]) for key in SCORES), str(row["scores"]["kNN"]["seeds"])]
-        for row in read(RESULTS / "probe.json")["summary"]["rows"]
+        for row in read(folder / "probe.json")["summary"]["rows"]
         if row["method"] in methods and (row["group"] in groups or row["source"] in also)
     ]
     return markdown([*(["method"] if len(methods) > 1 else []), "views", "T_x", *SCORES, "seeds"], rows)
@@ -139,7 +140,13 @@ def views_learned() -> str:
 
 def views_quality() -> str:
     """How good the generator is."""
-    return _views(("quality",), also=("none, gentle", "single random, no T_x", "ML random, no T_x"))
+    poor, own = read(RESULTS / "fashion-poor.quality.json"), read(ZOO / "fashion.quality.json")
+    distances, confidence = ([made["fidelity"]["anchors"][key] for made in (poor, own)] for key in ("frechet_to_train", "confidence"))
+    return (
+        f"{_views(('quality',), also=('none, gentle', 'single random, no T_x', 'ML random, no T_x'))}\n\nFréchet distance to the training "
+        f"images: {distances[0]:.1f} of the poor generator, {distances[1]:.1f} of `fashion`; mean confidence of the classifier: "
+        f"{confidence[0]:.3f} and {confidence[1]:.3f}. Command: `{poor['run']['command']}`."
+    )
 
 
 def views_nvae() -> str:
@@ -152,75 +159,73 @@ def views_pools() -> str:
     return _views(("pools",), also=("ML random", "ML random, no T_x"))
 
 
-def views_differences() -> str:
+def views_pools_long() -> str:
+    """The same in a longer training."""
+    record = read(RESULTS / "long" / "probe.json")
+    hours = sum(sum(cell["seconds"].values()) for cell in record["cells"]) / 3600
+    return (
+        f"{_views(('pools',), also=('ML random, no T_x',), folder=RESULTS / 'long')}\n\n{_differences(RESULTS / 'long')}\n\n"
+        f"{record['steps']:,} steps of {record['batch_size']} pairs; {hours:.1f} hours of single threads of "
+        f"{record['machine']['processor']}. Command: `{record['command']}` (without `--collect` it measures)."
+    )
+
+
+def _differences(folder: Path) -> str:
     """Paired differences."""
     rows = [
         [f"`{row['method']}`", f"{row['of']} − {row['less']}", *(_score(row["scores"][key], "+") for key in SCORES)]
-        for row in read(RESULTS / "probe.json")["summary"]["differences"]
+        for row in read(folder / "probe.json")["summary"]["differences"]
     ]
     return f"{markdown(['method', 'difference at the same seed', *SCORES], rows)}\n\nPoints, mean ± half of the 95 % interval over seeds."
+
+
+def views_differences() -> str:
+    """Paired differences of the whole table."""
+    return _differences(RESULTS)
 
 
 def loaders() -> str:
     """The paper's figure 5."""
     record = read(RESULTS / "loaders.json")
-    first, machine, rows = record["first"], record["machine"], []
+    machine, rows = record["machine"], []
     for row in record["rows"]:
-        ratio, ends = row["step_of_first"], {part: [1e3 * end for end in row[f"{part}_quartiles"]] for part in ("data", "training")}
+        ratio, parts = row["step_of_first"], (row["data_s"], row["training_s"])
         rows.append([
             f"{row['size']} px", str(row["batch_size"]), f"`{row['loader']}`",
-            *(f"{1e3 * row[f'{part}_s']:.0f} ({low:.0f}–{high:.0f})" for part, (low, high) in ends.items()), f"{row['data_share']:.0%}",
-            f"{ratio['median']:.2f} ({ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})",
-            f"{row['samples_per_s']:.1f}", f"{row['epoch_s'] / 60:.0f}", f"{row['peak']['host_mib']:,.0f}",
+            *(f"{1e3 * part['median']:.0f} ({1e3 * part['range'][0]:.0f}–{1e3 * part['range'][1]:.0f})" for part in parts),
+            f"{row['data_share']:.0%}", f"{ratio['median']:.2f} ({ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})",
+            f"{row['samples_per_s']:.1f}", f"{row['samples_per_s_alone']:,.1f}", f"{row['epoch_s'] / 60:.0f}", _peak(row),
         ])  # fmt: skip
-    header = [
-        "images",
-        "batch",
-        "loader",
-        "waiting, ms",
-        "training, ms",
-        "waiting",
-        f"step / {first}'s",
-        "samples/s",
-        "epoch, min",
-        "peak, MiB",
-    ]
+    header = ["images", "batch", "loader", "waiting, ms", "training, ms", "waiting", f"step / {record['first']}'s", "samples/s",
+              "the loader alone, samples/s", "epoch, min", "peak, MiB"]  # fmt: skip
     energy = "in the record" if record["energy_not_measured"] is None else f"not measured: {record['energy_not_measured']}"
     return (
-        f"{markdown(header, rows)}\n\nMedian (quartiles) of a step; ratio of steps: median (range) of {record['rounds']} rounds, in which "
-        f"the loaders take turns. An epoch has {record['epoch']:,} samples. {machine['device'].upper()}, {machine['threads']} threads of "
+        f"{markdown(header, rows)}\n\nMean of a round's steps, median (range) of {record['rounds']} rounds, in which the loaders take "
+        f"turns. An epoch has {record['epoch']:,} samples. {machine['device'].upper()}, {machine['threads']} threads of "
         f"{machine['processor']}, {record['workers']} workers; torchvision {record['versions']['torchvision']}, FFCV "
         f"{record['versions'].get('ffcv', 'not installed')}. Energy and CO2 {energy}. Command: `{record['command']}`."
     )
+
+
+def _peak(row: dict[str, Any]) -> str:
+    """MiB of the host's memory, and of the device's where it has its own."""
+    return " + ".join(f"{value:,.0f}" for value in row["peak"].values())
 
 
 def loaders_short() -> str:
     """Figure 5 at the largest batch."""
     record = read(RESULTS / "loaders.json")
     largest = max(row["batch_size"] for row in record["rows"])
+    own = [row for row in record["rows"] if row["batch_size"] == largest]
     rows = [
         [
-            f"{row['size']} px, `{row['loader']}`",
-            f"{row['data_share']:.0%}",
-            f"{row['step_of_first']['median']:.2f}",
-            f"{row['samples_per_s']:.1f}",
-            f"{row['peak']['host_mib']:,.0f}",
-            f"{disk['bytes'] / 1e6:,.1f}",
-            f"{found['different'] / found['images']:.0%}",
+            f"{row['size']} px, `{row['loader']}`", f"{row['data_share']:.0%}", f"{row['step_of_first']['median']:.2f}",
+            f"{row['samples_per_s']:.1f}", _peak(row), f"{disk['bytes'] / 1e6:,.1f}", f"{found['different'] / found['images']:.0%}",
         ]
-        for row, disk, found in zip(
-            [row for row in record["rows"] if row["batch_size"] == largest], record["disk"], record["unique"], strict=True
-        )
-    ]
-    header = [
-        "images, loader",
-        "of a step spent waiting",
-        f"step / {record['first']}'s",
-        "samples/s",
-        "peak, MiB",
-        "on disk, MB",
-        "images of two epochs that differ",
-    ]
+        for row, disk, found in zip(own, record["disk"], record["unique"], strict=True)
+    ]  # fmt: skip
+    header = ["images, loader", "of a step spent waiting", f"step / {record['first']}'s", "samples/s", "peak, MiB", "on disk, MB",
+              "of the images of two epochs, distinct"]  # fmt: skip
     return (
         f"{markdown(header, rows)}\n\nSimCLR with a ResNet-18, batches of {largest}, {record['images']:,} files; "
         f"{record['machine']['device'].upper()}, {record['machine']['threads']} threads of {record['machine']['processor']}. "
