@@ -268,6 +268,7 @@ def main(
     memory_pairs = pairs
     if quick:
         pairs, repeats = 4, 3
+        out = Path("runs", out.name) if out.parent == RESULTS else out  # the record is that of the whole benchmark
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
         make_weights(checkout, path)

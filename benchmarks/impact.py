@@ -62,6 +62,9 @@ def main(
         torch.set_num_threads(threads)
     console = Console()
     classifier = None if data is None else _classifier(data, work / "classifier.safetensors")
+    if quick:  # what is kept, and the record, are those of the whole benchmark
+        work = work / "quick"
+        out = work / out.name if out == RESULTS / "impact.json" else out
     cells = []
     for generator, method, seed in itertools.product(generators.split(","), methods.split(","), range(seeds)):
         path = work / f"{generator}-{method}-{seed}"

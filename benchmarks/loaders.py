@@ -440,7 +440,7 @@ def main(
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "32,64,128,256",
     loaders: Annotated[str, typer.Option(help="In turns; the first is what the others are compared with.")] = ",".join(LOADERS),
     images: Annotated[int, typer.Option(help="Files of each size.", min=32)] = 10_000,
-    steps: Annotated[int, typer.Option(help="Timed in a round, at 32 pixels; half as many above, at least two.", min=1)] = 6,
+    steps: Annotated[int, typer.Option(help="Timed in a round, at 32 pixels; an eighth as many above, at least two.", min=1)] = 16,
     rounds: Annotated[int, typer.Option(help="Turns of each loader.", min=1)] = 3,
     workers: Annotated[int, typer.Option(help="Of the loaders that read files; 0: one for each core.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
@@ -466,7 +466,7 @@ def main(
         cases: list[Case] = []
         for batch_size in map(int, batches.split(",")):
             cases = [Case(name, size, batch_size, device, workers, folder, torch.get_num_threads()) for name in names]
-            few = steps if size == 32 else max(2, steps // 2)
+            few = steps if size == 32 else max(2, steps // 8)
             own = compare(cases, few, rounds, meter, console)
             for row, case in zip(own, cases, strict=True):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

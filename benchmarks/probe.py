@@ -30,7 +30,7 @@ from torch import Tensor
 from mlviews import MLViewSource
 from mlviews.config import source_arguments
 from mlviews.data import Labelled, bundled_slice, load_fashion_mnist
-from mlviews.perturb import Perturber, Walker
+from mlviews.perturb import Perturber
 from mlviews.probe import Scores, evaluate, initial, train
 from mlviews.records import environment
 from mlviews.sampling import Normal, permutation
@@ -47,6 +47,37 @@ AS_IT_IS = Augmentation(size=28, scale=None, flip=0.0)
 def centre(images: Tensor) -> Tensor:
     """No T_x: the 28 pixels that Fashion-MNIST's images have, of the generators' 32."""
     return AS_IT_IS(images[..., 2:-2, 2:-2], range(len(images)), seed=0, epoch=0, view=0)
+
+
+class Borrowed(Perturber):
+    """``T(z) = z + p(z')`` with a fresh ``z'``: a walker's shifts, drawn like noise and no longer a function of the anchor."""
+
+    def __init__(self, walker: Perturber) -> None:
+        self.walker = walker
+
+    def noise(self, anchor: Normal) -> Normal:
+        return anchor
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        others = noise or ()
+        return [z + moved - other for z, other, moved in zip(latents, others, self.walker(others, None), strict=True)]
+
+
+class InFewDirections(Perturber):
+    """Noise of the same mean square, in few directions of its levels together, drawn once for all anchors."""
+
+    def __init__(self, noisy: Perturber, directions: int = 4) -> None:
+        self.noisy, self.directions = noisy, directions
+
+    def noise(self, anchor: Normal) -> Normal | None:
+        return self.noisy.noise(anchor)
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        widths = [values[0].numel() for values in noise or ()]
+        flat = torch.cat([values.flatten(1) for values in noise or ()], dim=1)
+        basis = torch.linalg.qr(torch.randn(sum(widths), self.directions, generator=torch.Generator().manual_seed(0)))[0].to(flat)
+        turned = (flat @ basis @ basis.T * (len(basis) / self.directions) ** 0.5).split(widths, dim=1)
+        return self.noisy(latents, [new.view_as(z) for new, z in zip(turned, latents, strict=True)])
 
 
 class Source(NamedTuple):
@@ -88,14 +119,16 @@ SOURCES: dict[str, Source] = {
     "none, gentle": Source("transforms", "gentle", {"preset": "fashion-none"}),
     "single random, gentle": Source("transforms", "gentle", SINGLE),
     "ML random, gentle": Source("transforms", "gentle", ML),
-    # Learned and random views with the same T_x; noise that changes the images as much as the learned views do; learned shifts that are
-    # another anchor's.
+    # Learned and random views with the same T_x; and what is between them, all of the learned views' extent: noise, learned shifts that
+    # are another anchor's, noise in few directions.
     "single learned, gentle": Source("learned", "gentle", {"preset": "fashion-single-learned"}),
     "ML learned, gentle": Source("learned", "gentle", {"preset": "fashion-ml-learned"}),
     "ML learned, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned"}),
     "ML random of 0.55, crop": Source("learned", "crop", ML | _noise({"1:": 0.55})),
-    "ML borrowed, crop": Source("learned", "crop", {"preset": "fashion-ml-learned", "borrowed": True}),
-    "ML borrowed, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned", "borrowed": True}),
+    "ML borrowed, crop": Source("learned", "crop", {"preset": "fashion-ml-learned", "wrap": Borrowed}),
+    "ML borrowed, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned", "wrap": Borrowed}),
+    "ML random of 0.7 in 4 directions, crop": Source("learned", "crop", ML | _noise({"1:": 0.7}) | {"wrap": InFewDirections}),
+    "ML random of 0.7 in 4 directions, no T_x": Source("learned", "none", ML | _noise({"1:": 0.7}) | {"wrap": InFewDirections}),
     # How far to move, with no T_x beside it.
     **{f"single random of {std}": Source("magnitudes", "none", SINGLE | _noise({":": std})) for std in (0.1, 0.4, 0.8)},
     **{f"ML random of {std}": Source("magnitudes", "none", ML | _noise({"1:": std})) for std in (0.5, 2.0)},
@@ -132,6 +165,10 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
     ("ML learned, no T_x", "ML random, no T_x"), ("ML learned", "ML random of 0.55, crop"),
     ("ML borrowed, crop", "ML learned"), ("ML borrowed, no T_x", "ML learned, no T_x"),
     ("ML borrowed, crop", "ML random of 0.55, crop"), ("ML borrowed, no T_x", "ML random of 0.5"),
+    ("ML random of 0.7 in 4 directions, crop", "ML learned"), ("ML random of 0.7 in 4 directions, no T_x", "ML learned, no T_x"),
+    ("ML random of 0.7 in 4 directions, crop", "ML random of 0.55, crop"), ("ML random of 0.7 in 4 directions, no T_x", "ML random of 0.5"),
+    ("ML random of 0.5", "single random of 0.8"), ("poor generator, ML random", "poor generator, single random"),
+    ("poor generator, ML random", "ML random, no T_x"), ("poor generator, ML random", "real, gentle"),
     *((f"ML random{', no T_x' * name.endswith('T_x')}", name) for name, source in SOURCES.items() if source.group == "pools"),
 )  # fmt: skip
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
@@ -153,26 +190,13 @@ class RealViews:
         self.epoch += 1
 
 
-class Borrowed(Perturber):
-    """``T(z) = z + p(z')`` with a fresh ``z'``: a walker's shifts, drawn like noise and no longer a function of the anchor."""
-
-    def __init__(self, walker: Walker) -> None:
-        self.walker = walker
-
-    def noise(self, anchor: Normal) -> Normal:
-        return anchor
-
-    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
-        others = noise or ()
-        return [z + moved - other for z, other, moved in zip(latents, others, self.walker(others), strict=True)]
-
-
 def generated(config: dict[str, Any], **options: Any) -> MLViewSource:
-    """A source from its configuration, in which ``borrowed`` makes walkers lend their shifts."""
-    borrowed = config.get("borrowed", False)
-    arguments = source_arguments({key: value for key, value in config.items() if key != "borrowed"} | options)
-    if borrowed:
-        arguments["perturb"] = {key: Borrowed(one) if isinstance(one, Walker) else one for key, one in arguments["perturb"].items()}
+    """A source from its configuration, with what moves levels in a ``wrap`` if it has one."""
+    config = config | options
+    wrap = config.pop("wrap", None)
+    arguments = source_arguments(config)
+    if wrap is not None:
+        arguments["perturb"] = {key: wrap(one) if one.moves else one for key, one in arguments["perturb"].items()}
     return MLViewSource(**arguments)
 
 
@@ -307,7 +331,7 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
             ax.set(xticks=range(len(labels)), xticklabels=labels, xlabel="different samples", title=f"T_x: {transform}")
             ax.grid(alpha=0.3)
         axes[0][0].set_ylabel("top-1 on real test images, %")
-        axes[0][-1].legend(loc="lower right")
+        axes[0][-1].legend(loc="best")
         figure.tight_layout()
         paths.append(out / "pools.png")
         figure.savefig(paths[-1], dpi=110)
@@ -352,7 +376,8 @@ def main(
         raise typer.BadParameter(f"No source {unknown[0]!r}: there are {'; '.join(SOURCES)}.")
     if quick:
         seeds, labels, work = 1, min(labels, 2_000), work / "quick"
-        out = work if out == RESULTS else out  # the record is that of the whole table
+    if (quick or only) and out == RESULTS:
+        out = work  # the record is that of the whole table
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
     poor = collect or Path(POOR["generator"]["weights"]).exists()
     wanted = [

@@ -80,6 +80,7 @@ def main(
     torch.set_num_threads(threads)
     if quick:
         runs, batch_128, batch_512 = 3, 1, 1
+        out = Path("runs", out.name) if out.parent == RESULTS else out  # the record is that of the whole benchmark
     cases = []
     for resolution, batch, options in ((128, batch_128, {}), (512, batch_512, CARS)):
         cases += compare(official_generator(checkout, resolution, base, seed), resolution, batch, options, runs, seed)

@@ -50,15 +50,20 @@ def probe() -> str:
         ]
         for name in names
     ]
-    first, training = runs[0], runs[0]["training"]
+    first, training, demo = runs[0], runs[0]["training"], read(RESULTS / "probe" / "demo-slice-seed0.json")
     seconds = [run["seconds"]["training"] for run in runs]
+    short = [demo["scores"][name] for name in ("encoder trained on views", "untrained encoder")]
     table = markdown(["features", *(f"linear, {float(share):.0%} of labels" for share in shares), "kNN"], rows)
     return (
         f"{table}\n\nTop-1 in percent on {first['test_images']:,} real Fashion-MNIST test images, mean (range) of {len(runs)} seeds; "
         f"{first['probe_images']:,} labelled training images for the probes. "
         f"{training['method']}, preset `{first['preset']}`, {training['steps']:,} steps of {training['batch_size']} pairs, "
         f"{first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; {min(seconds):.0f}–{max(seconds):.0f} s of training with "
-        f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}. Command: `{first['command']}`."
+        f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}. The generator learned from the 60,000 training "
+        f"images, without labels; the encoder saw none of them. Command: `{first['command']}`. `{demo['command']}`, with the bundled slice "
+        f"({demo['probe_images']:,} images to fit, {demo['test_images']:,} to test) and {demo['machine']['threads']} threads: linear "
+        f"{short[0]['linear']['1']:.1f}, kNN {short[0]['knn']:.1f}, untrained {short[1]['linear']['1']:.1f} and {short[1]['knn']:.1f}, "
+        f"after {demo['seconds']['all']:.0f} s."
     )
 
 
@@ -100,12 +105,13 @@ def views_telling() -> str:
     found = {(row["method"], row["source"]): row["scores"] for row in record["summary"]["rows"]}
     methods, keys = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}, ("linear 100%", "kNN")
     names = {
-        "untrained encoder": "none: untrained encoder", "real, gentle": "real images", "none, gentle": "generated, no latent moved",
+        "raw pixels": "no encoder: raw pixels", "untrained encoder": "none: untrained encoder",
+        "real, gentle": "real images", "none, gentle": "generated, no latent moved",
         "single random, gentle": "single-latent random", "ML random, gentle": "**multi-level random**",
     }  # fmt: skip
     rows = []
     for name, label in names.items():
-        scores = [found["simclr" if name.startswith("untrained") else method, name] for method in methods]
+        scores = [found.get((method, name), found["simclr", name]) for method in methods]  # without training it is the same for all
         rows.append([label, *(_score(score[key]) for score in scores for key in keys)])
     seeds = {score["kNN"]["seeds"] for (_, name), score in found.items() if name in names}
     header = ["views", *(f"{title}, {key.split()[0]}" for title in methods.values() for key in keys)]
@@ -325,7 +331,8 @@ def generator() -> str:
         f"By a classifier of {own['classifier']['test_accuracy']:.1%} accuracy on real test images, "
         f"{own['fidelity']['anchors']['samples']:,} samples. "
         f"The Fréchet distance is {ratio:.2f} times the trial recipe's; its floor, real images against real images, is "
-        f"{floor['train_to_test']:.1f} (train to test, {floor['images_per_side']:,} a side). Command: `{own['run']['command']}`."
+        f"{floor['train_to_test']:.1f} with {floor['images_per_side']:,} a side and "
+        f"{own['fidelity']['test']['frechet_to_train']:.1f} with all. Command: `{own['run']['command']}`."
     )
 
 
@@ -600,13 +607,17 @@ def impact_fashion() -> str:
             _range([row["distance_mean"] for row in one]),
             _range([row["distance_relative"] for row in one]),
             f"{statistics.mean(row['class_kept'] for row in one):.0%}",
-            one[0]["verdict"],
+            ", ".join(dict.fromkeys(row["verdict"] for row in one)),
             _range([row["distance_mean"] for row in other]),
         ]
         for one, other in zip(swept, walked, strict=True)
     ]
     header = ["level of `fashion`", "distance for 0.7 nats, sweep", "of two draws' distance", "class kept", "verdict", "distance, walkers"]
-    return f"{markdown(header, rows)}\n\nMean (range) over 3 seeds. Command: `{record['command']}`."
+    ends = [statistics.mean(row["loss_nats"] for row in level) for level in walked]
+    return (
+        f"{markdown(header, rows)}\n\nMean (range) over {len(cells['sweep'])} seeds. Walkers end at lower losses, {min(ends):.2f} to "
+        f"{max(ends):.2f} nats on fresh pairs. Command: `{record['command']}`."
+    )
 
 
 def impact_agreement() -> str:
@@ -636,13 +647,12 @@ def impact_remedies() -> str:
     """Walkers of one level with and without what keeps their directions apart and their positives in the prior."""
     plain, remedies = read(RESULTS / "impact.json"), read(RESULTS / "impact-remedies.json")
     names = {
-        "walker": "as in the paper", "walker-diverse": "directions=4", "walker-norm": "keep_norm=True",
-        "walker-diverse-norm": "both", "walker-joint": "both, levels 1–3 together", "walker-2-processes": "as in the paper, 2 processes",
+        "walker": "as in the paper", "walker-2-processes": "as in the paper, 2 processes", "walker-diverse": "directions=4",
+        "walker-norm": "keep_norm=True", "walker-diverse-norm": "both", "walker-joint": "both, levels 1–3 together",
     }  # fmt: skip
     rows = []
-    for cell in [*plain["cells"], *remedies["cells"]]:
-        if cell["generator"] != "fashion" or cell["method"] not in names or (cell["method"] == "walker" and cell["seed"]):
-            continue
+    found = {cell["method"]: cell for cell in [*remedies["cells"], *plain["cells"]] if cell["generator"] == "fashion" and not cell["seed"]}
+    for cell in (found[name] for name in names):
         row = next(row for row in cell["rows"] if row["level"] != "0" and row["level"] in ("1", "1:4"))
         rows.append([
             names[cell["method"]],

@@ -174,14 +174,9 @@ def probe(
     for name, score in scores.items():
         table.add_row(name, *(f"{value:.1f}" for value in score.linear.values()), f"{score.knn:.1f}")
     console.print(table)
-    images_made = steps * batch_size * source.num_views
-    console.print(f"{steps} steps on {images_made:,} views, none seen twice: {trained:.0f} s; {time.perf_counter() - begin:.0f} s in all.")
+    images_made = f"{steps * batch_size * source.num_views:,} views" + ("" if source.pool else ", none seen twice")
+    console.print(f"{steps} steps on {images_made}: {trained:.0f} s; {time.perf_counter() - begin:.0f} s in all.")
 
-    chance = math.log(2 * batch_size - 1) if method == "simclr" else None
-    paths = [
-        draw_views(arguments, out / "views.png", title=preset),
-        draw_loss(losses, out / "loss.png", f"{method} on {preset}", chance),
-    ]
     record = {
         "command": " ".join(["mlviews", *sys.argv[1:]]),
         "preset": preset,
@@ -199,8 +194,10 @@ def probe(
     }
     figures = out / "result.json"
     figures.write_text(json.dumps(record, indent=1) + "\n")
-    for path in [*paths, figures]:
-        console.print(path)
+    console.print(figures)
+    chance = math.log(2 * batch_size - 1) if method == "simclr" else None
+    console.print(draw_views(arguments, out / "views.png", title=preset))
+    console.print(draw_loss(losses, out / "loss.png", f"{method} on {preset}", chance))
 
 
 @app.command()

@@ -35,11 +35,12 @@ def fetch(reference: str) -> Path:
 
     Raises:
         ValueError: for a reference of another form.
-        ModuleNotFoundError: for a Hugging Face id without the package huggingface_hub.
-        FileNotFoundError: if it cannot be downloaded, or the repository has no weights file, or more than one.
+        ModuleNotFoundError: for ``hf://`` without the package huggingface_hub.
+        FileNotFoundError: likewise for a plain ``owner/name``, which may have been meant as a file; if it cannot be downloaded, or
+            the repository has no weights file, or more than one.
         mlviews.WeightsError: if what came, or the copy kept from an earlier time, does not have its checksum.
     """
-    return _from_url(reference) if re.match(r"https?://", reference) else _from_hub(reference.removeprefix("hf://"))
+    return _from_url(reference) if re.match(r"https?://", reference) else _from_hub(reference)
 
 
 def _from_url(reference: str) -> Path:
@@ -86,7 +87,7 @@ def _sha256(file: Path) -> str:
 
 
 def _from_hub(reference: str) -> Path:
-    name, _, revision = reference.partition("@")
+    name, _, revision = reference.removeprefix("hf://").partition("@")
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if not re.fullmatch(r"[\w.-]+", owner) or not re.fullmatch(r"[\w.-]+", repository):
@@ -94,9 +95,10 @@ def _from_hub(reference: str) -> Path:
     try:
         import huggingface_hub
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"Weights from Hugging Face ({reference}) need the package huggingface_hub: pip install 'mlviews[hub]'. {_OFFLINE}"
-        ) from None
+        remedy = f"need the package huggingface_hub: pip install 'mlviews[hub]'. {_OFFLINE}"
+        if not reference.startswith("hf://"):
+            raise FileNotFoundError(f"No weights file {reference}; if it is a Hugging Face id, weights from there {remedy}") from None
+        raise ModuleNotFoundError(f"Weights from Hugging Face ({reference}) {remedy}") from None
     where = f"{owner}/{repository}"
 
     def ask(call: Callable[..., Any], *arguments: str) -> Any:

@@ -46,8 +46,9 @@ def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     if len(everyone) < 4:
         raise ValueError(f"Invalid embeddings of {len(everyone) // 2} pair(s): InfoNCE needs at least 2, to have something to tell apart.")
     rows = torch.arange(count, device=own.device)
-    logits = (own @ everyone.T / temperature).index_put((rows, rows + rank * count), own.new_tensor(-torch.inf))
-    return F.cross_entropy(logits, rank * count + (rows + pairs) % count)
+    with torch.autocast(own.device.type, enabled=False):  # nats to float32's digits, whatever the precision of the embeddings
+        logits = (own @ everyone.T / temperature).index_put((rows, rows + rank * count), own.new_tensor(-torch.inf))
+        return F.cross_entropy(logits, rank * count + (rows + pairs) % count)
 
 
 def one_sided_info_nce(scores: Tensor) -> Tensor:

@@ -147,13 +147,15 @@ def _collect(source: Any, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _views(source: MLViewSource) -> Iterator[tuple[Tensor, ...]]:
-    """Raw pairs of this epoch and all that follow, of all ranks; by a copy, as a pass would move the source on."""
+    """Raw pairs of this epoch and all that follow (a pool has no others), of all ranks; by a copy, as a pass would move the source on."""
     if source.num_views < 2:
         raise ValueError(f"The source has num_views={source.num_views}: a pair needs at least 2.")
     source = copy.copy(source)
     while True:
         for start in range(0, source.num_samples, source.batch_size):
             yield tuple(source.batch(start, min(start + source.batch_size, source.num_samples)).views[:2])
+        if source.pool:
+            return
         source.set_epoch(source.epoch + 1)
 
 
@@ -171,7 +173,8 @@ def _checked(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     for name, value in (("x", x), ("y", y)):
         if not torch.isfinite(value).all():
             raise ValueError(f"Invalid {name}: it holds NaN or infinite values; drop those pairs.")
-    return x.detach().float(), y.detach().float()
+    x, y = (value.detach().float() for value in (x, y))
+    return (x[:, None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
 
 
 # -- critics -------------------------------------------------------------------------------------------------------

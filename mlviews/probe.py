@@ -53,7 +53,7 @@ class Learner(nn.Module):
         temperature: of SimCLR's NT-Xent.
 
     Raises:
-        ValueError: for another method.
+        ValueError: for another method, or a temperature that is not positive.
         ModuleNotFoundError: if lightly is not installed.
     """
 
@@ -62,6 +62,8 @@ class Learner(nn.Module):
         lightly = _lightly()
         if method not in METHODS:
             raise ValueError(f"Invalid method={method!r}: it must be one of {listing(METHODS)}.{did_you_mean(method, METHODS)}")
+        if not temperature > 0:
+            raise ValueError(f"Invalid temperature={temperature!r}: it must be above 0.")
         self.method = method
         self.encoder = Encoder()
         width = Encoder.features
@@ -127,9 +129,8 @@ def train(
         ValueError: for an unknown method, a value that is not positive, or a source that does not give pairs of 3 channels.
     """
     steps = integer("steps", steps, 1)
-    for name, value in (("lr", lr), ("temperature", temperature)):
-        if value is not None and not value > 0:
-            raise ValueError(f"Invalid {name}={value!r}: it must be above 0.")
+    if lr is not None and not lr > 0:
+        raise ValueError(f"Invalid lr={lr!r}: it must be above 0.")
     if source.num_views < 2:
         raise ValueError(f"Invalid num_views={source.num_views}: training takes two views; make the source with num_views=2.")
     if source.layout is not pair_layout:

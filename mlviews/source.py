@@ -83,8 +83,8 @@ class MLViewSource(IterableDataset[Any]):
         layout: "pair", "solo", "lightly", or a callable that gets a :class:`Batch`; see the functions ``*_layout``.
         rank: of this process; None: torch.distributed's, else the variable RANK, else 0.
         world_size: number of processes; None likewise.
-        drop_last: leave out a last, smaller batch. If kept, it is split evenly between ranks (and left out all the same
-            if it has fewer samples than there are ranks).
+        drop_last: leave out a last, smaller batch. If kept, every rank gets as many of its samples; up to ``world_size - 1`` are left
+            out.
         micro_batch_size: most samples the generator sees at once, to bound its memory; None: the whole batch.
         dtype: "bfloat16" or "float16": of the generator's convolutions and products, under ``torch.autocast``; None: float32.
             Views are float32 all the same. Content changes by the rounding.
@@ -186,7 +186,8 @@ class MLViewSource(IterableDataset[Any]):
     def _shuffled(self, device: torch.device) -> Tensor:
         """The order of a pool's samples in this epoch."""
         if self._order is None or self._order[0] != self._epoch or self._order[1].device != device:
-            self._order = self._epoch, sampling.permutation(self.num_samples, self.seed, self._epoch, device)
+            with torch.inference_mode(False):  # it is kept, and may be needed outside
+                self._order = self._epoch, sampling.permutation(self.num_samples, self.seed, self._epoch, device)
         return self._order[1]
 
     def _positive(self, anchors: Sequence[Tensor], noise: Iterator[Tensor]) -> list[Tensor]:
@@ -208,7 +209,9 @@ class MLViewSource(IterableDataset[Any]):
         transform = self.transforms[crop]
         if isinstance(transform, Augmentation):
             return transform(images, indices, seed=self.seed, epoch=self._epoch, view=crop)
-        made = images if transform is None else transform(images)
+        if transform is None:  # a view cut twice is still two tensors
+            return images if self.crops.index(self.crops[crop]) == crop else images.clone()
+        made = transform(images)
         if not isinstance(made, Tensor) or len(made) != len(images):
             found = f"a tensor of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"The transform of view {crop} returned {found}: it must return a tensor of {len(images)} images.")
@@ -261,13 +264,17 @@ class MLViewSource(IterableDataset[Any]):
         if not self._step_size(self._position, world_size):  # the latest pass reached its end
             self._epoch += 1
             self._position = 0
+            self._moves += 1
         elif not self._resume:
             self._position = 0
         self._resume = False
         position, moves = self._position, self._moves
         while count := self._step_size(position, world_size):
             if self._moves != moves:
-                raise RuntimeError("The epoch or the position was set during a pass, which ends it; start a new one with iter(source).")
+                raise RuntimeError(
+                    "The epoch or the position was set during a pass, or another pass came to its end and the next epoch began: "
+                    "that ends it; start a new one with iter(source)."
+                )
             batch = self.batch(position + count * rank // world_size, position + count * (rank + 1) // world_size)
             position += count
             self._position = position
@@ -278,7 +285,7 @@ class MLViewSource(IterableDataset[Any]):
         left, full = self.num_samples - position, self.batch_size * world_size
         if left >= full:
             return full
-        return 0 if self.drop_last or left < world_size else left
+        return 0 if self.drop_last else left - left % world_size  # alike on all ranks, for losses that gather
 
     def __len__(self) -> int:
         """Batches of a whole epoch on each rank.
@@ -291,8 +298,11 @@ class MLViewSource(IterableDataset[Any]):
             world_size = resolve_rank(*self.requested_rank)[1]
             raise ValueError(
                 f"An epoch would have no batch: num_samples={self.num_samples} for batch_size={self.batch_size} on world_size={world_size} "
-                f"needs at least {self.batch_size * world_size}. Raise num_samples, lower batch_size"
-                + (", or pass drop_last=False." if self.drop_last else ".")
+                + (
+                    f"needs at least {self.batch_size * world_size}. Raise num_samples, lower batch_size, or pass drop_last=False."
+                    if self.drop_last
+                    else f"needs at least {world_size}, one for each rank. Raise num_samples."
+                )
             )
         return count
 
@@ -329,14 +339,15 @@ class MLViewSource(IterableDataset[Any]):
         return self
 
     def state_dict(self) -> dict[str, int]:
-        """Where the latest pass is: ``seed``, ``epoch``, and ``position``, the samples handed out over all ranks."""
-        return {"seed": self.seed, "epoch": self._epoch, "position": self._position}
+        """Where the latest pass is: ``seed``, ``epoch``, ``position`` (the samples handed out over all ranks); of a pool its size too."""
+        size = {"num_samples": self.num_samples} if self.pool else {}
+        return {"seed": self.seed, "epoch": self._epoch, "position": self._position} | size
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Make the next pass go on where the state was taken, on any number of ranks and with any batch size.
 
         Raises:
-            ValueError: if the state is incomplete, belongs to another seed, or lies beyond this epoch's end.
+            ValueError: if the state is incomplete, belongs to another seed or to a pool of another size, or lies beyond this epoch's end.
         """
         if not isinstance(state, Mapping):
             raise ValueError(f"Invalid state {state!r}: pass what state_dict() returned.")
@@ -345,6 +356,11 @@ class MLViewSource(IterableDataset[Any]):
             raise ValueError(f"Invalid state {dict(state)!r}: it lacks {listing(sorted(missing))}; pass what state_dict() returned.")
         if state["seed"] != self.seed:
             raise ValueError(f"The state belongs to seed={state['seed']!r}, this source has seed={self.seed}: make it with the same seed.")
+        if self.pool and state.get("num_samples", self.num_samples) != self.num_samples:
+            raise ValueError(
+                f"The state belongs to a pool of num_samples={state['num_samples']!r}, this one has {self.num_samples}, in another order: "
+                "make it with as many."
+            )
         position, epoch = integer("position", state["position"], 0, self.num_samples), sampling.check_epoch(state["epoch"])
         self._position, self._epoch = position, epoch
         self._resume = True

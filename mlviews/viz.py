@@ -17,13 +17,17 @@ from mlviews.transforms import Augmentation
 
 
 def mosaic(rows: Sequence[Sequence[Tensor]], gap: int = 1) -> Tensor:
-    """One image ``[H, W, 3]`` from rows of images ``[C, h, w]`` in [0, 1] with 1 or 3 channels, white lines between them."""
-    height, width = rows[0][0].shape[-2:]
+    """One image ``[H, W, 3]`` from rows of images ``[C, h, w]`` in [0, 1], white lines between them.
+
+    Of more than 3 channels the first three are shown, of 2 the first. Smaller images leave the rest of their place white.
+    """
+    height, width = (max(image.shape[dim] for row in rows for image in row) for dim in (-2, -1))
     canvas = torch.ones(3, len(rows) * (height + gap) + gap, max(map(len, rows)) * (width + gap) + gap)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             top, left = gap + i * (height + gap), gap + j * (width + gap)
-            canvas[:, top : top + height, left : left + width] = image.detach().cpu().clamp(0, 1)
+            seen = image[: 3 if len(image) > 2 else 1]
+            canvas[:, top : top + image.shape[-2], left : left + image.shape[-1]] = seen.detach().cpu().clamp(0, 1)
     return canvas.permute(1, 2, 0)
 
 
@@ -31,18 +35,20 @@ def draw_views(arguments: Mapping[str, Any], path: str | Path, anchors: int = 8,
     """Write a PNG with one row per anchor: the anchor and its positives, before and after T_x.
 
     Args:
-        arguments: of an :class:`MLViewSource`; its number of views and sizes are replaced.
+        arguments: of an :class:`MLViewSource`; its number of views and sizes are replaced. Of a view's crops the first is shown.
         path: of the PNG.
         anchors: rows.
         views: columns, the anchor's included.
         title: above the picture.
     """
-    own = {"num_views": views, "batch_size": anchors, "num_samples": anchors, "drop_last": True, "transform": None}
+    own = {"num_views": views, "batch_size": anchors, "num_samples": anchors, "drop_last": True, "transform": None, "crops": None}
     source = MLViewSource(**{**arguments, **own, "rank": 0, "world_size": 1})
     batch = source.batch(0, anchors)
     panels = [("anchor | positives", [[view[row] for view in batch.views] for row in range(anchors)])]
     transform = arguments.get("transform")
     each = list(transform) if isinstance(transform, Sequence) else [transform]
+    if crops := arguments.get("crops"):
+        each = [each[min(list(crops).index(view), len(each) - 1)] for view in sorted(set(crops))]
     pipelines = [replace(one, normalize=None) for one in each if isinstance(one, Augmentation)]  # normalised pixels are not for eyes
     if len(pipelines) == len(each):
         seen = [

@@ -16,6 +16,7 @@ import pytest
 import torch
 from scipy import stats
 
+from mlviews import perturb
 from mlviews.perturb import Walker
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +115,16 @@ def test_borrowed_shifts_are_the_walkers_of_other_anchors(probe: dict[str, Any])
     (anchors, borrowed), (same, learned) = (next(iter(source)) for source in made)
     assert torch.equal(anchors, same)
     assert not torch.allclose(borrowed, learned, atol=0.1)
+
+
+def test_noise_in_few_directions_keeps_its_mean_square(probe: dict[str, Any]) -> None:
+    noise = torch.randn(2, 4096, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    made = probe["InFewDirections"](perturb.Normal(std=1.0))
+    moved = torch.cat(list(made([torch.zeros(4096, 16)] * 2, noise)), dim=1)
+    assert torch.linalg.matrix_rank(moved) == 4
+    assert float(moved.square().mean()) == pytest.approx(1.0, rel=0.05)
+    again = torch.cat(list(made([torch.ones(1, 16)] * 2, [values[:1] for values in noise])), dim=1)
+    torch.testing.assert_close(again - 1, moved[:1])
 
 
 @pytest.mark.parametrize("folder", [RESULTS, RESULTS / "long"], ids=["table", "long"])

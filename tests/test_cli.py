@@ -57,6 +57,17 @@ def test_views(preset: str, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_views_of_several_crops(tmp_path: Path) -> None:
+    sizes = [{"name": "simclr", "size": size, "color": False} for size in (28, 28, 16, 16)]
+    (tmp_path / "multi.yaml").write_text(json.dumps({"preset": "fashion-ml-random", "crops": [0, 1, 0, 1], "transform": sizes}))
+    path = tmp_path / "views.png"
+    for count in ("1", "3"):
+        options = ["--out", str(path), "--anchors", "2", "--num-views", count]
+        done = run(app, ["views", "--preset", str(tmp_path / "multi.yaml"), *options])
+        assert done.exit_code == 0, done.output
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("method", ["simclr", "simsiam", "byol"])
 def test_probe_trains_and_evaluates(method: str, tmp_path: Path) -> None:
     done = run(app, ["probe", "--steps", "3", "--batch-size", "8", "--labels", "500", "--method", method, "--out", str(tmp_path)])

@@ -152,7 +152,9 @@ def test_hugging_face_without_a_network_or_without_the_package(monkeypatch: pyte
         load_generator("fashion", weights="hf://someone/fashion/model.pkl")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'mlviews\[hub\]'"):
-        load_generator("fashion", weights="someone/fashion")
+        load_generator("fashion", weights="hf://someone/fashion")
+    with pytest.raises(FileNotFoundError, match=r"No weights file ckpt/best.pth.tar; if it is.*pip install 'mlviews\[hub\]'"):
+        load_generator("fashion", weights="ckpt/best.pth.tar")
 
 
 def test_local_paths_are_not_taken_for_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

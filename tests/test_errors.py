@@ -90,6 +90,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unavailable device": (source(device="xpu"), ValueError, "Invalid device='xpu'"),
     "unknown layout": (source(layout="pairs"), ValueError, "Invalid layout='pairs'.*Did you mean 'pair'"),
     "layout of another type": (source(layout=3), ValueError, "Invalid layout=3"),
+    "empty epoch without drop_last, the remedy": (
+        source(num_samples=2, rank=0, world_size=4, drop_last=False),
+        ValueError,
+        "needs at least 4, one for each rank. Raise num_samples",
+    ),
     "drop_last is not a boolean": (source(drop_last="false"), ValueError, "Invalid drop_last='false'"),
     "more views than streams": (source(num_views=4097), ValueError, "from 1 to 4096"),
     "batch outside the epoch": (lambda: toy_source().batch(-4, 4), ValueError, "Invalid start=-4"),
@@ -216,6 +221,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "training on another layout": (lambda: train(toy_source(layout="solo"), 1), ValueError, "layout='pair'"),
     "training on gray views": (lambda: train(toy_source(layout="pair"), 1), ValueError, "1 channels"),
     "negative learning rate": (lambda: train(toy_source(layout="pair"), 1, lr=-1.0), ValueError, "Invalid lr=-1.0"),
+    "no temperature": (lambda: train(toy_source(layout="pair"), 1, temperature=0.0), ValueError, r"Invalid temperature=0\.0"),
     "unknown method": (lambda: train(toy_source(layout="pair"), 1, "simclrr"), ValueError, "Did you mean 'simclr'"),
 }
 

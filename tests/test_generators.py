@@ -265,3 +265,5 @@ def test_generators_are_listed_with_what_they_need(fashion: MLVGM) -> None:
     assert found["fashion"].levels == fashion.levels
     assert found["fashion"].image_shape == (1, 32, 32)
     assert "bundled" in found["fashion"].weights
+    assert [level.shape for level in found["bigbigan"].levels or ()] == [(20,)] * 6
+    assert found["bigbigan"].image_shape == (3, 128, 128)

@@ -452,6 +452,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "no levels": (lambda: train_walker(Toy(), []), r"Invalid levels=\[\]"),
     "no target": (lambda: train_walker(Toy(), [0], 0.0), "Invalid target_loss=0.0"),
     "target above chance": (lambda: train_walker(Toy(), [0], 9.0), r"log\(2K - 1\) = 4.84 nats"),
+    "target of a sweep above chance": (lambda: measure_impact(Toy(), target_loss=3.0, pairs=8), r"log\(2K - 1\) = 2.71 nats"),
+    "a name for a generator": (lambda: train_walker("fashion", [0]), "Invalid generator of type str"),  # type: ignore[arg-type]
+    "one level as levels": (lambda: measure_impact(Toy(), levels=2), "Invalid levels=2: give a row each"),  # type: ignore[arg-type]
+    "no rows": (lambda: measure_impact(Toy(), levels=[]), r"Invalid levels=\[\]: give a row each"),
     "no direction": (lambda: train_walker(Toy(), [0], directions=0.5), "Invalid directions=0.5"),
     "one pair": (lambda: train_walker(Toy(), [0], pairs=1), "Invalid pairs=1"),
     "no learning rate": (lambda: train_walker(Toy(), [0], lr_walker=0), "Invalid lr_walker=0"),
@@ -469,6 +473,16 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
 def test_one_clear_error(mistake: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mistake()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_grad_modes_of_the_caller_do_not_matter(mode: Callable[[], Any]) -> None:
+    generator = Toy()
+    with mode():
+        walker = train_walker(generator, [1], **{**GAME, "steps": 2})
+        report = measure_impact(generator, pairs=8, train_pairs=8, steps=10, evaluations=2, monte_carlo=100, width=8, progress=False)
+    assert len(walker.history.losses) == walker.history.warmup + 2
+    assert len(report.impacts) == 3
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:

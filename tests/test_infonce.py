@@ -51,6 +51,15 @@ def test_half_precision_is_summed_in_float32() -> None:
     torch.testing.assert_close(loss, info_nce(a.bfloat16().float(), b.bfloat16().float()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_the_caller_does_not_matter(dtype: torch.dtype) -> None:
+    a, b = pairs()
+    with torch.autocast("cpu", dtype=dtype):
+        loss = info_nce(a, b)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, info_nce(a, b))
+
+
 def test_the_papers_scale_is_a_conversion() -> None:
     assert to_paper_scale(0.7) == pytest.approx(1.0)
     assert from_paper_scale(to_paper_scale(0.42, 0.2), 0.2) == pytest.approx(0.42)

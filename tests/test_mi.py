@@ -147,6 +147,19 @@ def test_a_view_source_is_asked_for_fresh_pairs_and_stays_where_it_is() -> None:
     assert small(source, pairs=400) == found
 
 
+def test_a_pool_is_not_evaluated_on_what_it_was_trained_on() -> None:
+    """All levels drawn afresh: anchors and positives share nothing, and a second epoch of a pool would be the first one again."""
+    pool = MLViewSource(Toy(), Resample(), batch_size=100, num_samples=300, pool=True)
+    found = small(pool, pairs=600)
+    assert found.pairs_evaluated == 300
+    assert found.nats < 3 * found.stderr + 0.02
+
+
+def test_scalars_may_come_without_a_dimension() -> None:
+    x, y = some(300, dims=1)
+    assert small(x[:, 0], y[:, 0]) == small(x, y)
+
+
 def test_a_loader_is_read_once_and_cross_fitted_if_short() -> None:
     x, y = some()
     loader = DataLoader(TensorDataset(x, y, torch.arange(600)), batch_size=70)

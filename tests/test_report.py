@@ -19,6 +19,7 @@ from rich.console import Console
 from mlviews import load_generator
 from mlviews.impact.report import Curve, Distances, History, ImpactReport, LevelImpact
 from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker, assign, build
+from mlviews.viz import mosaic
 
 Saved = dict[str, tuple[ImpactReport, Path, list[Path]]]  # by method: what was saved, where, and the files
 NAMES = ("4x4", "8x8", "16x16", "32x32")
@@ -154,6 +155,17 @@ def test_the_page_needs_nothing_else(saved: Saved, method: str) -> None:
     for cells in original.cells():
         assert all(f">{cell}</td>" in shown for cell in cells.values())
     assert "a &lt;fast&gt; one" in text
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_any_number_of_channels(channels: int) -> None:
+    image = torch.rand(channels, 2, 3)
+    made = mosaic([[image, image[:, :1]]])
+    assert made.shape == (4, 9, 3)
+    shown = image[: 3 if channels > 2 else 1].expand(3, 2, 3).permute(1, 2, 0)
+    assert torch.equal(made[1:3, 1:4], shown)
+    assert torch.equal(made[1:2, 5:8], shown[:1])
+    assert (made[2, 5:8] == 1).all(), "a smaller image leaves white"
 
 
 def test_verdicts_and_what_to_do() -> None:

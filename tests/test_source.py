@@ -130,7 +130,15 @@ def test_levels_that_do_not_move_are_run_once() -> None:
 
 @pytest.mark.parametrize(
     ("num_samples", "batch_size", "world_size", "drop_last", "expected"),
-    [(48, 8, 1, True, 6), (50, 8, 1, True, 6), (50, 8, 1, False, 7), (48, 8, 3, True, 2), (50, 8, 3, False, 2), (55, 8, 3, False, 3)],
+    [
+        (48, 8, 1, True, 6),
+        (50, 8, 1, True, 6),
+        (50, 8, 1, False, 7),
+        (48, 8, 3, True, 2),
+        (50, 8, 3, False, 2),
+        (51, 8, 3, False, 3),
+        (55, 8, 3, False, 3),
+    ],
 )
 def test_length_is_exact(num_samples: int, batch_size: int, world_size: int, drop_last: bool, expected: int) -> None:
     sources = [
@@ -141,10 +149,12 @@ def test_length_is_exact(num_samples: int, batch_size: int, world_size: int, dro
     assert [len(list(source)) for source in sources] == [expected] * world_size
 
 
-def test_a_last_smaller_batch_is_split_between_ranks() -> None:
+def test_a_last_smaller_batch_is_as_large_on_every_rank() -> None:
+    """A loss that gathers the embeddings of all ranks takes as many from each."""
     parts = [list(toy_source(num_samples=55, drop_last=False, rank=rank, world_size=3)) for rank in range(3)]
-    assert [len(part[-1].indices) for part in parts] == [2, 2, 3]
-    assert sorted(by_index(itertools.chain(*parts))) == list(range(55))
+    assert [len(part[-1].indices) for part in parts] == [2, 2, 2]
+    assert sorted(by_index(itertools.chain(*parts))) == list(range(54))
+    assert [batch.indices[-1] for batch in toy_source(num_samples=55, drop_last=False)][-1] == 54, "of one rank, none is left out"
 
 
 def test_iter_has_no_side_effects() -> None:
@@ -279,6 +289,16 @@ def test_a_pass_after_a_resumed_one_starts_at_the_beginning() -> None:
     source.load_state_dict({"seed": 3, "epoch": 0, "position": 16})
     assert len(list(source)) == 4
     assert len(list(source)) == 6
+
+
+def test_a_next_epoch_that_begins_during_a_pass_ends_it() -> None:
+    source = toy_source()
+    outer = iter(source)
+    next(outer)
+    list(source)  # the same epoch
+    list(source)  # the next one
+    with pytest.raises(RuntimeError, match="next epoch began"):
+        next(outer)
 
 
 def test_state_is_plain_and_small() -> None:
@@ -525,3 +545,27 @@ def test_a_pool_is_newly_augmented_partitioned_and_resumed() -> None:
     before = list(itertools.islice(stopped, 2))
     rest.load_state_dict(stopped.state_dict())
     assert_same(by_index([*before, *rest]), second)
+
+
+def test_a_pools_state_is_that_of_its_size() -> None:
+    state = toy_source(pool=True).state_dict()
+    assert state["num_samples"] == 48
+    with pytest.raises(ValueError, match="num_samples=48, this one has 40"):
+        toy_source(pool=True, num_samples=40).load_state_dict(state)
+    del state["num_samples"]
+    toy_source(pool=True).load_state_dict(state)  # of an earlier version
+
+
+def test_a_pool_begun_in_inference_mode_can_be_trained_on() -> None:
+    pool = toy_source(pool=True)
+    with torch.inference_mode():
+        next(iter(pool))
+    batch = next(iter(pool))
+    assert not batch.indices.is_inference()
+    assert torch.nn.Embedding(48, 2)(batch.indices).sum().requires_grad
+
+
+def test_a_view_cut_twice_is_two_tensors() -> None:
+    one, other = next(iter(toy_source(num_views=1, crops=(0, 0)))).views
+    assert torch.equal(one, other)
+    assert one.data_ptr() != other.data_ptr()

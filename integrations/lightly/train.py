@@ -226,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, score in scores.items():
         table.add_row(name, f"{score['knn']:.1f}", f"{score['linear']:.1f}")
     console.print(table)
-    console.print(f"{trainer.global_step} steps on {2 * steps * args.batch_size:,} views, none seen twice: {trained:.0f} s.")
+    fresh = "" if source.pool else ", none seen twice"
+    console.print(f"{trainer.global_step} steps on {2 * steps * args.batch_size:,} views{fresh}: {trained:.0f} s.")
 
     made = environment(source.device)
     record = {

@@ -164,12 +164,12 @@ class _Loader:
             return dict(self._state)
         count = None if self._batches is None else self._batches.current
         unfinished = count is not None and count.ready > count.processed  # a batch whose step was interrupted
-        return {"seed": self.source.seed, "epoch": self._epoch, "position": self._trained if unfinished else self._position}
+        return self.source.state_dict() | {"epoch": self._epoch, "position": self._trained if unfinished else self._position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Keep the state until Lightning says which epoch it goes on with."""
         self.source.load_state_dict(state)  # it checks it
-        self._state = {name: int(state[name]) for name in ("seed", "epoch", "position")}
+        self._state = {name: int(state[name]) for name in self.source.state_dict() if name in state}
 
     @property
     def _batches(self) -> Any:

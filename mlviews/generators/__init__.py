@@ -28,6 +28,8 @@ class _Entry(NamedTuple):
     options: tuple[str, ...]
     bundled: Path | None  # used when no weights are given
     needs: str  # for people: which weights it takes
+    levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights, and none are bundled
+    image_shape: tuple[int, int, int] | None = None
 
 
 def _of(make: Callable[..., MLVGM], name: str, *layouts: str, **fixed: Any) -> Callable[..., MLVGM]:
@@ -38,13 +40,14 @@ def _of(make: Callable[..., MLVGM], name: str, *layouts: str, **fixed: Any) -> C
 def _bigbigan(checkpoint: Checkpoint) -> BigGAN:
     """Six chunks of 20 and one class: BigGANs of other sizes have the same names."""
     made = BigGAN.from_checkpoint(checkpoint, label=0, bn_eps=HUB_EPS)
-    if [level.shape for level in made.levels] != [(20,)] * 6:
+    if tuple(made.levels) != _BIGBIGAN:
         raise WeightsError(
             f"{checkpoint.path} has {len(made.levels)} levels of {made.levels[0].shape}, BigBiGAN 6 of (20,): load it as 'biggan'."
         )
     return made
 
 
+_BIGBIGAN = tuple(Level(f"{size}x{size}", (20,)) for size in (4, 8, 16, 32, 64, 128))
 _NVAE, _STYLEGAN2 = ("levels", "temperature"), ("groups", "crop", "size", "truncation_psi")
 _GENERATORS = {
     "fashion": _Entry(FilmGenerator.load, (), zoo.FOLDER / "fashion.safetensors", "bundled, or another file of mlviews.zoo.train"),
@@ -59,6 +62,8 @@ _GENERATORS = {
         (),
         None,
         "BigBiGAN_x1.pth, or a make_gan('bigbigan') object of pytorch_pretrained_gans",
+        _BIGBIGAN,
+        (3, 128, 128),
     ),
     "biggan": _Entry(
         _of(BigGAN.from_checkpoint, "biggan", "biggan"), ("label", "bn_eps"), None, "G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z"
@@ -86,6 +91,7 @@ class GeneratorInfo(NamedTuple):
     image_shape: tuple[int, ...] | None  # None likewise
     weights: str  # what it takes
     options: tuple[str, ...]  # further arguments of load_generator
+    bundled: bool  # it needs no weights
 
 
 def load_generator(
@@ -137,8 +143,8 @@ def list_generators() -> list[GeneratorInfo]:
     """Every generator's name, levels, image shape, the weights and the options it takes."""
     found = []
     for name, entry in _GENERATORS.items():
-        info = GeneratorInfo(name, None, None, entry.needs, entry.options)
-        if entry.bundled is not None:
+        info = GeneratorInfo(name, entry.levels, entry.image_shape, entry.needs, entry.options, entry.bundled is not None)
+        if info.bundled:
             generator = load_generator(name)
             info = info._replace(levels=generator.levels, image_shape=generator.image_shape)
         found.append(info)

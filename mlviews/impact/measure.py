@@ -33,6 +33,8 @@ ANCHORS, VIEWS = 4, 8  # of a level's picture
 ENDS = 10_000  # anchors for the distances at the ends of an interval
 
 
+@torch.inference_mode(False)  # whatever the caller's modes are
+@torch.enable_grad()
 def measure_impact(
     generator: MLVGM,
     method: str = "sweep",
@@ -77,6 +79,8 @@ def measure_impact(
         raise ValueError(f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM.")
     target = positive("target_loss", target_loss)
     monte_carlo = integer("monte_carlo", monte_carlo, 2)
+    if levels is not None and (isinstance(levels, str) or not isinstance(levels, Sequence) or not levels):
+        raise ValueError(f"Invalid levels={levels!r}: give a row each, e.g. [0, 2] or [[1, 2, 3]], or None for every level alone.")
     groups = [(level,) for level in range(len(generator.levels))] if levels is None else [_group(generator, one, method) for one in levels]
     law = Anchors(generator, anchor, seed).law
     where = folder(out)

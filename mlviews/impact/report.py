@@ -416,7 +416,7 @@ class ImpactReport:
     @property
     def _generator(self) -> str | dict[str, Any] | None:
         """How a configuration names the generator, with a weights file if it needs one; None for one of the user's own."""
-        bundled = {info.name: info.levels is not None for info in list_generators()}
+        bundled = {info.name: info.bundled for info in list_generators()}
         if self.generator not in bundled:
             return None
         given = {} if bundled[self.generator] else {"weights": "FILE"}

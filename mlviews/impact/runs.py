@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,6 +166,17 @@ def positive(name: str, value: Any) -> float:
     if not is_number(value) or value <= 0:
         raise ValueError(f"Invalid {name}={value!r}: it must be a number above 0.")
     return float(value)
+
+
+def reachable(target_loss: Any, pairs: int) -> float:
+    """The target loss, if there is a critic that has it; else a ValueError."""
+    target = positive("target_loss", target_loss)
+    if target >= math.log(2 * pairs - 1):
+        raise ValueError(
+            f"Invalid target_loss={target!r}: a critic that knows nothing has log(2K - 1) = {math.log(2 * pairs - 1):.2f}"
+            " nats; take a smaller target (the paper's is 0.7), or more pairs."
+        )
+    return target
 
 
 def folder(out: str | Path | None) -> Path | None:

@@ -26,7 +26,7 @@ from mlviews.errors import integer
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import with_levels
 from mlviews.impact.report import Curve
-from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, mean, positive, rows, share
+from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, mean, positive, reachable, rows, share
 from mlviews.infonce import info_nce
 from mlviews.perturb import Normal
 from mlviews.progress import bar
@@ -160,8 +160,8 @@ def sweep(
     Raises:
         ValueError: for a value out of range, or a checkpoint of a run with other settings.
     """
-    target, temperature, lr = positive("target_loss", target_loss), positive("temperature", temperature), positive("lr", lr)
     pairs, train_pairs = integer("pairs", pairs, 2), integer("train_pairs", train_pairs, 2)
+    target, temperature, lr = reachable(target_loss, pairs), positive("temperature", temperature), positive("lr", lr)
     steps, critics = integer("steps", steps, 10), integer("critics", critics, 2)
     evaluations, checkpoint_every = integer("evaluations", evaluations, 2), integer("checkpoint_every", checkpoint_every, 1)
     for count in (pairs, train_pairs):

@@ -24,7 +24,7 @@ from mlviews.errors import integer, is_number
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import measure_distances, with_levels
 from mlviews.impact.report import Distances, History
-from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, launch, mean, positive, rows, share
+from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, launch, mean, positive, reachable, rows, share
 from mlviews.infonce import info_nce, mi_bound
 from mlviews.perturb import Fixed, Walker
 from mlviews.progress import bar
@@ -98,6 +98,8 @@ class Game(nn.Module):
         return loss, crowded, torch.stack([parts[level] for level in self.levels]).norm(dim=0).mean()
 
 
+@torch.inference_mode(False)  # whatever the caller's modes are
+@torch.enable_grad()
 def train_walker(
     generator: MLVGM,
     levels: Sequence[int],
@@ -163,18 +165,13 @@ def train_walker(
         ValueError: for a value out of range, or a checkpoint of a run with other settings.
     """
     levels = check_levels(generator, levels)
-    target, temperature = positive("target_loss", target_loss), positive("temperature", temperature)
     pairs, steps, warmup = integer("pairs", pairs, 2), integer("steps", steps, 1), integer("warmup", warmup, WINDOW)
+    target, temperature = reachable(target_loss, pairs), positive("temperature", temperature)
     patience, checkpoint_every = integer("patience", patience, 1), integer("checkpoint_every", checkpoint_every, 1)
     rates = positive("lr_walker", lr_walker), positive("lr_critic", lr_critic)
     tolerance = positive("tolerance", tolerance)
     if not is_number(directions) or directions < 1:
         raise ValueError(f"Invalid directions={directions!r}: it must be a number of at least 1; 1 is the paper's.")
-    if target >= math.log(2 * pairs - 1):
-        raise ValueError(
-            f"Invalid target_loss={target!r}: a critic that knows nothing has log(2K - 1) = {math.log(2 * pairs - 1):.2f}"
-            " nats; take a smaller target (the paper's is 0.7), or more pairs."
-        )
     fabric = launch(generator, device, devices) if fabric is None else fabric
     share(pairs, fabric)
     draw = Anchors(generator, anchor, seed)
@@ -306,8 +303,10 @@ def check_levels(generator: MLVGM, levels: Sequence[int]) -> tuple[int, ...]:
     """The levels as indices, if they are ones to move together.
 
     Raises:
-        ValueError: if they are not indices of the generator's levels that follow each other.
+        ValueError: if they are not indices of the generator's levels that follow each other, or it is no generator.
     """
+    if not isinstance(generator, MLVGM):
+        raise ValueError(f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM.")
     if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
         raise ValueError(f"Invalid levels={levels!r}: give a list of indices, e.g. [2] or [1, 2, 3].")
     found = tuple(integer("level", level, 0, len(generator.levels) - 1) for level in levels)
