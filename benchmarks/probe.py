@@ -125,10 +125,10 @@ SOURCES: dict[str, Source] = {
     "ML learned, gentle": Source("learned", "gentle", {"preset": "fashion-ml-learned"}),
     "ML learned, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned"}),
     "ML random of 0.55, crop": Source("learned", "crop", ML | _noise({"1:": 0.55})),
-    "ML borrowed, crop": Source("learned", "crop", {"preset": "fashion-ml-learned", "wrap": Borrowed}),
-    "ML borrowed, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned", "wrap": Borrowed}),
-    "ML random of 0.7 in 4 directions, crop": Source("learned", "crop", ML | _noise({"1:": 0.7}) | {"wrap": InFewDirections}),
-    "ML random of 0.7 in 4 directions, no T_x": Source("learned", "none", ML | _noise({"1:": 0.7}) | {"wrap": InFewDirections}),
+    "ML borrowed, crop": Source("learned", "crop", {"preset": "fashion-ml-learned", "wrap": "borrowed"}),
+    "ML borrowed, no T_x": Source("learned", "none", {"preset": "fashion-ml-learned", "wrap": "borrowed"}),
+    "ML random of 0.7 in 4 directions, crop": Source("learned", "crop", ML | _noise({"1:": 0.7}) | {"wrap": "few"}),
+    "ML random of 0.7 in 4 directions, no T_x": Source("learned", "none", ML | _noise({"1:": 0.7}) | {"wrap": "few"}),
     # How far to move, with no T_x beside it.
     **{f"single random of {std}": Source("magnitudes", "none", SINGLE | _noise({":": std})) for std in (0.1, 0.4, 0.8)},
     **{f"ML random of {std}": Source("magnitudes", "none", ML | _noise({"1:": std})) for std in (0.5, 2.0)},
@@ -149,6 +149,7 @@ SOURCES: dict[str, Source] = {
         for count in (250, 1_000, 10_000, 60_000)
     },
 }
+WRAPS = {"borrowed": Borrowed, "few": InFewDirections}
 TRANSFORMS: dict[str, Any] = {"none": centre, "crop": build(CROP), "full": build(FULL), "gentle": build(GENTLE)}
 TELLING = ("real, gentle", "none, gentle", "single random, gentle", "ML random, gentle")  # for SimSiam and BYOL
 CELLS = [("simclr", name) for name in SOURCES] + [(method, name) for method in ("simsiam", "byol") for name in TELLING]
@@ -191,12 +192,12 @@ class RealViews:
 
 
 def generated(config: dict[str, Any], **options: Any) -> MLViewSource:
-    """A source from its configuration, with what moves levels in a ``wrap`` if it has one."""
+    """A source from its configuration, with what moves levels wrapped if it says so (``wrap``, of WRAPS)."""
     config = config | options
     wrap = config.pop("wrap", None)
     arguments = source_arguments(config)
     if wrap is not None:
-        arguments["perturb"] = {key: wrap(one) if one.moves else one for key, one in arguments["perturb"].items()}
+        arguments["perturb"] = {key: WRAPS[wrap](one) if one.moves else one for key, one in arguments["perturb"].items()}
     return MLViewSource(**arguments)
 
 
