@@ -380,14 +380,11 @@ def main(
     if (quick or only) and out == RESULTS:
         out = work  # the record is that of the whole table
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
-    poor = collect or Path(POOR["generator"]["weights"]).exists()
     wanted = [
         (method, name, seed)
         for seed in range(seeds)
         for method, name in CELLS
-        if (not only or name in only.split(";"))
-        and (poor or SOURCES[name].group != "quality")
-        and (not quick or (method == "simclr" and SOURCES[name].group in ("untrained", "sources")))
+        if (not only or name in only.split(";")) and (not quick or (method == "simclr" and SOURCES[name].group in ("untrained", "sources")))
     ]
     work.mkdir(parents=True, exist_ok=True)
     about, own = work / "budget.json", [*budget[:3], data is not None]
@@ -398,7 +395,8 @@ def main(
     about.write_text(json.dumps(own))
     paths = {cell: work / f"{'-'.join(map(str, cell)).replace(' ', '_')}.json" for cell in wanted}
 
-    missing = [] if collect else [cell for cell in wanted if not paths[cell].exists()]
+    poor = Path(POOR["generator"]["weights"]).exists()
+    missing = [cell for cell in wanted if not collect and not paths[cell].exists() and (poor or SOURCES[cell[1]].group != "quality")]
     os.environ["OMP_NUM_THREADS"] = "1"  # of scikit-learn's solver, in the workers
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(work_off, *cell, budget, paths[cell]) for cell in missing]
