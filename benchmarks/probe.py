@@ -172,6 +172,8 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
     ("poor generator, ML random", "ML random, no T_x"), ("poor generator, ML random", "real, gentle"),
     *((f"ML random{', no T_x' * name.endswith('T_x')}", name) for name, source in SOURCES.items() if source.group == "pools"),
 )  # fmt: skip
+EXTENTS = ("ML random", "ML random of 0.55, crop", "ML random of 0.5", "ML random of 0.7 in 4 directions, crop", "ML learned",
+           "ML borrowed, crop")  # fmt: skip
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
 
@@ -199,6 +201,12 @@ def generated(config: dict[str, Any], **options: Any) -> MLViewSource:
     if wrap is not None:
         arguments["perturb"] = {key: WRAPS[wrap](one) if one.moves else one for key, one in arguments["perturb"].items()}
     return MLViewSource(**arguments)
+
+
+def extent(name: str) -> float:
+    """How far a source moves: the mean L2 distance of a positive's pixels, in [0, 1], from its anchor's, before T_x."""
+    (views,) = generated(SOURCES[name].config or {}, transform=None, batch_size=2_000, num_samples=2_000, seed=0)
+    return round(float((views[0] - views[1]).flatten(1).norm(dim=1).mean()), 3)
 
 
 class Budget(NamedTuple):
@@ -415,6 +423,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/probe.py", *sys.argv[1:]]),
         **budget._asdict(), "test_images": len(real(budget)[1].labels), "probe_images": min(labels, len(real(budget)[0].labels)),
         "seeds": seeds, **made[-1], "commits": sorted({one["versions"].get("commit", "") for one in made}),
+        "extents": {name: extent(name) for name in EXTENTS if any(cell["source"] == name for cell in cells)},
         "summary": summary, "cells": cells,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,11 @@ def views_magnitudes() -> str:
 def views_learned() -> str:
     """Learned views against random ones with the same T_x."""
     also = ("single random, gentle", "ML random, gentle", "ML random, no T_x", "ML random", "ML learned")
-    return _views(("learned",), also=also)
+    extents = (f"`{name}` {value:.2f}" for name, value in read(RESULTS / "probe.json")["extents"].items())
+    return (
+        f"{_views(('learned',), also=also)}\n\nMean L2 distance of a positive's pixels, in [0, 1], from its anchor's, before T_x: "
+        f"{', '.join(extents)}."
+    )
 
 
 def views_quality() -> str:
