@@ -5,12 +5,18 @@ Ranks are asked for late: launchers set them up after the source is made.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import time
 
 import torch
 import torch.distributed
 
 from mlviews.errors import did_you_mean, integer, listing
+
+if torch.distributed.is_available():  # first imported under a process group, it would keep that group from ever being destroyed
+    import torch.distributed.nn.functional
 
 
 def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -34,6 +40,16 @@ def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank >= world_size:
         raise ValueError(f"Invalid rank={rank}, world_size={world_size}{where}: ranks count from 0 to world_size - 1.")
     return rank, world_size
+
+
+@functools.cache  # once is enough
+def end_gently() -> None:
+    """Have Python wait for half a second before it ends.
+
+    Gloo's threads let go of a collective's tensors after the collective is over, and need Python for it: up to Python 3.13 they abort
+    the process if it is ending. Destroying the process group instead would wait for collectives that others will never join.
+    """
+    atexit.register(time.sleep, 0.5)
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -82,6 +82,26 @@ def test_a_walker_of_two_processes_is_that_of_one(launcher: str, tmp_path: Path)
     assert torch.load(tmp_path / "sweep.pt")["state"]["step"] == 10
 
 
+HASTY = """
+import sys
+import torch
+from conftest import Toy
+from mlviews.impact.runs import launch
+fabric = launch(Toy(), "cpu", 2)
+sys.setswitchinterval(1000)  # Python is not handed to gloo's threads on the way
+tensors = [torch.ones(3) for _ in range(200)]
+for tensor in tensors:
+    torch.distributed.all_reduce(tensor)
+"""
+
+
+def test_processes_end_without_an_abort(tmp_path: Path) -> None:
+    """However soon after the last collective: gloo's threads then still hold its tensors, and abort where they cannot let go."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{HASTY}")
+    torchrun(str(script))
+
+
 def test_pairs_that_cannot_be_shared_evenly() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     assert [list(rows(1, 4, fabric)), share(4, fabric)] == [[4, 5, 6, 7], 4]

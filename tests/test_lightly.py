@@ -219,6 +219,7 @@ def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.Mo
 WORKER = """
 import json, os, sys
 import pytorch_lightning as pl
+import torch
 import mlviews
 from mlviews.integrations.lightly import train
 
@@ -233,9 +234,10 @@ model = train.SimCLR(2 * len(source))
 trainer = pl.Trainer(**train.QUIET, accelerator="cpu", devices=2, strategy="ddp", sync_batchnorm=False, max_epochs=2, callbacks=[Names()],
                      enable_progress_bar=False)
 trainer.fit(model, source)
-weight = float(model.backbone.body[0].weight.double().sum())
+weight = model.backbone.body[0].weight.detach().double().sum().item()
 with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
     json.dump({"names": names, "steps": trainer.global_step, "length": len(source), "weight": weight}, file)
+torch.distributed.destroy_process_group()
 """
 
 

@@ -408,6 +408,7 @@ def one_rank(folder: Path) -> None:
     checkpoint = str(folder / "module" / "step=8.ckpt")
     resumed = run("lightning.pytorch", folder / "resumed", datamodule=module(batch_size=8), ckpt_path=checkpoint)
     (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps([first, second, resumed]))
+    torch.distributed.destroy_process_group()  # Lightning leaves NCCL's only
 
 
 def run(namespace: str, folder: Path, **fit: Any) -> dict[str, Any]:

@@ -50,9 +50,12 @@ def _run() -> None:
         script, size, arguments = _arguments()
         sys.path[0] = str(Path(script).parent)  # as for `python SCRIPT`: solo-learn need not be installed
 
+        from mlviews.distributed import end_gently
+
         from .patches import patch
 
         patch(size)
+        end_gently()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"mlviews: {error}", file=sys.stderr)
         raise SystemExit(2) from None

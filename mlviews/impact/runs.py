@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mlviews.distributed import check_device
+from mlviews.distributed import check_device, end_gently
 from mlviews.errors import integer, is_number, path_of
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Normal
@@ -60,6 +60,8 @@ def launch(generator: MLVGM, device: str | torch.device | None, devices: int) ->
             f"torch.distributed runs with {torch.distributed.get_world_size()} processes, of which Fabric would see {fabric.world_size}: "
             "measure before init_process_group, or start the processes with torchrun."
         )
+    if fabric.world_size > 1:
+        end_gently()
     generator.to(fabric.device)
     return fabric
 
