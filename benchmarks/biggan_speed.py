@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from record import RESULTS, apart, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,7 +39,6 @@ from mlviews.records import environment
 sys.path.insert(0, str(Path(__file__).parent / "parity"))
 from fill import fill
 
-RESULTS = Path(__file__).parent / "results"
 SEED = 0
 SIZE = 112  # of a view after T_x
 NORMAL = [0.0, 1.0, 2.0]  # the paper's perturbation of BigBiGAN: mean, deviation, truncation
@@ -268,7 +268,7 @@ def main(
     memory_pairs = pairs
     if quick:
         pairs, repeats = 4, 3
-        out = Path("runs", out.name) if out.parent == RESULTS else out  # the record is that of the whole benchmark
+        out = apart(out)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
         make_weights(checkout, path)
@@ -308,9 +308,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/biggan_speed.py", "--research", "DIR", *arguments]),
         "pairs": pairs, "repeats": repeats, "quick": quick, "seed": SEED, "steps": timed, "memory_mib": used, "options": options,
     } | environment()  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(out)
+    Console().print(write(record, out))
 
 
 if __name__ == "__main__":

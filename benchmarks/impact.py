@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import shlex
 import statistics
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from record import RESULTS, apart, write
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +30,6 @@ from mlviews.impact.report import LevelImpact
 from mlviews.records import environment
 from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
 
-RESULTS = Path(__file__).parent / "results"
 PAIRS, BATCH = 2_000, 250  # for the share of kept classes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
@@ -62,9 +61,9 @@ def main(
         torch.set_num_threads(threads)
     console = Console()
     classifier = None if data is None else _classifier(data, work / "classifier.safetensors")
-    if quick:  # what is kept, and the record, are those of the whole benchmark
+    if quick:
         work = work / "quick"
-        out = work / out.name if out == RESULTS / "impact.json" else out
+        out = apart(out, work)
     cells = []
     for generator, method, seed in itertools.product(generators.split(","), methods.split(","), range(seeds)):
         path = work / f"{generator}-{method}-{seed}"
@@ -98,9 +97,7 @@ def main(
     for name, method in dict.fromkeys((cell["generator"], cell["method"]) for cell in cells):
         console.print(_table(name, method, [cell for cell in cells if (cell["generator"], cell["method"]) == (name, method)]))
     console.print(record["agreement"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    for path in (out, draw(cells, out.with_suffix(".png"))):
+    for path in (write(record, out), draw(cells, out.with_suffix(".png"))):
         console.print(path)
 
 

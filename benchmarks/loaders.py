@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import itertools
-import json
 import multiprocessing
 import os
 import shlex
@@ -30,6 +29,7 @@ import torchvision
 import typer
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
+from record import RESULTS, apart, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ from mlviews.records import environment
 from mlviews.transforms import IMAGENET, simclr
 from mlviews.zoo import FOLDER
 
-RESULTS = Path(__file__).parent / "results"
 LOADERS = ("torch", "ffcv", "mlviews")
 CROPS = {32: 28, 128: 112}  # side of the images -> side of the views
 EPOCH = 60_000  # images, for what an epoch takes
@@ -453,7 +452,7 @@ def main(
     console = Console()
     if quick:
         sizes, batches, images, steps, rounds = "32", "8,16", 64, 2, 1
-        out = work if out == RESULTS else out  # the record is that of the whole benchmark
+        out = apart(out, work)
     skipped = {} if importlib.util.find_spec("ffcv") else {"ffcv": "not installed (extra ffcv)"}
     names = [name for name in loaders.split(",") if name not in skipped]
     if unknown := [name for name in names if name not in LOADERS] + [size for size in sizes.split(",") if int(size) not in CROPS]:
@@ -498,9 +497,7 @@ def main(
         "energy_note": meter.note or None,
         **made, "versions": made["versions"] | {name: version(name) for name in ("torchvision", "lightly", *({"ffcv"} - set(skipped)))},
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "loaders.json").write_text(json.dumps(record, indent=1) + "\n")
-    for path in (out / "loaders.json", draw(rows, out)):
+    for path in (write(record, out / "loaders.json"), draw(rows, out)):
         console.print(path)
 
 

@@ -6,7 +6,6 @@ which gives as many again to evaluate on. Prints a table, writes ``benchmarks/re
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
@@ -20,6 +19,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 import typer
+from record import RESULTS, apart, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,7 +30,6 @@ from mlviews.mi import estimate_mi
 from mlviews.perturb import Normal, Resample
 from mlviews.records import environment
 
-RESULTS = Path(__file__).parent / "results"
 PAIRS, TRUTHS = 10_000, (0.2, 0.5, 1.0, 2.0)  # nats
 Pairs = tuple[Tensor, Tensor]
 
@@ -178,7 +177,7 @@ def main(
 ) -> None:
     """Estimate mutual information where it is known."""
     torch.set_num_threads(1)
-    out = Path("runs", out.name) if quick and out.parent == RESULTS else out  # the record is that of the whole benchmark
+    out = apart(out) if quick else out
     used, truths = list(range(1 if quick else seeds)), (TRUTHS[0], TRUTHS[-1]) if quick else TRUTHS
     tasks = [(case, nats, seed) for case in range(len(CASES)) for nats in truths for seed in used]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
@@ -204,9 +203,7 @@ def main(
     record = {
         "command": shlex.join(["python", "benchmarks/mi.py", *sys.argv[1:]]), "pairs": PAIRS, "seeds": used, "jobs": jobs, "rows": rows,
     } | environment()  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(out)
+    Console().print(write(record, out))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ is a sum of measured parts and not the difference of two totals. Prints a table,
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import sys
@@ -18,14 +17,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from record import RESULTS, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import mlviews
 from mlviews.records import environment
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Parts:
@@ -115,9 +113,7 @@ def main(
         "t_x_of_generator": round(statistics.median(augment), 4),
         "seed": source.seed,
     } | environment(source.device)  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(out)
+    Console().print(write(record, out))
 
 
 if __name__ == "__main__":

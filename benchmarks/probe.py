@@ -22,6 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import typer
+from record import RESULTS, SCORES, apart, shown, write
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -37,7 +38,6 @@ from mlviews.sampling import Normal, permutation
 from mlviews.source import pair_layout
 from mlviews.transforms import Augmentation, build
 
-RESULTS = Path(__file__).parent / "results"
 CROP = {"name": "simclr", "size": 28, "color": False}  # and flip
 FULL = {"name": "simclr", "size": 28, "color": True}  # of gray images color changes brightness and contrast
 GENTLE = {"name": "custom", "size": 28, "scale": [0.6, 1.0], "jitter": [0.4, 0.4, 0.0, 0.0]}  # FULL with crops of 60 % of the area and more
@@ -174,7 +174,6 @@ PAIRS = (  # one source less another, at the same seed: the encoder's initial we
 )  # fmt: skip
 EXTENTS = ("ML random", "ML random of 0.55, crop", "ML random of 0.5", "ML random of 0.7 in 4 directions, crop", "ML learned",
            "ML borrowed, crop")  # fmt: skip
-SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
 
 class RealViews:
@@ -292,11 +291,6 @@ def summarise(cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def shown(score: dict[str, Any], sign: str = "") -> str:
-    """``83.1 ± 0.4``."""
-    return f"{score['mean']:{sign}.1f}" + ("" if score["half"] is None else f" ± {score['half']:.1f}")
-
-
 def draw(summary: dict[str, Any], out: Path) -> list[Path]:
     """The sources side by side, and accuracy against the pool's size."""
     import matplotlib.pyplot as plt
@@ -385,8 +379,8 @@ def main(
         raise typer.BadParameter(f"No source {unknown[0]!r}: there are {'; '.join(SOURCES)}.")
     if quick:
         seeds, labels, work = 1, min(labels, 2_000), work / "quick"
-    if (quick or only) and out == RESULTS:
-        out = work  # the record is that of the whole table
+    if quick or only:
+        out = apart(out, work)
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
     wanted = [
         (method, name, seed)
@@ -426,9 +420,7 @@ def main(
         "extents": {name: extent(name) for name in EXTENTS if any(cell["source"] == name for cell in cells)},
         "summary": summary, "cells": cells,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
-    for path in (out / "probe.json", *draw(summary, out)):
+    for path in (write(record, out / "probe.json"), *draw(summary, out)):
         console.print(path)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from record import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.functional import to_pil_image
@@ -27,7 +28,6 @@ from torchvision.transforms.functional import to_pil_image
 from mlviews.data import load_fashion_mnist
 from mlviews.records import environment
 
-RESULTS = Path(__file__).parent / "results"
 METHODS = {"simclr": "train_nce_loss_step", "simsiam": "train_neg_cos_sim_step", "byol": "train_neg_cos_sim_step"}  # what each minimises
 LAUNCHER = [sys.executable, "-m", "mlviews.integrations.solo_learn"]
 KNN = """
@@ -148,7 +148,7 @@ def main(
         "runs": runs,
         **environment(),
     }
-    (RESULTS / "solo-learn.json").write_text(json.dumps(record, indent=1) + "\n")
+    Console().print(write(record, RESULTS / "solo-learn.json"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ paper's does), and pairs that differ in the last of four groups only (the offici
 from __future__ import annotations
 
 import importlib
-import json
 import shlex
 import statistics
 import sys
@@ -22,6 +21,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
+from record import RESULTS, apart, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,7 +33,6 @@ from mlviews.checkpoints import Checkpoint
 from mlviews.generators.stylegan2 import StyleGAN2
 from mlviews.records import environment
 
-RESULTS = Path(__file__).parent / "results"
 GOALS = {"128 px": 1.6, "512 px, crop": 1.5, "128 px, last group": 2.0, "512 px, crop, last group": 2.0}
 CARS: dict[str, Any] = {"crop": 384, "size": 128}
 
@@ -80,7 +79,7 @@ def main(
     torch.set_num_threads(threads)
     if quick:
         runs, batch_128, batch_512 = 3, 1, 1
-        out = Path("runs", out.name) if out.parent == RESULTS else out  # the record is that of the whole benchmark
+        out = apart(out)
     cases = []
     for resolution, batch, options in ((128, batch_128, {}), (512, batch_512, CARS)):
         cases += compare(official_generator(checkout, resolution, base, seed), resolution, batch, options, runs, seed)
@@ -97,9 +96,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/stylegan2_speed.py", *arguments]),
         "seed": seed, "runs": runs, "channel_base": base, "cases": cases,
     } | environment()  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(out)
+    Console().print(write(record, out))
 
 
 @torch.no_grad()

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from record import RESULTS, SCORES, shown
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("benchmarks", "mlviews/zoo", "mlviews/generators", "mlviews/impact", "integrations/lightly", "integrations/solo_learn")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / part / "README.md" for part in PARTS))
-RESULTS = ROOT / "benchmarks" / "results"
 ZOO = ROOT / "mlviews" / "zoo"
 
 
@@ -67,19 +68,11 @@ def probe() -> str:
     )
 
 
-SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
-
-
-def _score(score: dict[str, Any], sign: str = "") -> str:
-    """Mean, and half of its 95 % interval if there are seeds enough."""
-    return f"{score['mean']:{sign}.1f}" + ("" if score["half"] is None else f" ± {score['half']:.1f}")
-
-
 def _views(groups: Sequence[str], methods: Sequence[str] = ("simclr",), also: Sequence[str] = (), folder: Path = RESULTS) -> str:
     """Scores of the sources of some groups, and of others by name."""
     rows = [
         ([f"`{row['method']}`"] if len(methods) > 1 else [])
-        + [row["source"], row["transform"], *(_score(row["scores"][key]) for key in SCORES), str(row["scores"]["kNN"]["seeds"])]
+        + [row["source"], row["transform"], *(shown(row["scores"][key]) for key in SCORES), str(row["scores"]["kNN"]["seeds"])]
         for row in read(folder / "probe.json")["summary"]["rows"]
         if row["method"] in methods and (row["group"] in groups or row["source"] in also)
     ]
@@ -112,7 +105,7 @@ def views_telling() -> str:
     rows = []
     for name, label in names.items():
         scores = [found.get((method, name), found["simclr", name]) for method in methods]  # without training it is the same for all
-        rows.append([label, *(_score(score[key]) for score in scores for key in keys)])
+        rows.append([label, *(shown(score[key]) for score in scores for key in keys)])
     seeds = {score["kNN"]["seeds"] for (_, name), score in found.items() if name in names}
     header = ["views", *(f"{title}, {key.split()[0]}" for title in methods.values() for key in keys)]
     return (
@@ -183,7 +176,7 @@ def views_pools_long() -> str:
 def _differences(folder: Path) -> str:
     """Paired differences."""
     rows = [
-        [f"`{row['method']}`", f"{row['of']} − {row['less']}", *(_score(row["scores"][key], "+") for key in SCORES)]
+        [f"`{row['method']}`", f"{row['of']} − {row['less']}", *(shown(row["scores"][key], "+") for key in SCORES)]
         for row in read(folder / "probe.json")["summary"]["differences"]
     ]
     return f"{markdown(['method', 'difference at the same seed', *SCORES], rows)}\n\nPoints, mean ± half of the 95 % interval over seeds."

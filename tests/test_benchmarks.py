@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from record import RESULTS, apart
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +25,15 @@ def test_impact_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
         assert [row["level"] for row in cell["rows"]] == ["0", "1", "2", "3"]
         seconds.append(cell["seconds"])
     assert seconds[0] == seconds[1], "the second call measured nothing"
+
+
+def test_a_partial_run_stays_off_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for record in (RESULTS / "impact.json", Path("benchmarks/results/impact.json")):
+        assert apart(record, tmp_path) == tmp_path / "impact.json"
+    assert apart(RESULTS, tmp_path) == tmp_path
+    assert apart(RESULTS / "long") == Path("runs/long")
+    assert apart(tmp_path / "impact.json") == tmp_path / "impact.json"
 
 
 def test_the_agreement_on_record_is_that_of_its_cells() -> None:
