@@ -32,9 +32,11 @@ from torch import Tensor
 
 import mlviews
 from mlviews import perturb
-from mlviews.checkpoints import read
-from mlviews.generators.biggan import HUB_EPS, BigGAN
-from mlviews.records import environment
+from mlviews.generators.biggan.network import BigGAN
+from mlviews.generators.biggan.reading import HUB_EPS
+from mlviews.generators.biggan.reading import load as load_biggan
+from mlviews.runs.records import environment
+from mlviews.weights.checkpoints import read
 
 sys.path.insert(0, str(Path(__file__).parent / "parity"))
 from fill import fill
@@ -95,7 +97,7 @@ def source(generator: BigGAN, first: int, pairs: int, **options: Any) -> mlviews
 
 def load(path: Path) -> BigGAN:
     """Our generator."""
-    return BigGAN.from_checkpoint(read(path), label=0, bn_eps=HUB_EPS)
+    return load_biggan(read(path), label=0, bn_eps=HUB_EPS)
 
 
 # -- time ----------------------------------------------------------------------------------------------------------

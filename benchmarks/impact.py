@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 import mlviews
-from mlviews.data import load_fashion_mnist
-from mlviews.distributed import resolve_rank
+from mlviews.evaluation.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.impact.report import LevelImpact
-from mlviews.records import environment
-from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from mlviews.runs.processes import resolve_rank
+from mlviews.runs.records import environment
 
 PAIRS, BATCH = 2_000, 250  # for the share of kept classes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

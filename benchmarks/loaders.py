@@ -38,11 +38,12 @@ from torchvision.transforms.functional import to_pil_image
 
 import mlviews
 from mlviews import MLViewSource, perturb
-from mlviews.checkpoints import Checkpoint
-from mlviews.data import bundled_slice, load_fashion_mnist
-from mlviews.generators.biggan import HUB_EPS, BigGAN
-from mlviews.records import environment
+from mlviews.evaluation.data import bundled_slice, load_fashion_mnist
+from mlviews.generators.biggan.reading import HUB_EPS
+from mlviews.generators.biggan.reading import load as load_biggan
+from mlviews.runs.records import environment
 from mlviews.transforms import IMAGENET, simclr
+from mlviews.weights.checkpoints import Checkpoint
 from mlviews.zoo import FOLDER
 
 LOADERS = ("torch", "ffcv", "mlviews")
@@ -160,7 +161,7 @@ def generator(size: int) -> mlviews.MLVGM:
         for name, shape in bigbigan_shapes():
             values = torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
             tensors[name] = torch.ones(shape) if name.endswith(("sv0", "var", "gain")) else values
-        _made[size] = BigGAN.from_checkpoint(Checkpoint("biggan", tensors, {}, "random weights"), label=0, bn_eps=HUB_EPS)
+        _made[size] = load_biggan(Checkpoint("biggan", tensors, {}, "random weights"), label=0, bn_eps=HUB_EPS)
     return _made[size]
 
 

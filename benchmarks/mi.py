@@ -26,9 +26,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mlviews import MLVGM, MLViewSource
-from mlviews.mi import estimate_mi
+from mlviews.mi.estimate import estimate_mi
 from mlviews.perturb import Normal, Resample
-from mlviews.records import environment
+from mlviews.runs.records import environment
 
 PAIRS, TRUTHS = 10_000, (0.2, 0.5, 1.0, 2.0)  # nats
 Pairs = tuple[Tensor, Tensor]

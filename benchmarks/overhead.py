@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 import mlviews
-from mlviews.records import environment
+from mlviews.runs.records import environment
 
 
 class Parts:
@@ -75,12 +75,11 @@ def main(
     # Instance attributes shadow the methods they time.
     generator.run = parts.timed("generator", generator.run)  # type: ignore[method-assign]
     generator.to_image = parts.timed("generator", generator.to_image)  # type: ignore[method-assign]
-    generator.decode_views = parts.timed("stacking views", generator.decode_views)  # type: ignore[method-assign]
-    drawing: Any = parts.timed("drawing", source._prepare()[1])
-    drawing.device = source.device
-    source._draw = drawing
-    source._positive = parts.timed("perturbing", source._positive)  # type: ignore[method-assign]
-    source._augment = parts.timed("T_x", source._augment)  # type: ignore[method-assign]
+    source.step.decode = parts.timed("stacking views", source.step.decode)  # type: ignore[method-assign]
+    generator.anchor_latents = parts.timed("drawing", generator.anchor_latents)  # type: ignore[method-assign]
+    generator.noise_of = parts.timed("drawing", generator.noise_of)  # type: ignore[method-assign]
+    source.step.perturb = parts.timed("perturbing", source.step.perturb)  # type: ignore[method-assign]
+    source.step.augment = parts.timed("T_x", source.step.augment)  # type: ignore[method-assign]
     source.layout = parts.timed("layout", source.layout)
     iterator = iter(source)
     step = parts.timed("bookkeeping", lambda: next(iterator))

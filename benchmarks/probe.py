@@ -30,11 +30,11 @@ from torch import Tensor
 
 from mlviews import MLViewSource
 from mlviews.config import source_arguments
-from mlviews.data import Labelled, bundled_slice, load_fashion_mnist
+from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
+from mlviews.evaluation.probe import Scores, evaluate, initial, train
 from mlviews.perturb import Perturber
-from mlviews.probe import Scores, evaluate, initial, train
-from mlviews.records import environment
-from mlviews.sampling import Normal, permutation
+from mlviews.runs.records import environment
+from mlviews.sampling import TruncatedNormal, permutation
 from mlviews.source import pair_layout
 from mlviews.transforms import Augmentation, build
 
@@ -55,7 +55,7 @@ class Borrowed(Perturber):
     def __init__(self, walker: Perturber) -> None:
         self.walker = walker
 
-    def noise(self, anchor: Normal) -> Normal:
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal:
         return anchor
 
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
@@ -69,8 +69,8 @@ class InFewDirections(Perturber):
     def __init__(self, noisy: Perturber, directions: int = 4) -> None:
         self.noisy, self.directions = noisy, directions
 
-    def noise(self, anchor: Normal) -> Normal | None:
-        return self.noisy.noise(anchor)
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal | None:
+        return self.noisy.law(anchor)
 
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
         widths = [values[0].numel() for values in noise or ()]

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.functional import to_pil_image
 
-from mlviews.data import load_fashion_mnist
-from mlviews.records import environment
+from mlviews.evaluation.data import load_fashion_mnist
+from mlviews.runs.records import environment
 
 METHODS = {"simclr": "train_nce_loss_step", "simsiam": "train_neg_cos_sim_step", "byol": "train_neg_cos_sim_step"}  # what each minimises
 LAUNCHER = [sys.executable, "-m", "mlviews.integrations.solo_learn"]

@@ -29,9 +29,9 @@ from torch import Tensor
 
 import mlviews
 from mlviews import perturb
-from mlviews.checkpoints import Checkpoint
-from mlviews.generators.stylegan2 import StyleGAN2
-from mlviews.records import environment
+from mlviews.generators.stylegan.reading import load as load_stylegan2
+from mlviews.runs.records import environment
+from mlviews.weights.checkpoints import Checkpoint
 
 GOALS = {"128 px": 1.6, "512 px, crop": 1.5, "128 px, last group": 2.0, "512 px, crop, last group": 2.0}
 CARS: dict[str, Any] = {"crop": 384, "size": 128}
@@ -103,7 +103,7 @@ def main(
 def compare(network: Any, resolution: int, batch: int, options: dict[str, Any], runs: int, seed: int) -> list[dict[str, Any]]:
     """Whole images, then pairs that differ in the last group."""
     tensors = {name: value.clone() for name, value in network.state_dict().items()}
-    ours = StyleGAN2.from_checkpoint(
+    ours = load_stylegan2(
         Checkpoint("stylegan2-ada", tensors, dict(network.init_kwargs), "The official network"), groups=4, **options
     )
     z = ours.sample_latents(range(batch), seed)

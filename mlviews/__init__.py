@@ -1,14 +1,17 @@
 """mlviews: a generator in the place of a self-supervised-learning codebase's data loader."""
 
-from mlviews import perturb, transforms
+from mlviews import _moved, perturb, transforms
 from mlviews._version import __version__
 from mlviews.config import list_presets
 from mlviews.errors import WeightsError
 from mlviews.generators import MLVGM, Level, list_generators, load_generator, wrap_generator
 from mlviews.impact import ImpactReport, measure_impact, train_walker
-from mlviews.infonce import info_nce, mi_lower_bound
-from mlviews.mi import MIEstimate, estimate_mi
-from mlviews.source import Batch, MLViewSource
+from mlviews.mi.estimate import MIEstimate, estimate_mi
+from mlviews.mi.infonce import info_nce, mi_lower_bound
+from mlviews.source import MLViewSource
+from mlviews.step import Batch
+
+_moved.install()
 
 __all__ = [
     "MLVGM",

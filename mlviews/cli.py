@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 import mlviews
-from mlviews import data, sampling
+from mlviews import sampling
 from mlviews.config import load_config, source_arguments
-from mlviews.distributed import resolve_rank
+from mlviews.evaluation import data
+from mlviews.evaluation.probe import METHODS, RATES, SHARES, Encoder, Scores
 from mlviews.impact.measure import METHODS as IMPACT_METHODS
 from mlviews.perturb import level_indices
-from mlviews.probe import METHODS, RATES, SHARES, Encoder, Scores
-from mlviews.progress import bars
-from mlviews.records import environment
+from mlviews.runs.processes import resolve_rank
+from mlviews.runs.progress import bars
+from mlviews.runs.records import environment
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=mlviews.__doc__)
 console = Console()
@@ -81,7 +82,7 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
 ) -> None:
     """Write another project's checkpoint as safetensors, which can be shared and loaded without trust; nothing in it is executed."""
-    from mlviews import checkpoints, download
+    from mlviews.weights import checkpoints, download
 
     found = checkpoints.convert(download.fetch(source) if download.is_remote(source) else source, out)
     size = sum(tensor.numel() for tensor in found.tensors.values())
@@ -135,7 +136,7 @@ def probe(
     device: Device = None,
 ) -> None:
     """Train an encoder on a preset's views, then linear-probe and kNN it on real images next to raw pixels and an untrained encoder."""
-    from mlviews import probe as probing
+    from mlviews.evaluation import probe as probing
     from mlviews.viz import draw_loss, draw_views
 
     begin = time.perf_counter()
@@ -342,7 +343,7 @@ def walker(
             console.print(path)
 
 
-def _measured(name: str, weights: str | None) -> tuple[mlviews.MLVGM, sampling.Normal | None]:
+def _measured(name: str, weights: str | None) -> tuple[mlviews.MLVGM, sampling.TruncatedNormal | None]:
     """A generator, and the law of its anchors where a preset gives one."""
     if name in mlviews.list_presets() or name.endswith((".yaml", ".yml")):
         config = {key: value for key, value in load_config(name).items() if key in ("generator", "weights", "anchor")}

@@ -1,7 +1,7 @@
 """Perturbers ``T_i``: how a positive's latents come from its anchor's, level by level (paper, sec. 3.2).
 
-A perturber says what noise it needs (drawn for it from the source's counter streams) and applies it. A new one
-subclasses :class:`Perturber`.
+A perturber names the law of the noise it needs, which is drawn for it from the source's counter streams, and
+applies that noise. A new one subclasses :class:`Perturber`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mlviews import checkpoints, sampling, weights
-from mlviews.errors import did_you_mean, integer, listing, path_of
+from mlviews import checks
+from mlviews.checks import integer, path_of
+from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import Level
-
-if TYPE_CHECKING:
-    from mlviews.impact.report import ImpactReport
+from mlviews.sampling import TruncatedNormal
+from mlviews.weights import checkpoints
+from mlviews.weights import files as weights
 
 __all__ = ["Assignment", "Fixed", "Normal", "Perturber", "Resample", "Walker", "assign", "build", "matched"]
 
@@ -29,19 +30,31 @@ class Perturber(ABC):
     """``T``: anchor latents of one or more levels to a positive's."""
 
     moves: bool = True
-    """False if positives equal their anchors here: the levels below the first one that moves are shared by all views."""
+    """False if positives equal their anchors here: the levels below the first one that moves are shared by
+    all views.
+    """
 
-    def noise(self, anchor: sampling.Normal) -> sampling.Normal | None:
-        """The distribution of the noise to draw for each scalar of its levels, given the anchors'; None for no noise."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take a subclass's ``noise`` for its ``law``, which was called so in version 0.1."""
+        super().__init_subclass__(**options)
+        if "noise" in cls.__dict__ and "law" not in cls.__dict__:
+            cls.law = cls.noise  # type: ignore[attr-defined]
+
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal | None:
+        """Return the law of the noise that each scalar of its levels needs, given the anchors' law;
+
+        None for no noise.
+        """
         return None
 
     @abstractmethod
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
-        """Positive latents.
+        """Return the positives' latents.
 
         Args:
             latents: the anchors' float tensors ``[B, *level.shape]``, one per level it was given.
-            noise: one tensor of the same shape per level, drawn independently; None if :meth:`noise` asked for none.
+            noise: one tensor of the same shape per level, drawn independently; None if :meth:`law` asked for
+                none.
         """
 
     def check(self, levels: Sequence[Level]) -> None:  # noqa: B027 (most act on any level)
@@ -60,13 +73,15 @@ class Fixed(Perturber):
         return "Fixed()"
 
 
-class Normal(sampling.Normal, Perturber):
-    """``T(z) = z + w, w ~ N^t(mean, std)``: additive noise (paper, sec. 3.2; Jahanian et al. 2021). Also the anchors' law.
+class Normal(TruncatedNormal, Perturber):
+    """``T(z) = z + w, w ~ N^t(mean, std)``: additive noise (paper, sec. 3.2; Jahanian et al. 2021).
+
+    It is also how the law of the anchors is written.
 
     Args:
-        std: standard deviation before truncation, at least 0.
-        truncation: support ``mean ± truncation * std``; None for the full normal.
-        mean: of the noise.
+        std: the standard deviation before truncation; at least 0.
+        truncation: the support is ``mean ± truncation * std``; None for the full normal.
+        mean: the mean of the noise.
 
     Raises:
         ValueError: for a negative std, a truncation that is not positive, or a value that is not finite.
@@ -76,7 +91,7 @@ class Normal(sampling.Normal, Perturber):
     def moves(self) -> bool:  # type: ignore[override]
         return self.std > 0 or self.mean != 0
 
-    def noise(self, anchor: sampling.Normal) -> sampling.Normal:
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal:
         return self
 
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
@@ -84,9 +99,12 @@ class Normal(sampling.Normal, Perturber):
 
 
 class Resample(Perturber):
-    """``T(z) ~`` the anchors' distribution, independent of z: the level's latent is drawn afresh (paper, app. F, run b)."""
+    """``T(z)`` is drawn from the anchors' law, independently of z: the level is drawn afresh (paper, app.
 
-    def noise(self, anchor: sampling.Normal) -> sampling.Normal:
+    F, run b).
+    """
+
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal:
         return anchor
 
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
@@ -99,27 +117,29 @@ class Resample(Perturber):
 class Walker(nn.Module, Perturber):
     """``T(z) = z + p(z)`` with a learned two-layer MLP p (paper, sec. 3.2; Li et al. 2022).
 
-    Given several levels it acts on their concatenation if it is as wide as that, else on each of them in turn.
-    It draws no noise, so all positives of an anchor get the same latents.
+    Given several levels it acts on their concatenation if it is as wide as that, else on each of them in
+    turn. It draws no noise, so all positives of an anchor get the same latents.
 
     Args:
-        width: scalars it takes and returns; all its layers have this width.
+        width: the number of scalars it takes and returns; all its layers have this width.
         provenance: what it was trained on and how; stored with it.
-        keep_norm: ``T(z) = |z| (z + p(z)) / |z + p(z)|``: positives keep their anchor's length, and so stay where a normal prior has
-            its mass.
+        keep_norm: whether ``T(z) = |z| (z + p(z)) / |z + p(z)|``: positives then keep their anchor's length,
+            and so stay where a normal prior has its mass.
     """
 
     FORMAT = "mlviews.walker"
 
-    def __init__(self, width: int, provenance: Mapping[str, Any] | None = None, keep_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, provenance: Mapping[str, Any] | None = None, keep_norm: bool = False
+    ) -> None:
         super().__init__()
         self.width = integer("width", width, 1)
         if provenance is not None and not isinstance(provenance, Mapping):
-            raise ValueError(f"Invalid provenance={provenance!r}: give a mapping of facts about the training, or None.")
-        if not isinstance(keep_norm, bool):
-            raise ValueError(f"Invalid keep_norm={keep_norm!r}: it must be True or False.")
+            raise ValueError(
+                f"Invalid provenance={provenance!r}: give a mapping of facts about the training, or None."
+            )
         self.provenance = dict(provenance or {})
-        self.keep_norm = keep_norm
+        self.keep_norm = checks.flag("keep_norm", keep_norm)
         self.net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         for layer in (self.net[0], self.net[2]):
             # Near the identity at first (paper, sec. 3.2).
@@ -135,8 +155,10 @@ class Walker(nn.Module, Perturber):
         return [new.view_as(z) for new, z in zip(moved, latents, strict=True)]
 
     def _move(self, z: Tensor) -> Tensor:
-        moved: Tensor = z + self.net(z)
-        return moved * (z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True)) if self.keep_norm else moved
+        moved: Tensor = z + self.net(z)  # [B, width]
+        if not self.keep_norm:
+            return moved
+        return moved * (z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True))
 
     def check(self, levels: Sequence[Level]) -> None:
         sizes = [level.size for level in levels]
@@ -148,12 +170,17 @@ class Walker(nn.Module, Perturber):
 
     def save(self, path: str | Path) -> None:
         """Write a ``.safetensors`` file with the weights and the provenance."""
-        facts = {"provenance": json.dumps(self.provenance), "keep_norm": json.dumps(self.keep_norm)}
-        weights.write_safetensors(path, self.state_dict(), {"format": self.FORMAT, **facts})
+        metadata = {
+            "format": self.FORMAT,
+            "provenance": json.dumps(self.provenance),
+            "keep_norm": json.dumps(self.keep_norm),
+        }
+        weights.write_safetensors(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Walker:
-        """Read a walker that :meth:`save` wrote, or one of the research code (a ``.pth`` file), of which nothing is executed.
+        """Read a walker that :meth:`save` wrote, or one of the research code (a ``.pth`` file; nothing in it
+        is executed).
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -161,11 +188,17 @@ class Walker(nn.Module, Perturber):
         """
         path = path_of(path, "walker file")
         if path.suffix in (".pth", ".pt"):
-            tensors, provenance, keep_norm = *checkpoints.read_walker(path), "false"
+            tensors, provenance = checkpoints.read_walker(path)
+            keep_norm = "false"
         else:
             tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-            provenance, keep_norm = metadata.get("provenance", "{}"), metadata.get("keep_norm", "false")
-        return weights.fit(lambda: cls(tensors["net.0.bias"].numel(), json.loads(provenance), json.loads(keep_norm)), tensors, path)
+            provenance = metadata.get("provenance", "{}")
+            keep_norm = metadata.get("keep_norm", "false")
+
+        def empty() -> Walker:
+            return cls(tensors["net.0.bias"].numel(), json.loads(provenance), json.loads(keep_norm))
+
+        return weights.fit(empty, tensors, path)
 
 
 class Assignment(NamedTuple):
@@ -175,108 +208,160 @@ class Assignment(NamedTuple):
     perturber: Perturber
 
 
-def assign(perturb: Perturber | Mapping[int | str, Perturber] | None, levels: Sequence[Level]) -> list[Assignment]:
-    """Which perturber acts on which levels.
+def assign(
+    perturb: Perturber | Mapping[int | str, Perturber] | None, levels: Sequence[Level]
+) -> list[Assignment]:
+    """Say which perturber acts on which levels.
 
     Args:
-        perturb: one for all levels, or a mapping whose keys are level indices, level names, or ``"start:stop"`` as in
-            a slice; levels that no key names stay fixed.
-        levels: of the generator.
+        perturb: one for all levels, or a mapping whose keys are level indices, level names, or
+            ``"start:stop"`` as in a slice; levels that no key names stay fixed.
+        levels: the generator's levels.
 
     Returns:
         The assignments of perturbers that move something, coarse to fine.
 
     Raises:
-        ValueError: for an index out of range, an empty range, an unknown key, an overlap, a value that is not a
-            perturber, or one that does not fit its levels. The message names the levels there are.
+        ValueError: for an index out of range, an empty range, an unknown key, an overlap, a value that is not
+            a perturber, or one that does not fit its levels. The message names the levels there are.
     """
-    there = _there(levels)
     if perturb is None:
         perturb = {}
     if isinstance(perturb, Perturber):
         perturb = {":": perturb}
     if not isinstance(perturb, Mapping):
-        raise ValueError(f"Invalid perturb={perturb!r}: give a perturber, or a mapping from levels to perturbers. {there}")
-    owner: dict[int, int | str] = {}
-    result = []
+        raise ValueError(
+            f"Invalid perturb={perturb!r}: give a perturber, or a mapping from levels to perturbers. "
+            f"{_levels_text(levels)}"
+        )
+    keys: dict[int, int | str] = {}  # by level: the key that named it
+    assignments = []
     for key, perturber in perturb.items():
         if not isinstance(perturber, Perturber):
             raise ValueError(
-                f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Normal, Resample, Walker, or a subclass of Perturber."
+                f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Normal, Resample, Walker, "
+                "or a subclass of Perturber."
             )
         indices = level_indices(key, levels)
         for index in indices:
-            if index in owner:
+            if index in keys:
                 raise ValueError(
-                    f"Level {index} ({levels[index].name}) is given twice, by {owner[index]!r} and by {key!r}; name it once. {there}"
+                    f"Level {index} ({levels[index].name}) is given twice, by {keys[index]!r} and by {key!r}; "
+                    f"name it once. {_levels_text(levels)}"
                 )
-            owner[index] = key
+            keys[index] = key
         perturber.check([levels[index] for index in indices])
         if perturber.moves:
-            result.append(Assignment(indices, perturber))
-    return sorted(result, key=lambda assignment: assignment.levels)
+            assignments.append(Assignment(indices, perturber))
+    return sorted(assignments, key=lambda assignment: assignment.levels)
 
 
-def matched(report: ImpactReport) -> dict[int | str, Perturber]:
-    """Perturbers that spend an equal amount of mutual information at every level, from a measured report: for ``perturb=``.
+class Measured(Protocol):
+    """A row of a measured report, as :func:`matched` reads it."""
 
-    Levels that cannot spend it within their prior are drawn afresh (:class:`Resample`), the most that the prior allows.
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The indices of the levels that it moves."""
+
+    @property
+    def key(self) -> str:
+        """The same levels as a key of ``perturb=``."""
+
+    @property
+    def choice(self) -> Perturber:
+        """The perturber to make views with."""
+
+
+class Report(Protocol):
+    """What :func:`mlviews.measure_impact` returns, as :func:`matched` reads it."""
+
+    @property
+    def impacts(self) -> Sequence[Measured]:
+        """One row per level, or per group of levels moved together."""
+
+
+def matched(report: Report) -> dict[int | str, Perturber]:
+    """Return perturbers that spend an equal amount of mutual information at every level, for ``perturb=``.
+
+    Levels that cannot spend it within their prior are drawn afresh (:class:`Resample`), the most that the
+    prior allows.
 
     Args:
-        report: of :func:`mlviews.measure_impact`.
+        report: what :func:`mlviews.measure_impact` or ``ImpactReport.load`` returned.
 
     Raises:
         ValueError: if it is no such report, or one of its rows shares a level with another.
     """
     impacts = getattr(report, "impacts", None)
     if impacts is None:
-        raise ValueError(f"Invalid report of type {type(report).__name__}: pass what mlviews.measure_impact or ImpactReport.load returned.")
+        raise ValueError(
+            f"Invalid report of type {type(report).__name__}: pass what mlviews.measure_impact "
+            "or ImpactReport.load returned."
+        )
     moved = [level for impact in impacts for level in impact.levels]
     if len(set(moved)) < len(moved):
-        raise ValueError(f"The report's rows move levels {listing(sorted(moved))}: each must be in one row only, to be moved once.")
+        raise ValueError(
+            f"The report's rows move levels {listing(sorted(moved))}: "
+            "each must be in one row only, to be moved once."
+        )
     return {int(impact.key) if impact.key.isdigit() else impact.key: impact.choice for impact in impacts}
 
 
-def _there(levels: Sequence[Level]) -> str:
+def _levels_text(levels: Sequence[Level]) -> str:
     return f"The levels are {listing(f'{index} ({level.name})' for index, level in enumerate(levels))}."
 
 
 def level_indices(key: int | str, levels: Sequence[Level]) -> tuple[int, ...]:
-    """The levels that a key of ``perturb=`` names: an index, a name, or ``"start:stop"`` as in a slice.
+    """Return the levels that a key of ``perturb=`` names: an index, a name, or ``"start:stop"`` as in a
+    slice.
 
     Raises:
-        ValueError: for an unknown key, an index out of range, or an empty range. The message names the levels there are.
+        ValueError: for an unknown key, an index out of range, or an empty range; the message names the levels
+            there are.
     """
-    names, there = [level.name for level in levels], _there(levels)
+    names = [level.name for level in levels]
     if isinstance(key, str) and key in names:
         return (names.index(key),)
-    text = str(key)
+    remedy = f"use an index, a name, or 'start:stop'. {_levels_text(levels)}"
     try:
         if isinstance(key, bool) or not isinstance(key, int | str):
             raise ValueError
-        bounds = [int(part) if part.strip() else None for part in text.split(":")]
+        bounds = [int(part) if part.strip() else None for part in str(key).split(":")]
     except ValueError:
-        raise ValueError(f"Invalid level {key!r}: use an index, a name, or 'start:stop'. {there}{did_you_mean(key, names)}") from None
+        raise ValueError(f"Invalid level {key!r}: {remedy}{did_you_mean(key, names)}") from None
     count = len(levels)
     if len(bounds) > 2 or bounds == [None]:
-        raise ValueError(f"Invalid level {key!r}: use an index, a name, or 'start:stop'. {there}")
+        raise ValueError(f"Invalid level {key!r}: {remedy}")
     limit = count if len(bounds) == 2 else count - 1
     if any(bound is not None and not -count <= bound <= limit for bound in bounds):
-        raise ValueError(f"Level {key!r} is out of range. {there} (In YAML, quote ranges: 1:3 without quotes is the number 63.)")
+        raise ValueError(
+            f"Level {key!r} is out of range. {_levels_text(levels)} "
+            "(In YAML, quote ranges: 1:3 without quotes is the number 63.)"
+        )
     if len(bounds) == 1:
         return (range(count)[bounds[0] or 0],)
-    found = tuple(range(count)[bounds[0] : bounds[1]])
-    if not found:
-        raise ValueError(f"Level range {key!r} is empty. {there}")
-    return found
+    indices = tuple(range(count)[bounds[0] : bounds[1]])
+    if not indices:
+        raise ValueError(f"Level range {key!r} is empty. {_levels_text(levels)}")
+    return indices
 
 
-_KINDS: dict[str, Callable[..., Perturber]] = {"fixed": Fixed, "normal": Normal, "resample": Resample, "walker": Walker.load}
-_OPTIONS: dict[str, tuple[str, ...]] = {"fixed": (), "normal": ("std", "truncation", "mean"), "resample": (), "walker": ("path",)}
+class _Kind(NamedTuple):
+    make: Callable[..., Perturber]
+    options: tuple[str, ...]
+
+
+_KINDS = {
+    "fixed": _Kind(Fixed, ()),
+    "normal": _Kind(Normal, ("std", "truncation", "mean")),
+    "resample": _Kind(Resample, ()),
+    "walker": _Kind(Walker.load, ("path",)),
+}
 
 
 def build(spec: Perturber | str | Mapping[str, Any]) -> Perturber:
-    """A perturber from its configuration: ``"fixed"`` or ``{"name": "normal", "std": 1.0, "truncation": 2.0}``.
+    """Return a perturber of its configuration: ``"fixed"`` or ``{"name": "normal", "std": 1.0, "truncation":
+    2.0}``.
 
     Raises:
         ValueError: for an unknown name or option, or a bad value.
@@ -284,18 +369,15 @@ def build(spec: Perturber | str | Mapping[str, Any]) -> Perturber:
     """
     if isinstance(spec, Perturber):
         return spec
-    options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in _KINDS:
-        raise ValueError(f"Invalid perturber {spec!r}: its name must be one of {listing(_KINDS)}.{did_you_mean(name, _KINDS)}")
-    for option in options:
-        if option not in _OPTIONS[name]:
-            allowed = _OPTIONS[name]
-            raise ValueError(
-                f"Invalid option {option!r} of perturber {name!r}: it takes {listing(allowed) or 'none'}.{did_you_mean(option, allowed)}"
-            )
+    options: dict[str, Any] = {"name": spec}
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+    name = checks.choice("perturber", options.pop("name", None), _KINDS, problem="Invalid")
+    kind = _KINDS[name]
+    checks.options(f"perturber {name!r}", options, kind.options)
     if name == "walker" and "path" not in options:
         raise ValueError(
-            "Perturber 'walker' needs path: the .safetensors file that train_walker or Walker.save wrote, or a .pth of the paper's code."
+            "Perturber 'walker' needs path: the .safetensors file that train_walker or Walker.save wrote, "
+            "or a .pth of the paper's code."
         )
-    return _KINDS[name](**options)
+    return kind.make(**options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlviews import sampling
-from mlviews.errors import did_you_mean, integer, is_number, listing
+from mlviews.checks import integer, is_number
+from mlviews.errors import did_you_mean, listing
 
 __all__ = ["IMAGENET", "Augmentation", "Parameters", "build", "byol", "gray", "simclr"]
 
@@ -186,8 +187,8 @@ class Augmentation:
         """
         if len(image_shape) != 2 or min(image_shape) < 1:
             raise ValueError(f"Invalid image_shape={image_shape!r}: give (height, width), both at least 1.")
-        operations, draw = self._plan(indices.device, view)
-        uniform = dict(zip(operations, draw(indices, seed, epoch), strict=True))
+        draw = self._plan(indices.device, view)
+        uniform = draw(indices, seed, epoch)
         found: dict[str, Tensor] = {}
         if _CROP in uniform:
             found["boxes"] = self._boxes(uniform[_CROP], *self.working_shape(*image_shape))
@@ -340,7 +341,7 @@ class Augmentation:
 
     # -- what is made once per device ----------------------------------------------------------------------------
 
-    def _plan(self, device: torch.device, view: int) -> tuple[list[int], sampling.Draw]:
+    def _plan(self, device: torch.device, view: int) -> sampling.Draw:
         """The operations that are on, and the draw of their uniforms."""
         if (device, view) not in self._plans:
             strengths = {
@@ -353,12 +354,15 @@ class Augmentation:
                 _EQUALIZE: self.equalize,
             }
             operations = [operation for operation, strength in strengths.items() if strength]
-            wanted = [sampling.Field(_UNIFORMS[level], sampling.AUGMENT, view, level, sampling.Uniform()) for level in operations]
-            self._plans[device, view] = operations, sampling.Draw(wanted, device)
+            fields = {
+                operation: sampling.Field(_UNIFORMS[operation], sampling.AUGMENT, view, operation, sampling.Uniform())
+                for operation in operations
+            }
+            self._plans[device, view] = sampling.Draw(fields, device)
         return self._plans[device, view]
 
     @cached_property
-    def _plans(self) -> dict[tuple[torch.device, int], tuple[list[int], sampling.Draw]]:
+    def _plans(self) -> dict[tuple[torch.device, int], sampling.Draw]:
         return {}
 
     @cached_property
@@ -389,6 +393,11 @@ class Augmentation:
 
 
 # -- ready-made pipelines ----------------------------------------------------------------------------------------
+
+
+def unnormalized(transform: Any) -> Any:
+    """Return the pipeline without its normalization, whose pixels are not for eyes or files; any other value as it is."""
+    return replace(transform, normalize=None) if isinstance(transform, Augmentation) else transform
 
 
 def simclr(size: int, *, color: bool = True, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> Augmentation:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import MLVGM, Level, MLViewSource, load_generator
-from mlviews.generators.nvae_files import source_shapes
+from mlviews.generators.nvae.reading import source_shapes
 from mlviews.perturb import Normal
 from mlviews.source import Batch
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlviews import transforms
-from mlviews.infonce import info_nce
+from mlviews.mi.infonce import info_nce
 
 
 def embedded_pairs() -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:

@@ -18,10 +18,12 @@ from fill import fill
 from torch import Tensor
 
 from mlviews import MLViewSource, WeightsError
-from mlviews.checkpoints import Checkpoint
-from mlviews.generators import biggan
-from mlviews.generators.biggan import HUB_EPS, TORCH_EPS, BigGAN, Conv
+from mlviews.generators.biggan import network as biggan
+from mlviews.generators.biggan.network import BigGAN, Conv
+from mlviews.generators.biggan.reading import HUB_EPS, TORCH_EPS
+from mlviews.generators.biggan.reading import load as load_biggan
 from mlviews.perturb import Normal
+from mlviews.weights.checkpoints import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +62,7 @@ def bigbigan() -> BigGAN:
 
 
 def load(tensors: Tensors, **options: Any) -> BigGAN:
-    return BigGAN.from_checkpoint(Checkpoint("biggan", tensors, {}, "weights.pth"), **options)
+    return load_biggan(Checkpoint("biggan", tensors, {}, "weights.pth"), **options)
 
 
 def labels_for(g: BigGAN, rows: int) -> Tensor | None:

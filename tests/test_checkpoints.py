@@ -28,8 +28,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mlviews import WeightsError, checkpoints
+from mlviews import WeightsError
 from mlviews.perturb import Walker
+from mlviews.weights import checkpoints
 from mlviews.zoo import FOLDER
 
 Tensors = dict[str, Tensor]
@@ -890,7 +891,8 @@ MESSAGES = {name: message for name, (_, message) in (WRONG | BOMBS).items()}
 READER = """
 import argparse, json, os, pathlib, resource, sys, time
 import torch
-from mlviews import checkpoints, errors
+from mlviews import errors
+from mlviews.weights import checkpoints
 
 def state():
     names = set(vars(argparse.Namespace)) | set(os.environ)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mlviews.data import CLASSES, bundled_slice, load_fashion_mnist
+from mlviews.evaluation.data import CLASSES, bundled_slice, load_fashion_mnist
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:

@@ -14,10 +14,9 @@ from gloo_worker import embedded_pairs
 from lightning_fabric import Fabric
 
 from mlviews import train_walker, transforms
-from mlviews.distributed import resolve_rank
-from mlviews.impact.runs import rows, share
-from mlviews.infonce import info_nce
+from mlviews.mi.infonce import info_nce
 from mlviews.perturb import Walker
+from mlviews.runs.processes import resolve_rank, rows, share
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 
@@ -86,7 +85,7 @@ HASTY = """
 import sys
 import torch
 from conftest import Toy
-from mlviews.impact.runs import launch
+from mlviews.runs.processes import launch
 fabric = launch(Toy(), "cpu", 2)
 sys.setswitchinterval(1000)  # Python is not handed to gloo's threads on the way
 tensors = [torch.ones(3) for _ in range(200)]

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import mlviews
-from mlviews import WeightsError, download, load_generator, zoo
+from mlviews import WeightsError, load_generator, zoo
+from mlviews.weights import download
 
 FASHION = zoo.FOLDER / "fashion.safetensors"
 SHA256 = hashlib.sha256(FASHION.read_bytes()).hexdigest()

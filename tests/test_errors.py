@@ -13,11 +13,20 @@ from conftest import Toy, toy_source
 from safetensors.torch import save_file
 
 import mlviews
-from mlviews import MLVGM, Level, MLViewSource, WeightsError, load_generator, perturb, transforms, wrap_generator
-from mlviews.data import load_fashion_mnist
+from mlviews import (
+    MLVGM,
+    Level,
+    MLViewSource,
+    WeightsError,
+    load_generator,
+    perturb,
+    transforms,
+    wrap_generator,
+)
+from mlviews.evaluation.data import load_fashion_mnist
+from mlviews.evaluation.probe import train
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.perturb import Normal, Walker
-from mlviews.probe import train
 from mlviews.zoo import FOLDER
 
 

@@ -149,15 +149,15 @@ class Interrupted(Exception):
 
 
 def interrupt(source: MLViewSource, batches: int) -> MLViewSource:
-    """A source that stops after some batches, as if the process had been killed."""
-    made, whole = iter(range(batches)), source.batch
+    """A source whose generator stops after some batches, as if the process had been killed."""
+    left, decode_views = iter(range(batches)), source.generator.decode_views
 
-    def batch(start: int, stop: int) -> Any:
-        if next(made, None) is None:
+    def decode(*arguments: Any) -> Any:
+        if next(left, None) is None:
             raise Interrupted
-        return whole(start, stop)
+        return decode_views(*arguments)
 
-    source.batch = batch  # type: ignore[method-assign]
+    source.generator.decode_views = decode  # type: ignore[method-assign]
     return source
 
 

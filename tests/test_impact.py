@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 import mlviews
 from mlviews import sampling
-from mlviews.encoders import ImageCritic, ImageTrunk
 from mlviews.impact import measure_distances
 from mlviews.impact.measure import measure_impact
-from mlviews.impact.runs import Checkpoint, fingerprint
 from mlviews.impact.sweep import Condition, Critic, _monotone, _solved, _told
 from mlviews.impact.walkers import WINDOW, TrainedWalker, _Log, train_walker
+from mlviews.mi.critics import ImageCritic, ImageTrunk
 from mlviews.perturb import Normal, Resample, Walker, matched
+from mlviews.runs.checkpoint import Checkpoint
+from mlviews.runs.files import fingerprint
 
 SMALL: dict[str, Any] = {"pairs": 8, "width": 8, "monte_carlo": 200, "progress": False}
 GAME: dict[str, Any] = {**SMALL, "warmup": 30, "steps": 20, "patience": 5}
@@ -72,7 +73,7 @@ def test_several_levels_are_measured_together() -> None:
 def test_distances_of_stylegan2_are_measured_in_w(tmp_path: Path) -> None:
     g = mlviews.load_generator("stylegan2", weights=external("stylegan2-cars", tmp_path / "g.pkl"), groups=4)
     z = g.sample_latents(range(64), epoch=2)
-    moved = g.sample_noise(range(64), sampling.Normal(1.0, g.truncation), epoch=2, levels=[1])
+    moved = g.sample_noise(range(64), sampling.TruncatedNormal(1.0, g.truncation), epoch=2, levels=[1])
     expected = g.distances(z, [z[0], *moved, *z[2:]])[1]
     found = measure_distances(g, [1], Resample(), 64)
     assert found.mean == pytest.approx(expected.mean().item(), rel=1e-5)

@@ -6,7 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mlviews.infonce import from_paper_scale, info_nce, mi_bound, mi_lower_bound, one_sided_info_nce, to_paper_scale
+from mlviews.mi.infonce import (
+    from_paper_scale,
+    info_nce,
+    mi_bound,
+    mi_lower_bound,
+    one_sided_info_nce,
+    to_paper_scale,
+)
 
 
 def pairs(count: int = 5, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:

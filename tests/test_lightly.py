@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 import mlviews
 from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
-from mlviews.data import Labelled, bundled_slice
-from mlviews.probe import METHODS, Encoder, initial
+from mlviews.evaluation.data import Labelled, bundled_slice
+from mlviews.evaluation.probe import METHODS, Encoder, initial
 
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("lightly")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource
-from mlviews.mi import FEWEST, MIEstimate, estimate_mi
+from mlviews.mi.estimate import FEWEST, MIEstimate, estimate_mi
 from mlviews.perturb import Normal, Resample
 
 

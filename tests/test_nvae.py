@@ -21,11 +21,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from mlviews import WeightsError, load_generator
-from mlviews.checkpoints import Checkpoint, convert
-from mlviews.data import bundled_slice
-from mlviews.generators.nvae import NVAE, Gaussian, Head, NVAEConfig, widen
-from mlviews.generators.nvae_files import causal_mask, source_shapes
-from mlviews.weights import read_safetensors, write_safetensors
+from mlviews.evaluation.data import bundled_slice
+from mlviews.generators.nvae.network import NVAE, Gaussian, Head, NVAEConfig, widen
+from mlviews.generators.nvae.reading import causal_mask, source_shapes
+from mlviews.generators.nvae.reading import load as load_nvae
+from mlviews.weights.checkpoints import Checkpoint, convert
+from mlviews.weights.files import read_safetensors, write_safetensors
 from mlviews.zoo import FOLDER, train_nvae
 from mlviews.zoo import evaluate as quality
 from mlviews.zoo.train_nvae import RECIPES, Recipe, Trainer, balance
@@ -73,7 +74,7 @@ def bundled() -> NVAE:
 @pytest.mark.parametrize("path", GOLDEN, ids=NAMES)
 def test_the_official_codes_results(path: Path) -> None:
     checkpoint, golden = official(path)
-    g = NVAE.from_checkpoint(checkpoint)
+    g = load_nvae(checkpoint)
     eps = g.sample_latents(range(2), truncation=None)
     images = pictures(g.image_shape, 2, 0)
     for mine, theirs in ((g(eps), golden["decoded"]), (g(g.encode(images)), golden["reconstructed"])):
@@ -93,7 +94,7 @@ def test_checkpoint_files_load(serezd: Checkpoint, nvlabs: Checkpoint, tmp_path:
     content = {"args": argparse.Namespace(**args), "arch_instance": nvlabs.facts["arch_instance"], "state_dict": nvlabs.tensors}
     torch.save(content, tmp_path / "checkpoint.pt")
     for name, checkpoint in (("last.pt", serezd), ("checkpoint.pt", nvlabs)):
-        expected = NVAE.from_checkpoint(checkpoint)
+        expected = load_nvae(checkpoint)
         convert(tmp_path / name, tmp_path / "converted.safetensors")
         z = expected.sample_latents(range(2))
         for path in (tmp_path / name, tmp_path / "converted.safetensors"):
@@ -101,7 +102,7 @@ def test_checkpoint_files_load(serezd: Checkpoint, nvlabs: Checkpoint, tmp_path:
 
 
 def test_a_loaded_checkpoint_survives_our_own_format(nvlabs: Checkpoint, tmp_path: Path) -> None:
-    g = NVAE.from_checkpoint(nvlabs)
+    g = load_nvae(nvlabs)
     write_safetensors(tmp_path / "own.safetensors", g.state_dict(), g.metadata())
     other = NVAE.load(tmp_path / "own.safetensors")
     z = g.sample_latents(range(2))
@@ -133,26 +134,26 @@ BAD_SEREZD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("facts", BAD_NVLABS, ids=str)
 def test_facts_that_do_not_fit_are_one_clear_error(nvlabs: Checkpoint, facts: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match=r"another architecture than it says|no valid configuration"):
-        NVAE.from_checkpoint(changed(nvlabs, **facts))
+        load_nvae(changed(nvlabs, **facts))
 
 
 @pytest.mark.parametrize("facts", BAD_SEREZD, ids=str)
 def test_serezds_facts_that_do_not_fit_are_one_clear_error(serezd: Checkpoint, facts: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match=r"another architecture than it says|no valid configuration"):
-        NVAE.from_checkpoint(changed(serezd, **facts))
+        load_nvae(changed(serezd, **facts))
 
 
 @pytest.mark.parametrize("facts", [{}, [], None, {"autoencoder": 3}, {"autoencoder": {}, "resolution": [1, 32, 32]}], ids=str)
 def test_garbage_for_facts_is_one_clear_error(serezd: Checkpoint, nvlabs: Checkpoint, facts: Any) -> None:
     for checkpoint in (serezd, nvlabs):
         with pytest.raises(WeightsError, match="no valid configuration"):
-            NVAE.from_checkpoint(dataclasses.replace(checkpoint, facts=facts))
+            load_nvae(dataclasses.replace(checkpoint, facts=facts))
 
 
 def test_wrong_tensors_are_one_clear_error(nvlabs: Checkpoint) -> None:
     def load(**tensors: Tensor | None) -> None:
         changed = {name: value for name, value in (nvlabs.tensors | tensors).items() if value is not None}
-        NVAE.from_checkpoint(dataclasses.replace(nvlabs, tensors=changed))
+        load_nvae(dataclasses.replace(nvlabs, tensors=changed))
 
     weight = nvlabs.tensors["stem.weight"]
     load(**{"stem.num_batches_tracked": torch.tensor(1), "dec_tower.0.conv.weight_normalized": torch.zeros(1)})  # of no use, and harmless
@@ -167,7 +168,7 @@ def test_wrong_tensors_are_one_clear_error(nvlabs: Checkpoint) -> None:
     with pytest.raises(WeightsError, match="NaN or an infinity"):
         load(**{"stem.weight": weight * math.nan})
     with pytest.raises(WeightsError, match="which is no NVAE"):
-        NVAE.from_checkpoint(dataclasses.replace(nvlabs, layout="biggan"))
+        load_nvae(dataclasses.replace(nvlabs, layout="biggan"))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("levels", ["group", "scale"])
 def test_shared_prefixes_change_no_image(nvlabs: Checkpoint, levels: str) -> None:
-    g = NVAE.from_checkpoint(nvlabs, levels=levels, temperature=0.7)
+    g = load_nvae(nvlabs, levels=levels, temperature=0.7)
     anchors, others = g.sample_latents(range(3)), g.sample_latents(range(3), seed=1)
     for first in range(len(g.levels) + 1):
         views = [anchors, [*anchors[:first], *others[first:]]]
@@ -302,7 +303,7 @@ def test_divergence_is_torchs() -> None:
 
 def test_a_flow_keeps_volumes(nvlabs: Checkpoint) -> None:
     """Each masked cell is triangular with ones on its diagonal, whence the Jacobian determinant that the bound relies on."""
-    flows = NVAE.from_checkpoint(nvlabs).encoder.flows[0]
+    flows = load_nvae(nvlabs).encoder.flows[0]
     z = torch.randn(4, 3, 3)
     jacobian = torch.autograd.functional.jacobian(lambda value: flows(value[None])[0].flatten(), z).view(36, 36)
     assert (jacobian - torch.eye(36)).abs().max() > 1e-2

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 
 from mlviews import MLViewSource
-from mlviews.data import Labelled, bundled_slice
-from mlviews.probe import RATES, Encoder, embed, evaluate, initial, train
+from mlviews.evaluation.data import Labelled, bundled_slice
+from mlviews.evaluation.probe import RATES, Encoder, embed, evaluate, initial, train
 
 
 def source() -> MLViewSource:

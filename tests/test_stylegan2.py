@@ -15,9 +15,10 @@ from torch import Tensor
 
 import mlviews
 from mlviews import MLViewSource, perturb
-from mlviews.checkpoints import Checkpoint
 from mlviews.generators import winograd
-from mlviews.generators.stylegan2 import StyledConvolution, StyleGAN2, StyleGAN2Config
+from mlviews.generators.stylegan.reading import load as load_stylegan2
+from mlviews.generators.stylegan.stylegan2 import StyledConvolution, StyleGAN2, StyleGAN2Config
+from mlviews.weights.checkpoints import Checkpoint
 
 GOLDENS = sorted((Path(__file__).parent / "golden").glob("stylegan2-*.npz"))
 
@@ -30,13 +31,13 @@ def checkpoint(resolution: int = 32, classes: int = 0, concatenated: bool = Fals
 
 @pytest.fixture(scope="module")
 def small() -> StyleGAN2:
-    return StyleGAN2.from_checkpoint(checkpoint(), groups=4)
+    return load_stylegan2(checkpoint(), groups=4)
 
 
 @pytest.fixture(scope="module")
 def wide() -> StyleGAN2:
     """Wide enough for the fast convolutions, in both kinds of layers."""
-    g = StyleGAN2.from_checkpoint(checkpoint(64, base=4096))
+    g = load_stylegan2(checkpoint(64, base=4096))
     assert [m.filter is not None for m in g.modules() if isinstance(m, StyledConvolution) and m._suits_forms] == [True, False] * 2
     return g
 
@@ -50,7 +51,7 @@ def test_images_are_the_official_ones(path: Path) -> None:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
         layout, facts, seed, psi = str(golden["layout"]), json.loads(str(golden["facts"])), int(golden["seed"]), float(golden["psi"])
         images = torch.from_numpy(golden["images"])
-    g = StyleGAN2.from_checkpoint(Checkpoint(layout, parity.weights(shapes, seed), facts, path.name), truncation_psi=psi)
+    g = load_stylegan2(Checkpoint(layout, parity.weights(shapes, seed), facts, path.name), truncation_psi=psi)
     labels = g.sample_labels(range(len(images)), seed) if g.num_classes else None
     made = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
     torch.testing.assert_close(made, images, atol=1e-4, rtol=0)
@@ -71,7 +72,7 @@ def test_compiled_it_takes_the_plain_convolutions(wide: StyleGAN2, monkeypatch: 
 
 def test_concatenated_labels_are_normalised_with_z() -> None:
     stored = checkpoint(16, classes=3, concatenated=True)
-    g = StyleGAN2.from_checkpoint(stored)
+    g = load_stylegan2(stored)
     z, labels = torch.randn(3, 8), torch.arange(3)
     x = torch.cat([z, stored.tensors["G_mapping/LabelConcat/weight"]], dim=1)
     x = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
@@ -86,11 +87,11 @@ def test_concatenated_labels_are_normalised_with_z() -> None:
 
 @pytest.mark.parametrize(("groups", "sizes"), [(1, [8]), (3, [3, 3, 2]), (4, [2, 2, 2, 2]), (5, [2, 2, 2, 1, 1]), (None, [1] * 8)])
 def test_groups_are_as_even_as_possible(groups: int | None, sizes: list[int]) -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(), groups=groups)
+    g = load_stylegan2(checkpoint(), groups=groups)
     assert [run.length for run in g.runs] == sizes
     assert g.level_names[0] == ("style 1" if sizes[0] == 1 else f"styles 1-{sizes[0]}")
     z = g.sample_latents(range(2))
-    torch.testing.assert_close(g(z), StyleGAN2.from_checkpoint(checkpoint())(z[:1] * 8), atol=1e-6, rtol=0)
+    torch.testing.assert_close(g(z), load_stylegan2(checkpoint())(z[:1] * 8), atol=1e-6, rtol=0)
 
 
 def test_one_draw_feeds_every_level_and_is_mapped_once(small: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def test_one_draw_feeds_every_level_and_is_mapped_once(small: StyleGAN2, monkeyp
 def test_a_level_moves_its_own_styles_only(small: StyleGAN2) -> None:
     """The paper's definition: w_i' = f(T_i(z)) on the layers of group i, w = f(z) on all others."""
     z, moved = small.sample_latents(range(2))[0], small.sample_latents(range(2), seed=1)[0]
-    each = StyleGAN2.from_checkpoint(checkpoint())
+    each = load_stylegan2(checkpoint())
     for group in range(4):
         styles = [moved if group * 2 <= style < group * 2 + 2 else z for style in range(8)]
         grouped = [moved if level == group else z for level in range(4)]
@@ -130,7 +131,7 @@ def test_distances_are_in_w_over_the_styles_of_a_group(small: StyleGAN2) -> None
 
 @pytest.mark.parametrize("first", range(5))
 def test_shared_prefixes_change_no_image(wide: StyleGAN2, first: int) -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(64, base=4096), groups=4)
+    g = load_stylegan2(checkpoint(64, base=4096), groups=4)
     anchors, others = g.sample_latents(range(3)), g.sample_latents(range(3), seed=1)
     views = [anchors, [*anchors[:first], *others[first:]]]
     for shared, alone in zip(g.decode_views(views, first), [g(z) for z in views], strict=True):
@@ -142,7 +143,7 @@ def test_shared_prefixes_change_no_image(wide: StyleGAN2, first: int) -> None:
 
 @pytest.mark.parametrize("crop", [48, 64, (32, 64), (10, 46), 2])
 def test_crop_is_the_middle_of_the_whole_image(wide: StyleGAN2, crop: int | tuple[int, int]) -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(64, base=4096), groups=4, crop=crop)
+    g = load_stylegan2(checkpoint(64, base=4096), groups=4, crop=crop)
     height, width = crop if isinstance(crop, tuple) else (crop, crop)
     assert g.image_shape == (3, height, width)
     z = g.sample_latents(range(2))
@@ -152,7 +153,7 @@ def test_crop_is_the_middle_of_the_whole_image(wide: StyleGAN2, crop: int | tupl
 
 
 def test_what_is_cropped_away_is_not_computed() -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(64), crop=32, size=16)
+    g = load_stylegan2(checkpoint(64), crop=32, size=16)
     shapes = []
     for module in g.modules():
         if isinstance(module, StyledConvolution):
@@ -165,7 +166,7 @@ def test_what_is_cropped_away_is_not_computed() -> None:
 @pytest.mark.parametrize(("crop", "size"), [(48, 16), ((32, 64), (8, 64)), (None, 32)])
 def test_size_is_the_mean_of_pixels(crop: Any, size: Any) -> None:
     """Before values beyond [0, 1] are clipped, as resizing in the paper's code."""
-    whole, small = (StyleGAN2.from_checkpoint(checkpoint(64), crop=crop, **kwargs) for kwargs in ({}, {"size": size}))
+    whole, small = (load_stylegan2(checkpoint(64), crop=crop, **kwargs) for kwargs in ({}, {"size": size}))
     z = whole.sample_latents(range(2))
     state = whole.run(whole.condition(z, None))[0]
     factor = tuple(a // b for a, b in zip(state.shape[2:], small.image_shape[1:], strict=True))
@@ -174,16 +175,16 @@ def test_size_is_the_mean_of_pixels(crop: Any, size: Any) -> None:
 
 def test_psi_moves_towards_the_mean_image() -> None:
     stored = checkpoint()
-    mean = StyleGAN2.from_checkpoint(stored, truncation_psi=0)
+    mean = load_stylegan2(stored, truncation_psi=0)
     images = mean(mean.sample_latents(range(2)))
     assert torch.equal(images[0], images[1])
-    half = StyleGAN2.from_checkpoint(stored, truncation_psi=0.5)
+    half = load_stylegan2(stored, truncation_psi=0.5)
     z = half.sample_latents(range(2))
-    w = StyleGAN2.from_checkpoint(stored).condition(z, None)[0]
+    w = load_stylegan2(stored).condition(z, None)[0]
     torch.testing.assert_close(half.condition(z, None)[0], 0.5 * w + 0.5 * stored.tensors["dlatent_avg"])
     without = {name: value for name, value in stored.tensors.items() if name != "dlatent_avg"}
     with pytest.raises(mlviews.WeightsError, match="truncation_psi=1"):
-        StyleGAN2.from_checkpoint(Checkpoint(stored.layout, without, stored.facts, "x"), truncation_psi=0.5)
+        load_stylegan2(Checkpoint(stored.layout, without, stored.facts, "x"), truncation_psi=0.5)
 
 
 @pytest.mark.parametrize(
@@ -203,12 +204,12 @@ def test_psi_moves_towards_the_mean_image() -> None:
 )
 def test_wrong_options_are_not_the_files_fault(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
-        StyleGAN2.from_checkpoint(checkpoint(), **options)
+        load_stylegan2(checkpoint(), **options)
     assert not isinstance(raised.value, mlviews.WeightsError)
 
 
 def test_labels_are_drawn_and_returned() -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(16, classes=5), groups=3)
+    g = load_stylegan2(checkpoint(16, classes=5), groups=3)
     assert g.num_classes == 5
     z = g.sample_latents(range(4))
     first, second = (g(z, torch.full((4,), label)) for label in (0, 1))
@@ -249,14 +250,14 @@ def test_decode_is_differentiable_and_equal(wide: StyleGAN2) -> None:
 
 
 def test_gradients_are_those_of_differences() -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(16, conv_clamp=2.0, base=64), groups=2).double()
+    g = load_stylegan2(checkpoint(16, conv_clamp=2.0, base=64), groups=2).double()
     z = [torch.randn(1, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda *z: g.run(g.condition(z, None))[0], z, atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
 @pytest.mark.parametrize("crop", [None, 24])
 def test_autocast_is_close(crop: int | None) -> None:
-    g = StyleGAN2.from_checkpoint(checkpoint(base=2048), groups=4, crop=crop)
+    g = load_stylegan2(checkpoint(base=2048), groups=4, crop=crop)
     z = g.sample_latents(range(2))
     with torch.autocast("cpu", torch.bfloat16):
         images = g(z)
@@ -270,7 +271,7 @@ def test_half_precision_does_not_overflow() -> None:
     for name, value in stored.tensors.items():
         if name.endswith(("Conv/mod_bias", "Conv1/mod_bias", "Conv1/weight")):
             value.mul_(1e3).add_(3e3)
-    g = StyleGAN2.from_checkpoint(stored, groups=4)
+    g = load_stylegan2(stored, groups=4)
     z = g.sample_latents(range(2))
     with torch.autocast("cpu", torch.float16):
         images = g(z)
@@ -333,7 +334,7 @@ def test_wrong_files_give_one_clear_error(change: Change, message: str) -> None:
     tensors, facts = {name: value.clone() for name, value in stored.tensors.items()}, dict(stored.facts)
     change(tensors, facts)
     with pytest.raises(mlviews.WeightsError, match=message) as raised:
-        StyleGAN2.from_checkpoint(Checkpoint(stored.layout, tensors, facts, "small.pkl"), groups=4)
+        load_stylegan2(Checkpoint(stored.layout, tensors, facts, "small.pkl"), groups=4)
     assert "small.pkl" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -349,11 +350,11 @@ def test_facts_are_not_trusted() -> None:
         "mapping_layers": [9] * 9,
         "truncation_psi": 0.5,
     }
-    one, other = (StyleGAN2.from_checkpoint(Checkpoint(stored.layout, stored.tensors, f, "x")) for f in (facts, stored.facts))
+    one, other = (load_stylegan2(Checkpoint(stored.layout, stored.tensors, f, "x")) for f in (facts, stored.facts))
     assert torch.equal(one(one.sample_latents(range(2))), other(one.sample_latents(range(2))))
     for garbage in ({"synthesis_kwargs": 7}, {"synthesis_kwargs": {"conv_clamp": None}}, {"mapping_kwargs": []}):
         with pytest.raises(mlviews.WeightsError, match="no pixels"):
-            StyleGAN2.from_checkpoint(Checkpoint("stylegan2-ada", {}, garbage, "x"))
+            load_stylegan2(Checkpoint("stylegan2-ada", {}, garbage, "x"))
 
 
 @pytest.mark.parametrize(
@@ -369,12 +370,12 @@ def test_variants_of_the_official_network_are_refused_by_name(name: str, message
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
     tensors = parity.weights(shapes, 0) | {name: torch.eye(4)}
     with pytest.raises(mlviews.WeightsError, match=message):
-        StyleGAN2.from_checkpoint(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+        load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
     tensors = {name: value for name, value in tensors.items() if "torgb" not in name or "b16" in name}
     with pytest.raises(mlviews.WeightsError, match="'orig'" if "skip" not in name else "'resnet'"):
-        StyleGAN2.from_checkpoint(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+        load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
 
 
 def test_other_layouts_are_refused() -> None:
     with pytest.raises(mlviews.WeightsError, match="'biggan', not a StyleGAN2"):
-        StyleGAN2.from_checkpoint(Checkpoint("biggan", {}, {}, "x"))
+        load_stylegan2(Checkpoint("biggan", {}, {}, "x"))

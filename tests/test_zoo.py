@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mlviews import load_generator
 from mlviews.generators.film import FilmConfig, FilmGenerator
-from mlviews.weights import read_safetensors
+from mlviews.weights.files import read_safetensors
 from mlviews.zoo import FOLDER
 from mlviews.zoo import evaluate as quality
 from mlviews.zoo.train import RECIPES, Discriminator, Trainer, equalise

@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mlviews.checkpoints import Checkpoint
-from mlviews.generators.biggan import HUB_EPS, TORCH_EPS, BigGAN
-from mlviews.records import environment
+from mlviews.generators.biggan.reading import HUB_EPS, TORCH_EPS
+from mlviews.generators.biggan.reading import load as load_biggan
+from mlviews.runs.records import environment
+from mlviews.weights.checkpoints import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -142,7 +143,7 @@ def main(
             continue
         network = official(case, folders)
         tensors = network.state_dict()
-        ours = BigGAN.from_checkpoint(Checkpoint("biggan", tensors, {}, case.name), label=case.label, bn_eps=case.options["BN_eps"])
+        ours = load_biggan(Checkpoint("biggan", tensors, {}, case.name), label=case.label, bn_eps=case.options["BN_eps"])
         latents = ours.sample_latents(range(case.rows), SEED)
         labels = torch.full((case.rows,), case.label) if case.label is not None else ours.sample_labels(range(case.rows), SEED)
         expected = reference(network, latents, labels)

@@ -31,9 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mlviews.checkpoints import Checkpoint
-from mlviews.generators.nvae import NVAE
-from mlviews.records import environment
+from mlviews.generators.nvae.network import NVAE
+from mlviews.generators.nvae.reading import load as load_nvae
+from mlviews.runs.records import environment
+from mlviews.weights.checkpoints import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -235,8 +236,8 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         values |= {name: torch.ones_like(value) for name, value in values.items() if name.endswith(".mask")}
         official.network.load_state_dict(values, strict=False)
     checkpoint = Checkpoint(case.layout, values, case.facts, case.name)
-    ours, cooler = NVAE.from_checkpoint(checkpoint), NVAE.from_checkpoint(checkpoint, temperature=0.6)
-    scales = NVAE.from_checkpoint(checkpoint, levels="scale")
+    ours, cooler = load_nvae(checkpoint), load_nvae(checkpoint, temperature=0.6)
+    scales = load_nvae(checkpoint, levels="scale")
     eps = ours.sample_latents(range(case.rows), SEED, truncation=None)
     images = pictures(ours.image_shape, case.rows, SEED)
     merged = scales._merge(list(eps))

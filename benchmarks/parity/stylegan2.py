@@ -30,9 +30,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mlviews.checkpoints import Checkpoint
-from mlviews.generators.stylegan2 import StyleGAN2
-from mlviews.records import environment
+from mlviews.generators.stylegan.reading import load as load_stylegan2
+from mlviews.runs.records import environment
+from mlviews.weights.checkpoints import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -250,7 +250,7 @@ def compare(case: Case, ada: Path, rosinality: Path, golden: bool) -> dict[str, 
         official = load_tf(ada, case.facts, case.layout == CONCAT)
     facts = {} if case.layout == "stylegan2-rosinality" else case.facts
     checkpoint = Checkpoint(case.layout.partition(",")[0], official.tensors, facts, case.name)
-    ours = StyleGAN2.from_checkpoint(checkpoint, groups=4, truncation_psi=case.psi)
+    ours = load_stylegan2(checkpoint, groups=4, truncation_psi=case.psi)
     resolution = ours.image_shape[1]
     z = ours.sample_latents(range(case.rows), SEED, truncation=None)
     labels = ours.sample_labels(range(case.rows), SEED) if ours.num_classes else None
@@ -264,8 +264,8 @@ def compare(case: Case, ada: Path, rosinality: Path, golden: bool) -> dict[str, 
     side = max(resolution * 3 // 4 // 4 * 4, 2)
     low = (resolution - side) // 2
     part = raw[:, :, low : low + side, low : low + side]
-    cropped = StyleGAN2.from_checkpoint(checkpoint, groups=4, truncation_psi=case.psi, crop=side)
-    averaged = StyleGAN2.from_checkpoint(checkpoint, groups=4, truncation_psi=case.psi, crop=side, size=side // 2)
+    cropped = load_stylegan2(checkpoint, groups=4, truncation_psi=case.psi, crop=side)
+    averaged = load_stylegan2(checkpoint, groups=4, truncation_psi=case.psi, crop=side, size=side // 2)
     images = ours(z, labels)
     with torch.enable_grad():
         tracked = ours.decode([value.clone().requires_grad_() for value in z], labels).detach()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import importlib.metadata
 import re
 import time
@@ -13,12 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mlviews.distributed import resolve_rank
-from mlviews.errors import integer
-from mlviews.impact.runs import fingerprint
-from mlviews.progress import bar
+from mlviews.checks import integer
+from mlviews.runs.files import fingerprint
+from mlviews.runs.processes import resolve_rank
+from mlviews.runs.progress import bar
 from mlviews.source import MLViewSource
-from mlviews.transforms import Augmentation
+from mlviews.transforms import unnormalized
 
 from .formats import Format, Samples, choose, pixels
 from .shards import Folder
@@ -131,19 +129,15 @@ def _prepared(source: MLViewSource, augmented: bool) -> MLViewSource:
     """The source with the views to be written; the one given keeps its own."""
     if not isinstance(source, MLViewSource):
         raise ValueError(f"Invalid source of type {type(source).__name__}: it must be an mlviews.MLViewSource.")
-    made = copy.copy(source)
-    if augmented:
-        made.transforms = [dataclasses.replace(t, normalize=None) if isinstance(t, Augmentation) else t for t in source.transforms]
-    else:
-        made.crops = tuple(range(source.num_views))
-        made.transforms = [None] * source.num_views
-    return made
+    if not augmented:
+        return source.replace(transform=None, crops=None)
+    return source.replace(transform=[unnormalized(transform) for transform in source.transforms])
 
 
 def _settings(source: MLViewSource, format: str, chosen: Format, shard_size: int) -> dict[str, Any]:
     """What the bytes depend on."""
     generator = source.generator
-    device = source.device.type  # moves the generator there, before it is looked at
+    device = source.prepare().type  # with the generator there, before it is looked at
     return {
         "export": 1,
         "format": format,

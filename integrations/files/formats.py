@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mlviews.errors import did_you_mean, listing
-from mlviews.weights import read_safetensors, write_safetensors
+from mlviews.weights.files import read_safetensors, write_safetensors
 
 LATENTS, ROWS = "mlviews.export.latents", "mlviews.export.rows"  # what the safetensors files declare to hold
 

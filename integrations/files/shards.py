@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from mlviews.errors import path_of
+from mlviews.checks import path_of
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 

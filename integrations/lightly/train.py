@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource, list_presets
+from mlviews.checks import integer
 from mlviews.config import load_config
-from mlviews.data import Labelled, bundled_slice, load_fashion_mnist
-from mlviews.errors import integer
-from mlviews.probe import RATES, Encoder, embed
-from mlviews.records import environment
+from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
+from mlviews.evaluation.probe import RATES, Encoder, embed
+from mlviews.runs.records import environment
 
 try:
     import pytorch_lightning as pl
@@ -42,7 +42,12 @@ try:
         SimSiamProjectionHead,
     )
     from lightly.models.utils import deactivate_requires_grad, update_momentum
-    from lightly.utils.benchmarking import KNNClassifier, LinearClassifier, MetricCallback, OnlineLinearClassifier
+    from lightly.utils.benchmarking import (
+        KNNClassifier,
+        LinearClassifier,
+        MetricCallback,
+        OnlineLinearClassifier,
+    )
     from lightly.utils.debug import std_of_l2_normalized
     from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 except ModuleNotFoundError as error:

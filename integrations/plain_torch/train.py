@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mlviews.config
-from mlviews.probe import Encoder
+from mlviews.evaluation.probe import Encoder
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--preset", default="fashion-ml-random", help="a preset's name, or a YAML file with the same keys")

@@ -50,7 +50,7 @@ def _run() -> None:
         script, size, arguments = _arguments()
         sys.path[0] = str(Path(script).parent)  # as for `python SCRIPT`: solo-learn need not be installed
 
-        from mlviews.distributed import end_gently
+        from mlviews.runs.processes import end_gently
 
         from .patches import patch
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlviews.distributed import resolve_rank
+from mlviews.runs.processes import resolve_rank
 from mlviews.transforms import IMAGENET
 
 from .views import Views, check_format, summary

@@ -9,14 +9,17 @@ first perturbed level) is computed once: :meth:`MLVGM.decode_views`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mlviews import sampling
-from mlviews.errors import integer, listing
+from mlviews.checks import described, integer
+from mlviews.errors import listing
+from mlviews.latents import once
+from mlviews.sampling import ANCHOR, NOISE, Field, TruncatedNormal
 
 Latents = Sequence[Tensor]
 """One tensor ``[B, *level.shape]`` per level, coarse to fine."""
@@ -34,27 +37,37 @@ class Level(NamedTuple):
         return int(torch.Size(self.shape).numel())
 
 
-class MLVGM(nn.Module):
-    """A Multiple Latent Variable Generative Model (paper, Definition 1): frozen, in eval mode, images in [0, 1].
+class _FrozenOnceMade(type):
+    """Freezes a generator when its constructor is through, the constructors of subclasses included."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        generator = super().__call__(*args, **kwargs)
+        return generator.freeze()
+
+
+class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
+    """A Multiple Latent Variable Generative Model (paper, Definition 1): frozen, in eval mode, images in [0,
+    1].
 
     Subclass it by handing ``__init__`` one block per level, in order. A block is a module called as
-    ``block(z_i, state)`` that returns the next state; the first one gets ``state=None``. A state is a tensor whose
-    first dimension is the batch, or a (nested) tuple of such tensors. Three hooks may be overridden:
+    ``block(z_i, state)`` that returns the next state; the first one gets ``state=None``. A state is a tensor
+    whose first dimension is the batch, or a (nested) tuple of such tensors. Three hooks may be overridden:
     :meth:`condition`, :meth:`to_image` and :meth:`coordinates`.
 
     Args:
         blocks: one module per level.
         levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
         image_shape: ``(C, H, W)`` of one image.
-        tied: the levels share one draw (StyleGAN2: a single z feeds every style); sampled latents are then equal
-            at every level, and perturbers move each level on its own.
-        truncation: of the anchors that :meth:`sample_latents` draws when not told otherwise, in standard
-            deviations; ``None`` for the full normal.
-        num_classes: of a class-conditional generator, which takes a label for every sample besides its latents; 0 for all others.
+        tied: whether the levels share one draw (StyleGAN2: a single z feeds every style). Sampled latents are
+            then equal at every level, and perturbers move each level on its own.
+        truncation: the truncation of the anchors that :meth:`sample_latents` draws when not told otherwise,
+            in standard deviations; ``None`` for the full normal.
+        num_classes: the number of classes of a generator that takes a label for every sample besides its
+            latents; 0 for all others.
 
     Raises:
-        ValueError: if there are no levels, or not one block per level, or a shape is not positive, or two levels
-            share a name.
+        ValueError: if there are no levels, or not one block per level, or a shape is not positive, or two
+            levels share a name.
 
     Examples:
         >>> class Block(nn.Module):
@@ -82,7 +95,7 @@ class MLVGM(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        self.levels = _levels(levels)
+        self.levels = as_levels(levels)
         self.image_shape = _image_shape(image_shape)
         try:
             self.blocks = nn.ModuleList(blocks)
@@ -93,116 +106,129 @@ class MLVGM(nn.Module):
         self.options: dict[str, Any] = {}
         self.tied = tied
         self.num_classes = integer("num_classes", num_classes, 0)
-        self.truncation = sampling.Normal(1.0, truncation).truncation
-        names = [level.name for level in self.levels]
-        if not self.levels:
-            raise ValueError("A generator needs at least one level: levels=() was given; pass levels=[Level(name, shape), ...].")
-        if len(self.blocks) != len(self.levels):
-            raise ValueError(
-                f"Definition 1 has one block per level: got {len(self.blocks)} blocks for {len(self.levels)} levels "
-                f"({listing(names)}). Merge or split blocks so that the two agree."
-            )
-        if len(set(names)) != len(names):
-            raise ValueError(f"Level names must differ: got {listing(names)}. Rename the repeated one.")
-        for level in self.levels:
-            if any(size < 1 for size in level.shape):
-                raise ValueError(f"Level {level.name!r} has shape {level.shape}: every size must be at least 1.")
-        if tied and len({level.shape for level in self.levels}) > 1:
-            raise ValueError(
-                f"tied=True shares one draw between all levels, so their shapes must agree: got "
-                f"{listing(level.shape for level in self.levels)}. Use tied=False, or equal shapes."
-            )
-        # Follows .to(): a generator without parameters (a wrapped callable) has a device too.
-        self.register_buffer("_where", torch.empty(0, dtype=torch.float32), persistent=False)
+        self.truncation = TruncatedNormal(1.0, truncation).truncation
+        _check_structure(self.levels, len(self.blocks), tied)
+        # An empty tensor that follows .to(): a generator without parameters (a wrapped callable) has a device
+        # too.
+        self.register_buffer("_place", torch.empty(0, dtype=torch.float32), persistent=False)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Freezes every module and parameter it is given, also those of a subclass's own ``__init__``."""
-        if isinstance(value, nn.Module | nn.Parameter):
-            value.requires_grad_(False)
-        if isinstance(value, nn.Module):
-            value.eval()
-        super().__setattr__(name, value)
+    def freeze(self) -> MLVGM:
+        """Put the generator in eval mode and stop its weights from learning: a source's images must not
+        drift.
 
-    # -- hooks ---------------------------------------------------------------------------------------------------
+        Every generator is frozen when it is made, and again when a source or a measurement takes it. Code that
+        trains a generator undoes it by ``requires_grad_(True)``.
+        """
+        self.eval()
+        return self.requires_grad_(False)
+
+    # -- hooks
+    # ---------------------------------------------------------------------------------------------------
 
     def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
-        """What each block takes as its latent, e.g. W from Z. Default: the latents themselves.
+        """Return what each block takes as its latent, e.g. W from Z. Default: the latents themselves.
 
-        Levels that were not moved hold the very same tensor (``is``) where levels are tied, and are worth mapping only once.
-        ``labels`` is int64 ``[B]`` for a class-conditional generator, else None. Each result is a tensor whose first
-        dimension is the batch, or a (nested) tuple of such tensors.
+        Where levels are tied, those that were not moved hold the very same tensor (``is``), which is worth
+        mapping only
+        once: see :func:`mlviews.latents.distinct`. ``labels`` is int64 ``[B]`` for a class-conditional generator,
+            else None.
+        Each result is a tensor whose first dimension is the batch, or a (nested) tuple of such tensors.
         """
         return latents
 
     def coordinates(self, latents: Latents, labels: Tensor | None) -> Sequence[Tensor]:
-        """Each level's place ``[B, ...]`` in the space where its :meth:`distances` are measured. Default: that of the latents."""
+        """Return each level's place ``[B, ...]`` in the space where its :meth:`distances` are measured.
+
+        Default: the latents themselves.
+        """
         return latents
 
     def to_image(self, state: Any) -> Tensor:
-        """The last block's state as float images ``[B, C, H, W]`` in [0, 1]. Default: the state itself."""
+        """Return the last block's state as float images ``[B, C, H, W]`` in [0, 1].
+
+        Default: the state itself.
+        """
         image: Tensor = state
         return image
 
-    # -- the forward pass ----------------------------------------------------------------------------------------
+    # -- the forward pass
+    # ----------------------------------------------------------------------------------------
 
-    def run(self, inputs: Sequence[Any], state: Any = None, *, start: int = 0, stop: int | None = None) -> Any:
-        """Blocks ``start`` to ``stop`` (exclusive; ``None``: all) on conditioned latents, from ``state`` on."""
+    def run(
+        self, inputs: Sequence[Any], state: Any = None, *, start: int = 0, stop: int | None = None
+    ) -> Any:
+        """Run blocks ``start`` to ``stop`` (exclusive;
+
+        ``None``: all) on conditioned latents, from ``state`` on.
+        """
         for index in range(start, len(self.blocks) if stop is None else stop):
             state = self.blocks[index](inputs[index], state)
         return state
 
-    def decode(self, latents: Latents, labels: Tensor | None = None, *, state: Any = None, start: int = 0) -> Tensor:
-        """Images ``[B, C, H, W]`` in [0, 1] from latents, differentiable with respect to them.
+    def decode(
+        self, latents: Latents, labels: Tensor | None = None, *, state: Any = None, start: int = 0
+    ) -> Tensor:
+        """Return images ``[B, C, H, W]`` in [0, 1] of latents, differentiable with respect to them.
 
-        ``state`` is what the blocks before level ``start`` made of these latents, one of :meth:`states`; they are not run again.
+        ``state`` is what the blocks before level ``start`` made of these latents, one of :meth:`states`;
+        these blocks are not run again.
         """
         latents = self._checked(latents)
         rows = len(latents[0])
         labels = self._checked_labels(labels, rows)
         if not rows:
             return self._no_images()
+        inputs = self.condition(latents, labels)
         # A copy: a block may change its state in place, and this one serves other views too.
-        return self._images(self.run(self.condition(latents, labels), None if state is None else _stack([state]), start=start), rows)
+        state = None if state is None else _stack([state])
+        return self._images(self.run(inputs, state, start=start), rows)
 
     @torch.no_grad()
     def states(self, latents: Latents, labels: Tensor | None = None) -> list[Any]:
-        """The state before each block, ``None`` before the first, and the one after the last: :meth:`decode` goes on from any of them."""
+        """Return the state before each block, ``None`` before the first, and the one after the last.
+
+        :meth:`decode` goes on from any of them.
+        """
         latents = self._checked(latents)
         inputs = self.condition(latents, self._checked_labels(labels, len(latents[0])))
-        found: list[Any] = [None]
+        states: list[Any] = [None]
         for index in range(len(self.blocks)):
-            before = found[-1]
-            found.append(self.run(inputs, None if before is None else _stack([before]), start=index, stop=index + 1))
-        return found
+            state = None if states[-1] is None else _stack([states[-1]])  # a copy, as in decode
+            states.append(self.run(inputs, state, start=index, stop=index + 1))
+        return states
 
     @torch.no_grad()
     def forward(self, latents: Latents, labels: Tensor | None = None) -> Tensor:
-        """Images from latents, without a graph.
+        """Return images of latents, without a graph.
 
         Args:
             latents: one float tensor ``[B, *level.shape]`` per level, on the generator's device.
-            labels: for a class-conditional generator, int64 ``[B]`` in ``[0, num_classes)``; see :meth:`sample_labels`.
+            labels: for a class-conditional generator, int64 ``[B]`` in ``[0, num_classes)``; see
+                :meth:`sample_labels`.
 
         Returns:
             float32 images ``[B, C, H, W]`` in [0, 1] on the generator's device.
 
         Raises:
-            ValueError: if the latents do not fit the levels, labels are missing, out of range or not wanted, or the
-                generator does not return such images.
+            ValueError: if the latents do not fit the levels, labels are missing, out of range or not wanted,
+                or the generator does not return such images.
         """
         return self.decode(latents, labels)
 
     @torch.no_grad()
-    def decode_views(self, views: Sequence[Latents], first: int, labels: Tensor | None = None) -> list[Tensor]:
-        """Images of several views that agree below level ``first``, whose common blocks run once.
+    def decode_views(
+        self, views: Sequence[Latents], first: int, labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return images of several views that agree below level ``first``; the blocks they share run once.
 
         Args:
-            views: latents of each view, view 0 being the anchor.
-            first: index of the first level at which views differ; ``len(levels)`` if none does.
+            views: the latents of each view, view 0 being the anchor.
+            first: the index of the first level at which views differ; ``len(levels)`` if none does.
             labels: as for :meth:`forward`; all views of a sample share its label.
 
         Returns:
-            One float32 tensor ``[B, C, H, W]`` per view, equal to ``[g(z, labels) for z in views]`` up to float rounding.
+            One float32 tensor ``[B, C, H, W]`` per view, equal to ``[g(z, labels) for z in views]`` up to
+            float rounding.
 
         Raises:
             ValueError: as :meth:`forward`, and if there are no views or ``first`` is out of range.
@@ -216,31 +242,38 @@ class MLVGM(nn.Module):
         labels = self._checked_labels(labels, rows)
         if not rows:
             return [self._no_images() for _ in range(count)]
-        anchor, *others = (self.condition(latents, labels) for latents in (views if first < len(self.levels) else views[:1]))
-        state = self.run(anchor, stop=first) if first else None
+        # The blocks that all views share run on the anchors.
+        anchor_inputs = self.condition(views[0], labels)
+        state = self.run(anchor_inputs, stop=first) if first else None
         if first == len(self.levels):
             image = self._images(state, rows)
             return [image, *(image.clone() for _ in range(count - 1))]
-        # One batch of all views from here on.
-        inputs = [None] * first + [_stack(parts) for parts in zip(*(view[first:] for view in (anchor, *others)), strict=True)]
-        state = self.run(inputs, _stack([state] * count) if first else None, start=first)
+        # From here on all views make one batch [count * B, ...].
+        inputs = [anchor_inputs, *(self.condition(latents, labels) for latents in views[1:])]
+        stacked = [_stack(parts) for parts in zip(*(view[first:] for view in inputs), strict=True)]
+        state = _stack([state] * count) if first else None
+        state = self.run([None] * first + stacked, state, start=first)
         return list(self._images(state, count * rows).chunk(count))
 
     @torch.no_grad()
     def distances(self, anchors: Latents, positives: Latents, labels: Tensor | None = None) -> list[Tensor]:
-        """How far each level was moved: ``[B]`` per level, the L2 norm in the space that the level lives in (paper, sec. 3.1).
+        """Return how far each level was moved, ``[B]`` per level: the L2 norm in the level's space (paper,
+        sec. 3.1).
 
         Raises:
             ValueError: as :meth:`forward`, and if there are not as many positives as anchors.
         """
         anchors, positives = self._checked(anchors), self._checked(positives)
         if len(anchors[0]) != len(positives[0]):
-            raise ValueError(f"Got {len(positives[0])} positives for {len(anchors[0])} anchors: give one of each sample.")
+            raise ValueError(
+                f"Got {len(positives[0])} positives for {len(anchors[0])} anchors: give one of each sample."
+            )
         labels = self._checked_labels(labels, len(anchors[0]))
-        pairs = zip(self.coordinates(anchors, labels), self.coordinates(positives, labels), strict=True)
-        return [(there - here).flatten(1).norm(dim=1) for here, there in pairs]
+        starts, ends = self.coordinates(anchors, labels), self.coordinates(positives, labels)
+        return [(end - start).flatten(1).norm(dim=1) for start, end in zip(starts, ends, strict=True)]
 
-    # -- sampling ------------------------------------------------------------------------------------------------
+    # -- sampling
+    # ------------------------------------------------------------------------------------------------
 
     def sample_latents(
         self,
@@ -252,114 +285,152 @@ class MLVGM(nn.Module):
         std: float = 1.0,
         truncation: float | str | None = "default",
     ) -> list[Tensor]:
-        """Anchor latents of the samples with these global indices (paper, sec. 3.2).
+        """Return anchor latents of the samples with these global indices (paper, sec. 3.2).
 
-        Sample *i* depends on ``(seed, epoch, i)`` only, so any subset in any order gives the same values. They are
-        the anchors that a :class:`mlviews.MLViewSource` with the same seed, epoch and anchor distribution draws.
+        Sample *i* depends on ``(seed, epoch, i)`` only, so any subset in any order gives the same values.
+        They are the anchors that a :class:`mlviews.MLViewSource` with the same seed, epoch and anchor
+        distribution draws.
 
         Args:
             indices: ``B`` global sample indices in ``[0, 2**32)``: a range, a list or an integer tensor.
-            seed: integer in ``[0, 2**64)``.
-            epoch: integer in ``[0, 2**32)``.
-            mean: of the (truncated) normal.
-            std: of the normal before truncation, at least 0.
-            truncation: support ``mean ± truncation * std``; ``None`` for the full normal; by default the
-                generator's own ``truncation``.
+            seed: an integer in ``[0, 2**64)``.
+            epoch: an integer in ``[0, 2**32)``.
+            mean: the mean of the (truncated) normal.
+            std: the standard deviation before truncation; at least 0.
+            truncation: the support is ``mean ± truncation * std``; ``None`` for the full normal; by default
+                the generator's ``truncation``.
 
         Returns:
-            One float32 tensor ``[B, *level.shape]`` per level on the generator's device (the same tensor for every
-            level of a tied generator).
+            One float32 tensor ``[B, *level.shape]`` per level on the generator's device (the same tensor for
+            every level of a tied generator).
 
         Raises:
-            ValueError: for a seed, epoch or index out of range, a negative std or a truncation that is not positive.
+            ValueError: for a seed, epoch or index out of range, a negative std or a truncation that is not
+                positive.
         """
         cut = self.truncation if truncation == "default" else truncation
         if isinstance(cut, str):
-            raise ValueError(f"Invalid truncation={truncation!r}: give a positive number, None, or leave it out.")
-        anchor = sampling.Normal(std, cut, mean)
-        draw = sampling.Draw(
-            [sampling.Field(level.size, sampling.ANCHOR, 0, index, anchor) for index, level in enumerate(self.drawn_levels)],
-            device=self.device,
-        )
-        values = draw(sampling.as_indices(indices, self.device), seed, epoch)
-        return self.shape_latents(values)
+            raise ValueError(
+                f"Invalid truncation={truncation!r}: give a positive number, None, or leave it out."
+            )
+        fields = self.anchor_fields(TruncatedNormal(std, cut, mean))
+        return self.anchor_latents(self._drawn(fields, indices, seed, epoch))
 
     def sample_noise(
         self,
         indices: Iterable[int] | Tensor,
-        law: sampling.Normal,
+        law: TruncatedNormal,
         seed: int = 0,
         epoch: int = 0,
         *,
         view: int = 1,
         levels: Iterable[int] | None = None,
     ) -> list[Tensor]:
-        """Noise for these levels (None: all), float32 ``[B, *level.shape]`` each: what the perturbers of a source's view get.
+        """Return noise for these levels (None: all), float32 ``[B, *level.shape]`` each.
+
+        It is what the perturbers of a source's view get for these samples, if they ask for noise of this law.
 
         Raises:
             ValueError: for a seed, epoch, index or view out of range.
         """
-        chosen = list(range(len(self.levels)) if levels is None else levels)
-        fields = [sampling.Field(self.levels[index].size, sampling.NOISE, view, index, law) for index in chosen]
-        values = sampling.Draw(fields, device=self.device)(sampling.as_indices(indices, self.device), seed, epoch)
-        return [value.reshape(-1, *self.levels[index].shape) for value, index in zip(values, chosen, strict=True)]
+        levels = list(range(len(self.levels)) if levels is None else levels)
+        drawn = self._drawn(self.noise_fields(law, view, levels), indices, seed, epoch)
+        return [self.noise_of(drawn, view, level) for level in levels]
 
     def sample_labels(self, indices: Iterable[int] | Tensor, seed: int = 0, epoch: int = 0) -> Tensor:
-        """Labels of the samples with these global indices, int64 ``[B]``, uniform over the classes: those a source draws.
+        """Return labels of the samples with these global indices, int64 ``[B]``, uniform over the classes, as
+        a source does.
 
         Raises:
             ValueError: if the generator has no classes, or for a seed, epoch or index out of range.
         """
         if not self.num_classes:
             raise ValueError("This generator has no classes (num_classes=0): it takes no labels.")
-        draw = sampling.Draw([sampling.LABEL_FIELD], device=self.device)
-        return self.as_labels(draw(sampling.as_indices(indices, self.device), seed, epoch)[0])
+        return self.labels_of(self._drawn(self.label_fields(), indices, seed, epoch))
 
-    def as_labels(self, uniform: Tensor) -> Tensor:
-        """int64 labels ``[B]`` from uniform numbers ``[B, 1]`` in (0, 1)."""
-        return (uniform[:, 0] * self.num_classes).long().clamp_(max=self.num_classes - 1)
+    def _drawn(
+        self, fields: Mapping[sampling.Name, Field], indices: Iterable[int] | Tensor, seed: int, epoch: int
+    ) -> sampling.Drawn:
+        return sampling.Draw(fields, self.device)(sampling.as_indices(indices, self.device), seed, epoch)
 
-    @property
-    def drawn_levels(self) -> tuple[Level, ...]:
-        """The levels whose anchors are drawn: all, or the first one where they share one draw."""
-        return self.levels[:1] if self.tied else self.levels
+    # What a step draws, by name, and how it is read.
 
-    def shape_latents(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Anchor latents ``[B, *level.shape]`` of all levels from the flat draws of :attr:`drawn_levels`."""
-        shaped = [value.contiguous().view(-1, *level.shape) for value, level in zip(values, self.drawn_levels, strict=True)]
-        return shaped * len(self.levels) if self.tied else shaped
+    def anchor_fields(self, law: TruncatedNormal) -> dict[sampling.Name, Field]:
+        """Name what to draw for anchors: ``("anchor", level)``; one field where all levels share one draw."""
+        levels = self.levels[:1] if self.tied else self.levels
+        return {
+            ("anchor", index): Field(level.size, ANCHOR, 0, index, law) for index, level in enumerate(levels)
+        }
 
-    # -- state ---------------------------------------------------------------------------------------------------
+    def anchor_latents(self, drawn: Mapping[sampling.Name, Tensor]) -> list[Tensor]:
+        """Read the anchors' latents ``[B, *level.shape]`` of all levels."""
+        if self.tied:
+            return [drawn["anchor", 0].contiguous().view(-1, *self.levels[0].shape)] * len(self.levels)
+        return [
+            drawn["anchor", index].contiguous().view(-1, *level.shape)
+            for index, level in enumerate(self.levels)
+        ]
+
+    def noise_fields(
+        self, law: TruncatedNormal, view: int, levels: Iterable[int]
+    ) -> dict[sampling.Name, Field]:
+        """Name what to draw to perturb these levels of a view: ``("noise", view, level)``."""
+        return {
+            ("noise", view, index): Field(self.levels[index].size, NOISE, view, index, law)
+            for index in levels
+        }
+
+    def noise_of(self, drawn: Mapping[sampling.Name, Tensor], view: int, level: int) -> Tensor:
+        """Read the noise ``[B, *level.shape]`` of one level of a view."""
+        return drawn["noise", view, level].reshape(-1, *self.levels[level].shape)
+
+    def label_fields(self) -> dict[sampling.Name, Field]:
+        """Name what to draw for the samples' classes:
+
+        ``"label"``; nothing for a generator without classes.
+        """
+        return {"label": sampling.LABEL_FIELD} if self.num_classes else {}
+
+    def labels_of(self, drawn: Mapping[sampling.Name, Tensor]) -> Tensor:
+        """Read the labels, int64 ``[B]``."""
+        uniform = drawn["label"][:, 0]
+        return (uniform * self.num_classes).long().clamp_(max=self.num_classes - 1)
+
+    # -- state
+    # ---------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Where the generator is."""
-        where: Tensor = self._where  # type: ignore[assignment]
-        return where.device
+        """The device that the generator is on."""
+        place: Tensor = self._place  # type: ignore[assignment]
+        return place.device
 
     def train(self, mode: bool = True) -> MLVGM:
-        """Stays in eval mode: a view source's statistics must not move, whoever calls ``.train()`` around it."""
+        """Stay in eval mode: a source's images must not drift, whoever calls ``.train()`` around it."""
         super().train(False)
         return self
 
     def _no_images(self) -> Tensor:
-        """An empty batch's: no block has to care."""
+        """Return the images of an empty batch, so that no block has to care."""
         return torch.empty((0, *self.image_shape), device=self.device)
 
     def _images(self, state: Any, rows: int) -> Tensor:
-        """:meth:`to_image`, held to its word; half-precision generators give float32 images too."""
+        """Check what :meth:`to_image` returns, and return it in float32."""
         image = self.to_image(state)
         expected = (rows, *self.image_shape)
         if not isinstance(image, Tensor) or not image.is_floating_point() or tuple(image.shape) != expected:
-            found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"The generator returned {found}: it must return a float tensor {expected} with values in [0, 1].")
+            raise ValueError(
+                f"The generator returned {described(image)}: it must return a float tensor {expected} "
+                "with values in [0, 1]."
+            )
         return image.float()
 
     def _checked(self, latents: Latents) -> Latents:
-        """The latents, in the generator's precision."""
+        """Check latents, and return them in the generator's precision."""
         if isinstance(latents, Tensor) or not isinstance(latents, Sequence):
             raise ValueError(
-                f"Invalid latents of type {type(latents).__name__}: pass a list of one tensor per level, as sample_latents does."
+                f"Invalid latents of type {type(latents).__name__}: pass a list of one tensor per level, "
+                "as sample_latents does."
             )
         if len(latents) != len(self.levels):
             raise ValueError(
@@ -369,30 +440,42 @@ class MLVGM(nn.Module):
         rows = len(latents[0]) if isinstance(latents[0], Tensor) and latents[0].ndim else 0
         for value, level in zip(latents, self.levels, strict=True):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.device != self.device:
-                found = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"Level {level.name!r} got {found}: expected a float tensor on the generator's device, {self.device}.")
+                kind = (
+                    f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+                )
+                raise ValueError(
+                    f"Level {level.name!r} got {kind}: expected a float tensor on the generator's device, "
+                    f"{self.device}."
+                )
             if tuple(value.shape[1:]) != level.shape or value.ndim == 0 or len(value) != rows:
                 raise ValueError(
                     f"Level {level.name!r} got a latent of shape {tuple(value.shape)}: expected "
                     f"{(rows, *level.shape)}, the batch and the level's shape."
                 )
-        cast = {id(z): z.to(self._where.dtype) for z in latents}  # type: ignore[arg-type]
-        return [cast[id(z)] for z in latents]  # one tensor stays one tensor
+        dtype: torch.dtype = self._place.dtype  # type: ignore[assignment]
+        return once(lambda z: z.to(dtype), latents)
 
     def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor | None:
         if labels is None and self.num_classes:
             raise ValueError(
-                f"This generator is class-conditional: pass labels in [0, {self.num_classes}), e.g. g.sample_labels(range({rows}))."
+                f"This generator is class-conditional: pass labels in [0, {self.num_classes}), "
+                f"e.g. g.sample_labels(range({rows}))."
             )
         if labels is None:
             return None
         if not self.num_classes:
             raise ValueError("Invalid labels: this generator has no classes (num_classes=0); leave them out.")
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (rows,) or labels.device != self.device:
-            found = f"{labels.dtype} {tuple(labels.shape)} on {labels.device}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise ValueError(f"Invalid labels, {found}: expected int64 ({rows},) on the generator's device, {self.device}.")
-        if labels.device.type == "cpu" and rows and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(f"Invalid labels from {int(labels.min())} to {int(labels.max())}: they are in [0, {self.num_classes}).")
+        fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and tuple(labels.shape) == (rows,)
+        if not fits or labels.device != self.device:
+            device = f" on {labels.device}" if isinstance(labels, Tensor) else ""
+            raise ValueError(
+                f"Invalid labels, {described(labels)}{device}: expected int64 ({rows},) "
+                f"on the generator's device, {self.device}."
+            )
+        if labels.device.type == "cpu" and rows:  # looking at values elsewhere would wait for the device
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f"Invalid labels from {low} to {high}: they are in [0, {self.num_classes}).")
         return labels
 
     @property
@@ -401,21 +484,52 @@ class MLVGM(nn.Module):
         return tuple(level.name for level in self.levels)
 
 
-def _levels(levels: Any) -> tuple[Level, ...]:
+def as_levels(levels: Any) -> tuple[Level, ...]:
+    """Return the levels as a tuple of :class:`Level`, or raise a ValueError."""
     if isinstance(levels, str) or not isinstance(levels, Iterable):
         raise ValueError(f"Invalid levels={levels!r}: give a list of Level(name, shape), coarse to fine.")
-    found = []
+    checked = []
     for level in levels:
         try:
             name, shape = level
             if not isinstance(name, str) or isinstance(shape, str):
                 raise TypeError
-            found.append(Level(name, tuple(operator.index(size) for size in shape)))
+            checked.append(Level(name, tuple(operator.index(size) for size in shape)))
         except (TypeError, ValueError):
-            raise ValueError(f"Invalid level {level!r}: give Level(name, shape), a string and a tuple of integers.") from None
+            raise ValueError(
+                f"Invalid level {level!r}: give Level(name, shape), a string and a tuple of integers."
+            ) from None
         if ":" in name or name.lstrip("-").isdigit():
-            raise ValueError(f"Invalid level name {name!r}: it would be read as an index or a range of levels; use another name.")
-    return tuple(found)
+            raise ValueError(
+                f"Invalid level name {name!r}: it would be read as an index or a range of levels; "
+                "use another name."
+            )
+    return tuple(checked)
+
+
+def _check_structure(levels: Sequence[Level], blocks: int, tied: bool) -> None:
+    """Raise a ValueError for levels that do not make a generator of so many blocks."""
+    names = [level.name for level in levels]
+    if not levels:
+        raise ValueError(
+            "A generator needs at least one level: levels=() was given; "
+            "pass levels=[Level(name, shape), ...]."
+        )
+    if blocks != len(levels):
+        raise ValueError(
+            f"Definition 1 has one block per level: got {blocks} blocks for {len(levels)} levels "
+            f"({listing(names)}). Merge or split blocks so that the two agree."
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(f"Level names must differ: got {listing(names)}. Rename the repeated one.")
+    for level in levels:
+        if any(size < 1 for size in level.shape):
+            raise ValueError(f"Level {level.name!r} has shape {level.shape}: every size must be at least 1.")
+    if tied and len({level.shape for level in levels}) > 1:
+        raise ValueError(
+            f"tied=True shares one draw between all levels, so their shapes must agree: got "
+            f"{listing(level.shape for level in levels)}. Use tied=False, or equal shapes."
+        )
 
 
 def _image_shape(shape: Any) -> tuple[int, int, int]:
@@ -424,70 +538,14 @@ def _image_shape(shape: Any) -> tuple[int, int, int]:
     except TypeError:
         sizes = ()
     if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"Invalid image_shape={shape!r}: it must be (channels, height, width), integers of at least 1.")
+        raise ValueError(
+            f"Invalid image_shape={shape!r}: it must be (channels, height, width), integers of at least 1."
+        )
     return sizes[0], sizes[1], sizes[2]
 
 
 def _stack(parts: Sequence[Any]) -> Any:
-    """The states (or blocks' inputs) of several views as one batch."""
+    """Concatenate the states (or blocks' inputs) of several views into one batch."""
     if isinstance(parts[0], tuple):
         return tuple(_stack(same) for same in zip(*parts, strict=True))
     return torch.cat(list(parts))
-
-
-class _Collect(nn.Module):
-    """A block that only hands its latent on: a wrapped callable needs all of them at once. The last one has the labels too."""
-
-    def forward(self, z: Tensor | tuple[Tensor, Tensor], state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        return (*(state or ()), *(z if isinstance(z, tuple) else (z,)))
-
-
-class WrappedGenerator(MLVGM):
-    """See :func:`wrap_generator`."""
-
-    def __init__(self, fn: Callable[..., Tensor], levels: Sequence[Any], image_shape: tuple[int, int, int], **options: Any) -> None:
-        super().__init__([_Collect() for _ in levels], levels, image_shape, **options)
-        self.fn = fn
-
-    def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
-        return latents if labels is None else [*latents[:-1], (latents[-1], labels)]
-
-    def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
-        count = len(self.levels)
-        return self.fn(list(state[:count]), *state[count:])
-
-
-def wrap_generator(
-    fn: Callable[..., Tensor],
-    *,
-    levels: Iterable[Level | tuple[str, tuple[int, ...]]],
-    image_shape: tuple[int, int, int],
-    tied: bool = False,
-    truncation: float | None = 2.0,
-    num_classes: int = 0,
-) -> MLVGM:
-    """Any callable as a generator.
-
-    Its blocks are not known, so views share no work; everything else works as for a subclass of :class:`MLVGM`.
-
-    Args:
-        fn: called with the list of latents (one float tensor ``[B, *shape]`` per level), and with int64 labels ``[B]`` if it
-            has classes; returns float images ``[B, C, H, W]`` in [0, 1]. If it is a module, it is frozen, put in eval mode
-            and moved with the generator.
-        levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
-        image_shape: ``(C, H, W)``.
-        tied: see :class:`MLVGM`.
-        truncation: see :class:`MLVGM`.
-        num_classes: see :class:`MLVGM`.
-
-    Raises:
-        ValueError: if ``fn`` is not callable, or the levels or the image shape are invalid.
-
-    Examples:
-        >>> g = wrap_generator(lambda z: z[0].sigmoid().view(-1, 1, 4, 4), levels=[("z", (16,))], image_shape=(1, 4, 4))
-        >>> g(g.sample_latents(range(2))).shape
-        torch.Size([2, 1, 4, 4])
-    """
-    if not callable(fn):
-        raise ValueError(f"Invalid fn={fn!r}: it must be callable with a list of latents and return images [B, C, H, W] in [0, 1].")
-    return WrappedGenerator(fn, _levels(levels), image_shape, tied=tied, truncation=truncation, num_classes=num_classes)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews import weights
 from mlviews.generators.base import MLVGM, Level
+from mlviews.weights import files as weights
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,12 @@ class UpBlock(nn.Module):
 
     def forward(self, z: Tensor, state: Tensor) -> Tensor:
         x: Tensor = self.conv_in(self.film_in(state, z))
-        x = F.interpolate(x, scale_factor=2.0, mode=self.upsample, align_corners=False if self.upsample == "bilinear" else None)
+        x = F.interpolate(
+            x,
+            scale_factor=2.0,
+            mode=self.upsample,
+            align_corners=False if self.upsample == "bilinear" else None,
+        )
         x = self.conv_out(self.film_out(x, z))
         return x
 
@@ -92,7 +97,9 @@ class FilmGenerator(MLVGM):
 
     def __init__(self, config: FilmConfig | None = None) -> None:
         config = config or FilmConfig()
-        blocks: list[nn.Module] = [FirstBlock(config.dims[0], config.channels[0], config.groups, config.deep_first)]
+        blocks: list[nn.Module] = [
+            FirstBlock(config.dims[0], config.channels[0], config.groups, config.deep_first)
+        ]
         for dim, before, channels in zip(config.dims[1:], config.channels, config.channels[1:], strict=False):
             blocks.append(UpBlock(dim, before, channels, config.groups, config.upsample))
         levels = [Level(f"{4 * 2**i}x{4 * 2**i}", (dim,)) for i, dim in enumerate(config.dims)]
@@ -119,7 +126,9 @@ class FilmGenerator(MLVGM):
 
         def build() -> FilmGenerator:
             stored = json.loads(metadata["config"])
-            options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+            options: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+            }
             return cls(FilmConfig(**options))
 
         return weights.fit(build, tensors, path)

@@ -46,7 +46,10 @@ def input_forms(taps: tuple[Sequence[float], Sequence[float]] | None = None) -> 
     if taps is None:
         return torch.kron(axis, axis).float()
     # Pixel p of the upsampled axis, counted from two before the tile, takes tap j of pixel i where 2i = p - 1 + j.
-    upsample = [[[side[j] if 0 <= (j := 2 * i - p + 1) < 4 else 0.0 for i in range(4)] for p in range(FORMS)] for side in taps]
+    upsample = [
+        [[side[j] if 0 <= (j := 2 * i - p + 1) < 4 else 0.0 for i in range(4)] for p in range(FORMS)]
+        for side in taps
+    ]
     rows, columns = (axis @ torch.tensor(matrix, dtype=torch.float64, device="cpu") for matrix in upsample)
     return torch.kron(rows, columns).float()
 
@@ -59,7 +62,12 @@ def output_forms() -> Tensor:
 
 @torch.no_grad()
 def convolve(
-    x: Tensor, weight: Tensor, forms: Tensor, pixels: Tensor, size: tuple[int, int], finish: Callable[[Tensor, slice, slice], object]
+    x: Tensor,
+    weight: Tensor,
+    forms: Tensor,
+    pixels: Tensor,
+    size: tuple[int, int],
+    finish: Callable[[Tensor, slice, slice], object],
 ) -> Tensor:
     """The convolution of an input that is padded so that patches begin at its corner and cover it.
 
@@ -80,8 +88,12 @@ def convolve(
     down, across = -(-size[0] // TILE), -(-size[1] // TILE)
     out_channels, channels = weight.shape[1:]
     whole = x.new_empty(len(x), out_channels, down * TILE, across * TILE)
-    patches = x.unfold(2, patch, step).unfold(3, patch, step).permute(4, 5, 1, 0, 2, 3)  # [patch, patch, I, B, down, across]
-    tiles = whole.view(len(x), out_channels, down, TILE, across, TILE).permute(3, 5, 1, 0, 2, 4)  # [4, 4, O, B, down, across]
+    patches = (
+        x.unfold(2, patch, step).unfold(3, patch, step).permute(4, 5, 1, 0, 2, 3)
+    )  # [patch, patch, I, B, down, across]
+    tiles = whole.view(len(x), out_channels, down, TILE, across, TILE).permute(
+        3, 5, 1, 0, 2, 4
+    )  # [4, 4, O, B, down, across]
     columns = max(_STRIP // (FORMS**2 * max(channels, out_channels)), _MIN_COLUMNS)
     rows = min(down, -(-columns // across))
     batch = min(len(x), max(1, columns // (down * across)))

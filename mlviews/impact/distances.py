@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlviews.errors import integer
+from mlviews.anchors import Sampler
+from mlviews.checks import integer
 from mlviews.generators.base import MLVGM
 from mlviews.impact.report import Distances
-from mlviews.impact.runs import MONTE_CARLO, Anchors
+from mlviews.latents import with_levels
 from mlviews.perturb import Perturber
-from mlviews.sampling import Normal as Law
+from mlviews.sampling import TruncatedNormal
+
+TRAIN, EVALUATE, MONTE_CARLO = range(3)
+"""Epochs of the counter streams: no sample that is trained on is evaluated on."""
 
 BINS = 60
 _SCALARS = 1 << 21  # drawn at once
@@ -21,7 +25,7 @@ _SCALARS = 1 << 21  # drawn at once
 
 @torch.no_grad()
 def measure_distances(
-    generator: MLVGM, levels: Sequence[int], perturber: Perturber, count: int = 100_000, seed: int = 0, anchor: Law | None = None
+    generator: MLVGM, levels: Sequence[int], perturber: Perturber, count: int = 100_000, seed: int = 0, anchor: TruncatedNormal | None = None
 ) -> Distances:
     """Monte Carlo of the distances ``|T(z) - z|`` of one or more levels moved together.
 
@@ -40,8 +44,8 @@ def measure_distances(
     count = integer("count", count, 2)
     levels = tuple(integer("level", level, 0, len(generator.levels) - 1) for level in levels)
     perturber.check([generator.levels[level] for level in levels])
-    draw = Anchors(generator, anchor, seed)
-    law = perturber.noise(draw.law)
+    draw = Sampler(generator, anchor, seed)
+    law = perturber.law(draw.law)
     found: list[Tensor] = []
     fresh: list[Tensor] = []
     lengths = torch.zeros(2, dtype=torch.float64, device=generator.device)
@@ -76,11 +80,3 @@ def measure_distances(
         diversity=1 - (direction.norm() / count).item(),
         directions=(spread.trace() / spread.norm()).square().item() if spread.any() else 0.0,
     )
-
-
-def with_levels(anchors: Sequence[Tensor], levels: Sequence[int], positives: Sequence[Tensor]) -> list[Tensor]:
-    """The anchors' latents with some levels replaced."""
-    latents = list(anchors)
-    for level, value in zip(levels, positives, strict=True):
-        latents[level] = value
-    return latents

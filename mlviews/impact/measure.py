@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlviews.errors import did_you_mean, integer, listing
+from mlviews.anchors import Sampler
+from mlviews.checks import integer, output_folder, positive
+from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
-from mlviews.impact.distances import measure_distances, with_levels
+from mlviews.impact.distances import measure_distances
 from mlviews.impact.report import ImpactReport, LevelImpact
-from mlviews.impact.runs import Anchors, folder, launch, positive
 from mlviews.impact.sweep import HIGH, Swept, sweep
 from mlviews.impact.walkers import check_levels, train_walker
+from mlviews.latents import with_levels
 from mlviews.perturb import Normal, Resample, Walker
-from mlviews.records import environment
-from mlviews.sampling import Normal as Law
+from mlviews.runs.processes import launch
+from mlviews.runs.records import environment
+from mlviews.sampling import TruncatedNormal
 from mlviews.source import MLViewSource
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def measure_impact(
     out: str | Path | None = None,
     *,
     levels: Sequence[int | Sequence[int]] | None = None,
-    anchor: Law | None = None,
+    anchor: TruncatedNormal | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     devices: int = 1,
@@ -82,9 +85,9 @@ def measure_impact(
     if levels is not None and (isinstance(levels, str) or not isinstance(levels, Sequence) or not levels):
         raise ValueError(f"Invalid levels={levels!r}: give a row each, e.g. [0, 2] or [[1, 2, 3]], or None for every level alone.")
     groups = [(level,) for level in range(len(generator.levels))] if levels is None else [_group(generator, one, method) for one in levels]
-    law = Anchors(generator, anchor, seed).law
-    where = folder(out)
-    fabric = launch(generator, device, devices)
+    law = Sampler(generator, anchor, seed).law
+    where = output_folder(out)
+    fabric = launch(generator.freeze(), device or generator.device, devices)
     begin = time.perf_counter()
     impacts = (_by_walker if method == "walker" else _by_sweep)(generator, groups, target, where, fabric, law, seed, monte_carlo, options)
     values = {name: options.get(name, parameters[name].default) for name in allowed if name not in ("anchor", "seed", "monte_carlo")}
@@ -110,7 +113,7 @@ def measure_impact(
 
 
 def _by_walker(
-    generator: MLVGM, groups: Sequence[tuple[int, ...]], target: float, out: Path | None, fabric: Fabric, law: Law, seed: int,
+    generator: MLVGM, groups: Sequence[tuple[int, ...]], target: float, out: Path | None, fabric: Fabric, law: TruncatedNormal, seed: int,
     monte_carlo: int, options: dict[str, Any],
 ) -> tuple[LevelImpact, ...]:  # fmt: skip
     """One walker after the other."""
@@ -138,7 +141,7 @@ def _by_walker(
 
 
 def _by_sweep(
-    generator: MLVGM, groups: Sequence[tuple[int, ...]], target: float, out: Path | None, fabric: Fabric, law: Law, seed: int,
+    generator: MLVGM, groups: Sequence[tuple[int, ...]], target: float, out: Path | None, fabric: Fabric, law: TruncatedNormal, seed: int,
     monte_carlo: int, options: dict[str, Any],
 ) -> tuple[LevelImpact, ...]:  # fmt: skip
     """The curves of all levels, of which those asked for become rows."""
@@ -198,7 +201,7 @@ def _name(generator: MLVGM, levels: Sequence[int]) -> str:
 
 
 @torch.no_grad()
-def _grid(generator: MLVGM, impact: LevelImpact, law: Law, seed: int) -> Tensor:
+def _grid(generator: MLVGM, impact: LevelImpact, law: TruncatedNormal, seed: int) -> Tensor:
     """Anchors and views of them, uint8 ``[anchors, views, C, H, W]``: independent positives, or steps along a walker's path."""
     key = f"{impact.levels[0]}:{impact.levels[-1] + 1}"
     views = 2 if isinstance(impact.perturber, Walker) else VIEWS

@@ -16,9 +16,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from mlviews.errors import is_number, path_of
+from mlviews.checks import is_number, path_of
 from mlviews.generators import list_generators
-from mlviews.infonce import mi_lower_bound, to_paper_scale
+from mlviews.mi.infonce import mi_lower_bound, to_paper_scale
 from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker, build
 
 if TYPE_CHECKING:

@@ -21,16 +21,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlviews import sampling
-from mlviews.encoders import ImageTrunk
-from mlviews.errors import integer
+from mlviews.anchors import Sampler
+from mlviews.checks import integer, output_folder, positive
 from mlviews.generators.base import MLVGM
-from mlviews.impact.distances import with_levels
+from mlviews.impact.distances import EVALUATE, TRAIN
 from mlviews.impact.report import Curve
-from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, mean, positive, reachable, rows, share
-from mlviews.infonce import info_nce
+from mlviews.latents import with_levels
+from mlviews.mi.critics import ImageTrunk
+from mlviews.mi.infonce import info_nce, reachable
 from mlviews.perturb import Normal
-from mlviews.progress import bar
-from mlviews.sampling import Normal as Law
+from mlviews.runs.checkpoint import Checkpoint
+from mlviews.runs.files import fingerprint
+from mlviews.runs.processes import mean, rows, share
+from mlviews.runs.progress import bar
+from mlviews.sampling import TruncatedNormal
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -129,7 +133,7 @@ def sweep(
     truncation: float | None = 2.0,
     evaluations: int = 8,
     width: int | None = None,
-    anchor: Law | None = None,
+    anchor: TruncatedNormal | None = None,
     seed: int = 0,
     resume: bool = True,
     checkpoint_every: int = 50,
@@ -166,7 +170,7 @@ def sweep(
     evaluations, checkpoint_every = integer("evaluations", evaluations, 2), integer("checkpoint_every", checkpoint_every, 1)
     for count in (pairs, train_pairs):
         share(count, fabric)
-    pair = _Pairs(generator, Anchors(generator, anchor, seed), Normal(1.0, truncation))
+    pair = _Pairs(generator, Sampler(generator, anchor, seed), Normal(1.0, truncation))
     settings = {
         "generator": generator.name, "fingerprint": fingerprint(generator), "train_pairs": train_pairs, "temperature": temperature,
         "steps": steps, "critics": critics, "lr": lr, "truncation": truncation, "width": width,
@@ -182,7 +186,7 @@ def sweep(
     wrapped, _ = fabric.setup(model, optimiser)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     parts: dict[str, Any] = {"model": model, "average": average, "optimiser": optimiser, "schedule": schedule}
-    where = folder(out)
+    where = output_folder(out)
     checkpoint = Checkpoint(None if where is None else where / "sweep.pt", settings, resume)
     state = checkpoint.load() or {"step": 0, "seconds": 0.0, "parts": {}}
     for name, saved in state["parts"].items():
@@ -225,7 +229,7 @@ def sweep(
 class _Pairs:
     """Images of anchors, and of a positive for each condition; blocks before the moved level run once per anchor."""
 
-    def __init__(self, generator: MLVGM, draw: Anchors, law: Law) -> None:
+    def __init__(self, generator: MLVGM, draw: Sampler, law: TruncatedNormal) -> None:
         self.generator, self.draw, self.law = generator, draw, law
 
     @torch.no_grad()
@@ -257,8 +261,9 @@ def _told(conditions: Sequence[Condition], levels: int, like: Tensor) -> Tensor:
 
 def _random_condition(level: int, seed: int, step: int) -> Condition:
     """A magnitude, log-uniform over the grid, or a fresh draw: a function of the seed and the step, so that runs can be resumed."""
-    draw = sampling.Draw([sampling.Field(2, sampling.NOISE, sampling.MAX_VIEWS - 1, level, sampling.Uniform())], torch.device("cpu"))
-    ((kind, place),) = draw(torch.tensor([step]), seed, TRAIN)[0].tolist()
+    field = sampling.Field(2, sampling.NOISE, sampling.MAX_VIEWS - 1, level, sampling.Uniform())
+    draw = sampling.Draw({"condition": field}, torch.device("cpu"))
+    ((kind, place),) = draw(torch.tensor([step]), seed, TRAIN)["condition"].tolist()
     return Condition(level, None if kind < FRESH else LOW * (HIGH / LOW) ** place)
 
 

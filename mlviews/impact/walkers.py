@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mlviews.encoders import ImageCritic
-from mlviews.errors import integer, is_number
+from mlviews.anchors import Sampler
+from mlviews.checks import integer, is_number, output_folder, positive
 from mlviews.generators.base import MLVGM
-from mlviews.impact.distances import measure_distances, with_levels
+from mlviews.impact.distances import EVALUATE, TRAIN, measure_distances
 from mlviews.impact.report import Distances, History
-from mlviews.impact.runs import EVALUATE, TRAIN, Anchors, Checkpoint, fingerprint, folder, launch, mean, positive, reachable, rows, share
-from mlviews.infonce import info_nce, mi_bound
+from mlviews.latents import with_levels
+from mlviews.mi.critics import ImageCritic
+from mlviews.mi.infonce import info_nce, mi_bound, reachable
 from mlviews.perturb import Fixed, Walker
-from mlviews.progress import bar
-from mlviews.records import environment
-from mlviews.sampling import Normal as Law
+from mlviews.runs.checkpoint import Checkpoint
+from mlviews.runs.files import fingerprint
+from mlviews.runs.processes import launch, mean, rows, share
+from mlviews.runs.progress import bar
+from mlviews.runs.records import environment
+from mlviews.sampling import TruncatedNormal
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -117,7 +121,7 @@ def train_walker(
     directions: float = 1.0,
     keep_norm: bool = False,
     width: int | None = None,
-    anchor: Law | None = None,
+    anchor: TruncatedNormal | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     devices: int = 1,
@@ -172,9 +176,9 @@ def train_walker(
     tolerance = positive("tolerance", tolerance)
     if not is_number(directions) or directions < 1:
         raise ValueError(f"Invalid directions={directions!r}: it must be a number of at least 1; 1 is the paper's.")
-    fabric = launch(generator, device, devices) if fabric is None else fabric
+    fabric = launch(generator.freeze(), device or generator.device, devices) if fabric is None else fabric
     share(pairs, fabric)
-    draw = Anchors(generator, anchor, seed)
+    draw = Sampler(generator, anchor, seed)
     sizes = [generator.levels[level].size for level in levels]
     settings = {
         "generator": generator.name, "fingerprint": fingerprint(generator), "levels": list(levels), "target_loss": target, "pairs": pairs,
@@ -194,7 +198,7 @@ def train_walker(
     parts: dict[str, Any] = {"game": game, "climb": climb, "descend": descend}
     walker.levels = levels
 
-    where = folder(out)
+    where = output_folder(out)
     checkpoint = Checkpoint(None if where is None else where / "checkpoint.pt", settings, resume)
     state = checkpoint.load() or {}
     for name, saved in state.get("parts", {}).items():

@@ -32,20 +32,20 @@ from rich.table import Table
 from torch import Tensor
 
 from mlviews import sampling
-from mlviews.data import CLASSES, Labelled, load_fashion_mnist
 from mlviews.errors import WeightsError
+from mlviews.evaluation.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from mlviews.evaluation.data import CLASSES, Labelled, load_fashion_mnist
 from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.film import FilmGenerator
-from mlviews.generators.nvae import NVAE
-from mlviews.records import environment
+from mlviews.generators.nvae.network import NVAE
+from mlviews.runs.records import environment
 from mlviews.viz import mosaic, save_figure
-from mlviews.weights import read_safetensors
-from mlviews.zoo.classifier import Classifier, load_classifier, save_classifier, train_classifier
+from mlviews.weights.files import read_safetensors
 
 BATCH = 250  # images per forward pass
 PAIRS = 2_000  # of anchor and positive, for the class-keeping shares
 QUERIES = 1_000  # samples whose nearest training image is searched
-SHIFT = sampling.Normal(1.0, 2.0)  # N^t(0, 1, 2), the paper's perturbation and that of the preset fashion-ml-random
+SHIFT = sampling.TruncatedNormal(1.0, 2.0)  # N^t(0, 1, 2), the paper's perturbation and that of the preset fashion-ml-random
 
 Advance = Callable[[int], None]
 
@@ -160,7 +160,7 @@ def level_figures(
     """
     count, depth = len(images), len(generator.levels)
     shifts = [z + w for z, w in zip(anchors, generator.sample_noise(range(count), SHIFT, seed), strict=True)]
-    fresh = generator.sample_noise(range(count), sampling.Normal(1.0, generator.truncation), seed)
+    fresh = generator.sample_noise(range(count), sampling.TruncatedNormal(1.0, generator.truncation), seed)
     sets = [(f"{i}", level.name, {i}) for i, level in enumerate(generator.levels)] + [("1:", "all but the first", set(range(1, depth)))]
     rows = []
     for key, name, moved in sets:
@@ -256,7 +256,7 @@ def draw_samples(images: Tensor, path: Path) -> None:
 def draw_levels(generator: MLVGM, anchors: list[Tensor], seed: int, path: Path, positives: int = 8, resample: bool = False) -> None:
     """Three anchors (first column), each with positives that move (or resample) one level only: a block of three rows per level."""
     count = 3
-    distribution = sampling.Normal(1.0, generator.truncation) if resample else SHIFT
+    distribution = sampling.TruncatedNormal(1.0, generator.truncation) if resample else SHIFT
     noises = [generator.sample_noise(range(count), distribution, seed, view=view) for view in range(1, positives + 1)]
     chosen = [z[:count] for z in anchors]
     moved = noises if resample else [[z + w for z, w in zip(chosen, noise, strict=True)] for noise in noises]

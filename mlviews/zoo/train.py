@@ -29,9 +29,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mlviews.data import load_fashion_mnist
+from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
-from mlviews.weights import write_safetensors
+from mlviews.weights.files import write_safetensors
 
 
 @dataclass(frozen=True)

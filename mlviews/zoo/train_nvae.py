@@ -20,8 +20,8 @@ import typer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mlviews.generators.nvae import NVAE, Cell, NVAEConfig, widen
-from mlviews.weights import write_safetensors
+from mlviews.generators.nvae.network import NVAE, Cell, NVAEConfig, widen
+from mlviews.weights.files import write_safetensors
 from mlviews.zoo.train import BaseTrainer, command, plain_weight
 
 
@@ -42,7 +42,7 @@ RECIPES = {"fashion-nvae": Recipe(NVAEConfig())}
 
 
 class Narrow(nn.Module):
-    """What :func:`~mlviews.generators.nvae.up_conv` computes has fewer degrees of freedom than its weight: these are trained."""
+    """What :func:`~mlviews.generators.nvae.network.up_conv` computes has fewer degrees of freedom than its weight: these are trained."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return widen(weight)

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews.encoders import ImageCritic
-from mlviews.errors import integer
-from mlviews.infonce import one_sided_info_nce
+from mlviews.checks import integer
+from mlviews.mi.critics import ImageCritic
+from mlviews.mi.infonce import one_sided_info_nce
 from mlviews.sampling import check_seed
 from mlviews.source import MLViewSource
 
@@ -150,7 +150,7 @@ def _views(source: MLViewSource) -> Iterator[tuple[Tensor, ...]]:
     """Raw pairs of this epoch and all that follow (a pool has no others), of all ranks; by a copy, as a pass would move the source on."""
     if source.num_views < 2:
         raise ValueError(f"The source has num_views={source.num_views}: a pair needs at least 2.")
-    source = copy.copy(source)
+    source = source.replace()
     while True:
         for start in range(0, source.num_samples, source.batch_size):
             yield tuple(source.batch(start, min(start + source.batch_size, source.num_samples)).views[:2])

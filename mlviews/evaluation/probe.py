@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlviews.data import Labelled
-from mlviews.encoders import Residual
-from mlviews.errors import did_you_mean, integer, listing
+from mlviews.checks import integer
+from mlviews.errors import did_you_mean, listing
+from mlviews.evaluation.data import Labelled
+from mlviews.mi.critics import Residual
 from mlviews.source import MLViewSource, pair_layout
 
 RATES = {"simclr": 1.5e-3, "simsiam": 6e-3, "byol": 1.5e-3}  # peak learning rates

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews.data import CLASSES, Labelled
-from mlviews.weights import fit, read_safetensors, write_safetensors
+from mlviews.evaluation.data import CLASSES, Labelled
+from mlviews.weights.files import fit, read_safetensors, write_safetensors
 
 FORMAT = "mlviews.classifier"
 SHIFT = 1  # pixels by which training images move at most, in each direction

@@ -1,4 +1,4 @@
-"""NVAE checkpoints that people have, as the weights and the configuration of an :class:`~mlviews.generators.nvae.NVAE`.
+"""NVAE checkpoints that people have, as the weights and the configuration of an :class:`~mlviews.generators.nvae.network.NVAE`.
 
 Two layouts: NVlabs/NVAE (Vahdat and Kautz's own) and SerezD/NVAE-from-scratch (the one of the paper's appendix F). A checkpoint's facts
 say how the network was built; walking through that network names every tensor the file must hold, with its shape, and what
@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from mlviews.errors import WeightsError, listing
-from mlviews.generators.nvae import INVERTED, RESIDUAL, ROLES, NVAEConfig, widen
+from mlviews.generators.nvae.network import INVERTED, NVAE, RESIDUAL, ROLES, NVAEConfig, check_options, widen
+from mlviews.weights import files as weights
+from mlviews.weights.checkpoints import Checkpoint
 
-SIZES = {"mnist": 32, "omniglot": 32, "cifar10": 32, "ffhq": 256}  # of NVlabs' data sets; others carry it in their name
+SIZES = {
+    "mnist": 32,
+    "omniglot": 32,
+    "cifar10": 32,
+    "ffhq": 256,
+}  # of NVlabs' data sets; others carry it in their name
 
 
 class Conv(NamedTuple):
@@ -41,7 +48,9 @@ def after(conv: Conv, norm: Norm) -> Conv:
 
 def before(norm: Norm, conv: Conv) -> Conv:
     """The norm followed by the 1x1 convolution, as one convolution (a larger one would see the shift in its padding)."""
-    return Conv(conv.weight * norm.scale[:, None, None], conv.bias + (conv.weight[:, :, 0, 0] * norm.shift).sum(1))
+    return Conv(
+        conv.weight * norm.scale[:, None, None], conv.bias + (conv.weight[:, :, 0, 0] * norm.shift).sum(1)
+    )
 
 
 class Facts:
@@ -49,7 +58,9 @@ class Facts:
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, Mapping):
-            raise WeightsError(f"{where} has no valid configuration: expected a table of settings, found {type(values).__name__}.")
+            raise WeightsError(
+                f"{where} has no valid configuration: expected a table of settings, found {type(values).__name__}."
+            )
         self.values, self.where = values, where
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
@@ -69,7 +80,9 @@ class Facts:
     def error(self, name: str, expected: str) -> WeightsError:
         """What to raise for this setting."""
         found = repr(self.values[name])[:80] if name in self.values else "missing"
-        return WeightsError(f"{self.where} has no valid configuration: {name} is {found}; expected {expected}.")
+        return WeightsError(
+            f"{self.where} has no valid configuration: {name} is {found}; expected {expected}."
+        )
 
 
 class Walk(ABC):
@@ -114,15 +127,21 @@ class Walk(ABC):
 
     def norm(self, name: str, channels: int) -> Norm:
         """A batch norm."""
-        scale = self.read(f"{name}.weight", channels) / (self.read(f"{name}.running_var", channels) + 1e-5).sqrt()
-        return Norm(scale, self.read(f"{name}.bias", channels) - self.read(f"{name}.running_mean", channels) * scale)
+        scale = (
+            self.read(f"{name}.weight", channels) / (self.read(f"{name}.running_var", channels) + 1e-5).sqrt()
+        )
+        return Norm(
+            scale, self.read(f"{name}.bias", channels) - self.read(f"{name}.running_mean", channels) * scale
+        )
 
     @abstractmethod
     def skip(self, name: str, inputs: int, outputs: int, stride: int) -> Conv:
         """The convolution of a skip connection that changes the size."""
 
     @abstractmethod
-    def parts(self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int) -> tuple[list[Norm | None], list[Conv]]:
+    def parts(
+        self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int
+    ) -> tuple[list[Norm | None], list[Conv]]:
         """The norms and convolutions of a cell's operation, in order."""
 
     @abstractmethod
@@ -136,14 +155,17 @@ class Walk(ABC):
         weight = self.read(f"{name}.weight", outputs, inputs, kernel, kernel)
         return Conv(weight, weight.new_zeros(outputs))
 
-    def inverted(self, names: Sequence[str], kind: str, inputs: int, outputs: int) -> tuple[list[Norm | None], list[Conv]]:
+    def inverted(
+        self, names: Sequence[str], kind: str, inputs: int, outputs: int
+    ) -> tuple[list[Norm | None], list[Conv]]:
         """Those of ``mconv_...``, whose seven layers have these names: norm, expand, norm, filter, norm, contract, norm."""
         match = INVERTED.fullmatch(kind)
         assert match is not None
         expand, kernel, groups = map(int, match.groups())
         hidden = inputs * expand
         norms: list[Norm | None] = [
-            self.norm(name, width) for name, width in zip(names[::2], (inputs, hidden, hidden, outputs), strict=True)
+            self.norm(name, width)
+            for name, width in zip(names[::2], (inputs, hidden, hidden, outputs), strict=True)
         ]
         convs = [
             self.plain(names[1], hidden, inputs, 1),
@@ -158,7 +180,11 @@ class Walk(ABC):
             self.put(f"{target}.skip.conv", self.skip(name, inputs, outputs, stride))
         kinds = self.config.cells[role]
         last: Conv | None = None
-        pending: tuple[str, int, bool] = ("", 0, False)  # where the last convolution goes, once the norm after it is known
+        pending: tuple[str, int, bool] = (
+            "",
+            0,
+            False,
+        )  # where the last convolution goes, once the norm after it is known
         for index, kind in enumerate(kinds):
             own = f"{target}.operations.{index}"
             width, step = (outputs, 1) if index else (inputs, stride)
@@ -168,7 +194,9 @@ class Walk(ABC):
                 if last is not None:
                     last = last if norm is None else after(last, norm)
                 elif norm is not None:
-                    self.made[f"{own}.norm.scale"], self.made[f"{own}.norm.shift"] = (part[:, None, None] for part in norm)
+                    self.made[f"{own}.norm.scale"], self.made[f"{own}.norm.shift"] = (
+                        part[:, None, None] for part in norm
+                    )
             if last is not None:
                 self.put(pending[0], last, *pending[1:])
             if kind in RESIDUAL:
@@ -176,7 +204,9 @@ class Walk(ABC):
             else:
                 opening, *others = [norm for norm in norms if norm is not None]
                 opened = (before(opening, convs[0]), *convs[1:])
-                expand, filtering, contract = (after(conv, norm) for conv, norm in zip(opened, others, strict=True))
+                expand, filtering, contract = (
+                    after(conv, norm) for conv, norm in zip(opened, others, strict=True)
+                )
                 self.put(f"{own}.expand", expand)
                 self.put(f"{own}.filter", filtering, _groups_of(kind, expand) if step < 0 else 0)
                 last, pending = contract, (f"{own}.contract", 0, False)
@@ -206,7 +236,10 @@ class Walk(ABC):
         found = []
         for scale, count in enumerate(self.config.groups):
             finer = sum(self.config.groups[scale + 1 :])
-            found += [(scale, index, finer + (count - 1 - index if self.config.mirrored else index)) for index in range(count)]
+            found += [
+                (scale, index, finer + (count - 1 - index if self.config.mirrored else index))
+                for index in range(count)
+            ]
         return found
 
 
@@ -219,19 +252,28 @@ class NVlabs(Walk):
         data = facts.values.get("dataset")
         tail = str(data).rpartition("_")[2]
         size = SIZES.get(data) if isinstance(data, str) else None
-        if size is None and str(data).startswith(("celeba_", "imagenet_", "lsun_")) and tail in ("32", "64", "128", "256"):
+        if (
+            size is None
+            and str(data).startswith(("celeba_", "imagenet_", "lsun_"))
+            and tail in ("32", "64", "128", "256")
+        ):
             size = int(tail)
         if size is None:
             raise facts.error("dataset", "one of NVlabs' data sets, e.g. cifar10, mnist or celeba_64")
         scales = facts.integer("num_latent_scales", 1, 8)
-        pre, post = facts.integer("num_preprocess_blocks", 0, 8), facts.integer("num_postprocess_blocks", 0, 8)
+        pre, post = (
+            facts.integer("num_preprocess_blocks", 0, 8),
+            facts.integer("num_postprocess_blocks", 0, 8),
+        )
         if pre != post:
             raise facts.error("num_postprocess_blocks", f"num_preprocess_blocks, which is {pre}")
         count, adaptive = facts.integer("num_groups_per_scale", 1, 64), facts.flag("ada_groups", False)
         least = facts.integer("min_groups_per_scale", 1, 64, 1)
         groups = _groups(scales, count, least, adaptive)
         if sum(groups) == 1:
-            raise facts.error("num_groups_per_scale", "more than one latent group: a single one is no hierarchy")
+            raise facts.error(
+                "num_groups_per_scale", "more than one latent group: a single one is no hierarchy"
+            )
         mixtures = facts.integer("num_mixture_dec", 1, 100, 10)
         gray = data in ("mnist", "omniglot")
         return NVAEConfig(
@@ -278,14 +320,19 @@ class NVlabs(Walk):
             biases.append(own.bias)
         return Conv(torch.cat(parts), torch.cat(biases))
 
-    def parts(self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int) -> tuple[list[Norm | None], list[Conv]]:
+    def parts(
+        self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int
+    ) -> tuple[list[Norm | None], list[Conv]]:
         kind, own = self.config.cells[role][index], f"{name}._ops.{index}"
         if kind in RESIDUAL:
             norm = {"res_elu": None, "res_bnelu": f"{own}.bn.bn"}.get(kind, f"{own}.bn_act")
             return [norm and self.norm(norm, inputs)], [self.conv(f"{own}.conv_0", outputs, inputs, 3)]  # type: ignore[list-item]
         first = 1 if stride < 0 else 0  # the upsampling is a layer of its own
         layers = ("{}.bn", "{}.conv.0", "{}.conv.1", "{}.conv.0", "{}.conv.1", "{}", "{}.bn")
-        names = [layer.format(f"{own}.conv.{first + at}") for layer, at in zip(layers, (0, 1, 1, 2, 2, 3, 4), strict=True)]
+        names = [
+            layer.format(f"{own}.conv.{first + at}")
+            for layer, at in zip(layers, (0, 1, 1, 2, 2, 3, 4), strict=True)
+        ]
         return self.inverted(names, kind, inputs, outputs)
 
     def gate(self, name: str, role: str, stride: int) -> tuple[str, str]:
@@ -300,8 +347,13 @@ class NVlabs(Walk):
             ("contract", "mu.conv_0", latent, hidden, 1, False),
         ):
             weight = self.read(f"{name}.{layer}.weight", outputs, inputs, kernel, kernel)
-            weight = self._normed(f"{name}.{layer}", weight * causal_mask(outputs, inputs, kernel, strict, mirror).to(weight.device))
-            bias = self.read(f"{name}.{layer}.bias", outputs) if own == "contract" else weight.new_zeros(outputs)
+            weight = self._normed(
+                f"{name}.{layer}",
+                weight * causal_mask(outputs, inputs, kernel, strict, mirror).to(weight.device),
+            )
+            bias = (
+                self.read(f"{name}.{layer}.bias", outputs) if own == "contract" else weight.new_zeros(outputs)
+            )
             self.put(f"{target}.{own}", Conv(weight, bias))
 
     def walk(self) -> None:
@@ -321,7 +373,9 @@ class NVlabs(Walk):
             for index in range(config.groups[scale]):
                 step, first = sum(config.groups[scale + 1 :]) + index, 0
                 if scale < config.scales - 1 and not index:
-                    self.cell(f"encoder.tower.{step}.0", f"enc_tower.{at}", "down_enc", enc[-2 - scale], width, 2)
+                    self.cell(
+                        f"encoder.tower.{step}.0", f"enc_tower.{at}", "down_enc", enc[-2 - scale], width, 2
+                    )
                     at, first = at + 1, 1
                 for cell in range(config.enc_cells):
                     self.cell(f"encoder.tower.{step}.{first + cell}", f"enc_tower.{at}", "enc", width, width)
@@ -340,7 +394,9 @@ class NVlabs(Walk):
                     self.flow(f"encoder.flows.{index}.{2 * flow + part}", name, latent, mirror)
             own = f"groups.{index}"
             if index:
-                self.put(f"encoder.mix.{index - 1}", self.conv(f"enc_tower.{combiners[step]}.conv", wide, width, 1))
+                self.put(
+                    f"encoder.mix.{index - 1}", self.conv(f"enc_tower.{combiners[step]}.conv", wide, width, 1)
+                )
                 first = 0
                 if not inner:
                     self.cell(f"{own}.cells.0", f"dec_tower.{at}", "up_dec", dec[-scale], width, -1)
@@ -362,7 +418,9 @@ class NVlabs(Walk):
         mixtures = config.mixtures
         if config.head == "logistic":
             conv = self.conv("image_conditional.1", 10 * mixtures, dec[0], 3)
-            order = torch.arange(mixtures, 10 * mixtures).view(3, 3, mixtures)  # colour; mean, scale or coefficient; component
+            order = torch.arange(mixtures, 10 * mixtures).view(
+                3, 3, mixtures
+            )  # colour; mean, scale or coefficient; component
             rest = [order[:, kind].flatten() for kind in (0, 2, 1)]
             order = torch.cat([torch.arange(mixtures), *rest])
             conv = Conv(conv.weight[order], conv.bias[order])
@@ -379,13 +437,25 @@ class SerezD(Walk):
         """From ``configuration``, as in the project's YAML files."""
         own = Facts(facts.values.get("autoencoder"), facts.where)
         shape = facts.values.get("resolution")
-        if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2] or type(shape[1]) is not int:
+        if (
+            not isinstance(shape, list | tuple)
+            or len(shape) != 3
+            or shape[0] != 3
+            or shape[1] != shape[2]
+            or type(shape[1]) is not int
+        ):
             raise facts.error("resolution", "[3, size, size]")
         scales, blocks = own.integer("num_scales", 1, 8), own.integer("num_pre-post_process_blocks", 0, 8)
-        count, least = own.integer("num_groups_per_scale", 1, 64), own.integer("min_groups_per_scale", 1, 64, 1)
+        count, least = (
+            own.integer("num_groups_per_scale", 1, 64),
+            own.integer("min_groups_per_scale", 1, 64, 1),
+        )
         adaptive = own.flag("is_adaptive", False)
         groups = tuple(max(least, count // 2**k) if adaptive else count for k in reversed(range(scales)))
-        cells, base = own.integer("num_pre-post_process_cells", 1, 64), own.integer("initial_channels", 4, 4096)
+        cells, base = (
+            own.integer("num_pre-post_process_cells", 1, 64),
+            own.integer("initial_channels", 4, 4096),
+        )
         per_group = own.integer("num_cells_per_group", 1, 64)
         plain = ("res_bnswish", "res_bnswish")
         return NVAEConfig(
@@ -420,7 +490,9 @@ class SerezD(Walk):
     def skip(self, name: str, inputs: int, outputs: int, stride: int) -> Conv:
         return self.conv(f"{name}.skip_connection.conv", outputs, inputs, 1)
 
-    def parts(self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int) -> tuple[list[Norm | None], list[Conv]]:
+    def parts(
+        self, name: str, role: str, index: int, inputs: int, outputs: int, stride: int
+    ) -> tuple[list[Norm | None], list[Conv]]:
         if self.config.cells[role][index] in RESIDUAL:
             return (
                 [self.norm(f"{name}.residual.{3 * index}", inputs)],
@@ -440,7 +512,9 @@ class SerezD(Walk):
         shapes = ((hidden, latent, 3, 3), (hidden, 1, 5, 5), (latent, hidden, 1, 1))
         for own, layer, shape in zip(("expand", "filter", "contract"), (0, 2, 4), shapes, strict=True):
             weight, mask = (self.read(f"{name}.layers.{layer}.{part}", *shape) for part in ("weight", "mask"))
-            self.put(f"{target}.{own}", Conv(weight * mask, self.read(f"{name}.layers.{layer}.bias", shape[0])))
+            self.put(
+                f"{target}.{own}", Conv(weight * mask, self.read(f"{name}.layers.{layer}.bias", shape[0]))
+            )
 
     def walk(self) -> None:
         """All of it."""
@@ -452,33 +526,72 @@ class SerezD(Walk):
                 last = index == config.pre_cells - 1
                 role, width, step = ("down_pre", widths[block + 1], 2) if last else ("pre", widths[block], 1)
                 name = f"preprocessing_block.block_{block}.cell_{index}"
-                self.cell(f"encoder.pre.{block * config.pre_cells + index}", name, role, widths[block], width, step)
+                self.cell(
+                    f"encoder.pre.{block * config.pre_cells + index}", name, role, widths[block], width, step
+                )
         self.put("encoder.top", self.conv("encoder_0.1", widths[-1], widths[-1], 1))
         for index, (scale, inner, step) in enumerate(self.sizes()):
             latent, width = config.latents[scale], widths[-1 - scale]
             tag, own, tower = f"{scale}:{inner}", f"groups.{index}", f"encoder.tower.{step}"
             first = 0
             if scale < config.scales - 1 and not inner:
-                self.cell(f"{tower}.0", f"encoder_tower.scale_{scale + 1}.downsampling", "down_enc", widths[-2 - scale], width, 2)
+                self.cell(
+                    f"{tower}.0",
+                    f"encoder_tower.scale_{scale + 1}.downsampling",
+                    "down_enc",
+                    widths[-2 - scale],
+                    width,
+                    2,
+                )
                 first = 1
             for cell in range(config.enc_cells):
-                self.cell(f"{tower}.{first + cell}", f"encoder_tower.scale_{scale}.group_{inner}.cell_{cell}", "enc", width, width)
-            self.put(f"encoder.samplers.{index}", self.conv(f"enc_sampler.sampler_{tag}", 2 * latent, width, 3))
+                self.cell(
+                    f"{tower}.{first + cell}",
+                    f"encoder_tower.scale_{scale}.group_{inner}.cell_{cell}",
+                    "enc",
+                    width,
+                    width,
+                )
+            self.put(
+                f"encoder.samplers.{index}", self.conv(f"enc_sampler.sampler_{tag}", 2 * latent, width, 3)
+            )
             for flow in range(config.flows):
                 for part in (0, 1):
-                    self.flow(f"encoder.flows.{index}.{2 * flow + part}", f"nf_cells.nf_{tag}.{flow}.cell{part + 1}", latent)
+                    self.flow(
+                        f"encoder.flows.{index}.{2 * flow + part}",
+                        f"nf_cells.nf_{tag}.{flow}.cell{part + 1}",
+                        latent,
+                    )
             if index:
-                self.put(f"encoder.mix.{index - 1}", self.conv(f"encoder_combiners.combiner_{tag}.conv", width, width, 1))
+                self.put(
+                    f"encoder.mix.{index - 1}",
+                    self.conv(f"encoder_combiners.combiner_{tag}.conv", width, width, 1),
+                )
                 first = 0
                 if not inner:
-                    self.cell(f"{own}.cells.0", f"decoder_tower.scale_{scale - 1}.upsampling", "up_dec", widths[-scale], width, -1)
+                    self.cell(
+                        f"{own}.cells.0",
+                        f"decoder_tower.scale_{scale - 1}.upsampling",
+                        "up_dec",
+                        widths[-scale],
+                        width,
+                        -1,
+                    )
                     first = 1
                 for cell in range(config.dec_cells):
-                    self.cell(f"{own}.cells.{first + cell}", f"decoder_tower.scale_{scale}.group_{inner}.cell_{cell}", "dec", width, width)
+                    self.cell(
+                        f"{own}.cells.{first + cell}",
+                        f"decoder_tower.scale_{scale}.group_{inner}.cell_{cell}",
+                        "dec",
+                        width,
+                        width,
+                    )
                 self.put(f"{own}.prior", self.conv(f"dec_sampler.sampler_{tag}.1", 2 * latent, width, 1))
             side = config.image_size >> (depth - 1 - scale)
             start = None if index else self.read("const_prior", 1, width, side, side)
-            self.combine(own, self.conv(f"decoder_combiners.combiner_{tag}.conv", width, width + latent, 1), start)
+            self.combine(
+                own, self.conv(f"decoder_combiners.combiner_{tag}.conv", width, width + latent, 1), start
+            )
         for block in range(blocks):
             coarse, fine = widths[blocks - block], widths[blocks - block - 1]
             for index in range(config.post_cells):
@@ -487,14 +600,19 @@ class SerezD(Walk):
                 self.cell(f"post.{block * config.post_cells + index}", name, role, width, fine, step)
         mixtures = config.mixtures
         conv = self.conv("to_logits.1", 10 * mixtures, widths[0], 3)
-        order = torch.arange(mixtures, 10 * mixtures).view(mixtures, 3, 3)  # component; mean, scale or coefficient; colour
+        order = torch.arange(mixtures, 10 * mixtures).view(
+            mixtures, 3, 3
+        )  # component; mean, scale or coefficient; colour
         rest = [order[:, kind].T.flatten() for kind in (0, 2, 1)]
         order = torch.cat([torch.arange(mixtures), *rest])
         self.put("head.conv", Conv(conv.weight[order], conv.bias[order]))
 
 
 LAYOUTS: dict[str, type[NVlabs] | type[SerezD]] = {"nvae-nvlabs": NVlabs, "nvae-serezd": SerezD}
-DERIVED = (".num_batches_tracked", ".weight_normalized")  # in some files, and of no use: a counter, and a copy of another tensor
+DERIVED = (
+    ".num_batches_tracked",
+    ".weight_normalized",
+)  # in some files, and of no use: a counter, and a copy of another tensor
 
 
 def causal_mask(outputs: int, inputs: int, kernel: int, strict: bool, mirror: bool) -> Tensor:
@@ -511,7 +629,9 @@ def causal_mask(outputs: int, inputs: int, kernel: int, strict: bool, mirror: bo
     return (mask.flip(2) if mirror else mask).view(outputs, inputs, kernel, kernel)
 
 
-def source_shapes(layout: str, facts: Mapping[str, Any], where: str = "the checkpoint") -> dict[str, tuple[int, ...]]:
+def source_shapes(
+    layout: str, facts: Mapping[str, Any], where: str = "the checkpoint"
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a checkpoint of this layout, built by these facts, has to hold.
 
     Raises:
@@ -521,7 +641,29 @@ def source_shapes(layout: str, facts: Mapping[str, Any], where: str = "the check
     return walk.expected
 
 
-def convert(layout: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], where: str) -> tuple[NVAEConfig, dict[str, Tensor]]:
+def load(
+    checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "group"
+) -> NVAE:
+    """From a checkpoint of NVlabs/NVAE or SerezD/NVAE-from-scratch; see :class:`NVAE` for the options.
+
+    Differences of the two that stay: NVlabs adds 0.01 to every sigma; in SerezD's encoder the groups of a scale come in the
+    decoder's order. NVlabs' gray models (MNIST, Omniglot) never learned the outer two pixels of their 32: their loss leaves them out.
+
+    Raises:
+        mlviews.WeightsError: if the file and what it says about itself do not agree, or make no network.
+    """
+    check_options(temperature, levels)
+    config, tensors = convert(
+        checkpoint.layout, checkpoint.tensors, checkpoint.facts, str(checkpoint.path)
+    )
+    return weights.fit(
+        lambda: NVAE(config, temperature=temperature, levels=levels), tensors, checkpoint.path
+    )
+
+
+def convert(
+    layout: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], where: str
+) -> tuple[NVAEConfig, dict[str, Tensor]]:
     """Our configuration and weights from a checkpoint's.
 
     Args:
@@ -537,7 +679,9 @@ def convert(layout: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     given = {name: value for name, value in tensors.items() if not name.endswith(DERIVED)}
     missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing or unknown:
-        raise WeightsError(f"{where} was made for another architecture than it says: missing {_some(missing)}; unknown {_some(unknown)}.")
+        raise WeightsError(
+            f"{where} was made for another architecture than it says: missing {_some(missing)}; unknown {_some(unknown)}."
+        )
     for name, shape in expected.items():
         if tuple(given[name].shape) != shape:
             raise WeightsError(
@@ -564,7 +708,11 @@ def _groups_of(kind: str, expand: Conv) -> int:
 
 
 def _some(names: Sequence[str]) -> str:
-    return "none" if not names else listing(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        "none"
+        if not names
+        else listing(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    )
 
 
 def _groups(scales: int, count: int, least: int, adaptive: bool) -> tuple[int, ...]:
@@ -577,7 +725,9 @@ def _groups(scales: int, count: int, least: int, adaptive: bool) -> tuple[int, .
 
 def _size(facts: Facts, size: int, halvings: int) -> int:
     if not 1 <= size <= 4096 or size % 2**halvings:
-        raise WeightsError(f"{facts.where} has no valid configuration: {size} pixels cannot be halved {halvings} times.")
+        raise WeightsError(
+            f"{facts.where} has no valid configuration: {size} pixels cannot be halved {halvings} times."
+        )
     return size
 
 
@@ -588,8 +738,11 @@ def _arch(facts: Facts) -> dict[str, tuple[str, ...]]:
     found = {role: arch.get(names.get(role, role)) if isinstance(arch, Mapping) else None for role in ROLES}
     for role, kinds in found.items():
         fine = isinstance(kinds, list | tuple) and 1 <= len(kinds) <= 8
-        if not fine or not all(isinstance(kind, str) and (kind in RESIDUAL or INVERTED.fullmatch(kind)) for kind in kinds or ()):
+        if not fine or not all(
+            isinstance(kind, str) and (kind in RESIDUAL or INVERTED.fullmatch(kind)) for kind in kinds or ()
+        ):
             raise facts.error(
-                "arch_instance", f"a table of operations for each kind of cell, with known ones for {names.get(role, role)!r}"
+                "arch_instance",
+                f"a table of operations for each kind of cell, with known ones for {names.get(role, role)!r}",
             )
     return {role: tuple(kinds) for role, kinds in found.items() if kinds}

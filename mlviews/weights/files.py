@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mlviews.errors import WeightsError, listing, path_of
+from mlviews.checks import path_of
+from mlviews.errors import WeightsError, listing
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -1,5 +1,5 @@
 """Residual networks that look at images (He et al. 2016): the critics that measure mutual information, and the block they share with the
-encoders of :mod:`mlviews.probe`."""
+encoders of :mod:`mlviews.evaluation.probe`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mlviews.errors import integer
+from mlviews.checks import integer
 
 
 class Residual(nn.Module):

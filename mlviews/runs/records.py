@@ -22,7 +22,12 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {
         "versions": {"mlviews": __version__, "torch": torch.__version__, "python": platform.python_version()}
         | ({} if commit is None else {"commit": commit}),
-        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(device)},
+        "machine": {
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+        },
     }
 
 
@@ -32,7 +37,10 @@ def _commit(root: Path) -> str | None:
         return None
     try:
         return subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -41,5 +49,13 @@ def _commit(root: Path) -> str | None:
 def _processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlviews.errors import integer, path_of
+from mlviews.checks import integer, path_of
 from mlviews.zoo import FOLDER
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -102,7 +102,7 @@ def bundled_slice() -> tuple[Labelled, Labelled]:
 
 
 def make_slice(folder: str | Path, per_class: int = 250) -> None:
-    """Write the bundled slice from the data set's idx files: ``python -m mlviews.data FOLDER``."""
+    """Write the bundled slice from the data set's idx files: ``python -m mlviews.evaluation.data FOLDER``."""
     images, labels = load_fashion_mnist(folder, "test", 28)
     own = torch.stack([torch.nonzero(labels == c)[: 2 * per_class, 0] for c in range(len(CLASSES))])
     rows = torch.cat([half.flatten().sort().values for half in own.split(per_class, dim=1)])

@@ -1,7 +1,7 @@
 """Checkpoint files of other projects, as a plain state dict and the facts needed to build its network.
 
 ``read`` opens any of them, ``LAYOUTS`` names those it recognises, ``convert`` writes one as a safetensors file with the same
-content, which ``read`` takes as well. Nothing in a file is ever executed: see :mod:`mlviews.unpickle`.
+content, which ``read`` takes as well. Nothing in a file is ever executed: see :mod:`mlviews.weights.unpickle`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from mlviews import unpickle, weights
-from mlviews.errors import WeightsError, listing, path_of
-from mlviews.unpickle import Name, Record, Refused
+from mlviews.checks import path_of
+from mlviews.errors import WeightsError, listing
+from mlviews.weights import files as weights
+from mlviews.weights import unpickle
+from mlviews.weights.unpickle import Name, Record, Refused
 
 LAYOUTS = {
     "stylegan2-ada": "StyleGAN2 as stylegan2-ada-pytorch and stylegan3 save it (.pkl with G_ema)",

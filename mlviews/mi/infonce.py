@@ -16,7 +16,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlviews.errors import integer, is_number
+from mlviews.checks import integer, is_number, positive
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
@@ -158,3 +158,14 @@ def _check(a: Tensor, b: Tensor, temperature: float) -> None:
             raise ValueError(f"Invalid embeddings, {found}: pass two float tensors [K, D].")
     if a.shape != b.shape:
         raise ValueError(f"Embeddings of shapes {tuple(a.shape)} and {tuple(b.shape)}: row i of one is the partner of row i of the other.")
+
+
+def reachable(target_loss: Any, pairs: int) -> float:
+    """The target loss, if there is a critic that has it; else a ValueError."""
+    target = positive("target_loss", target_loss)
+    if target >= math.log(2 * pairs - 1):
+        raise ValueError(
+            f"Invalid target_loss={target!r}: a critic that knows nothing has log(2K - 1) = {math.log(2 * pairs - 1):.2f}"
+            " nats; take a smaller target (the paper's is 0.7), or more pairs."
+        )
+    return target

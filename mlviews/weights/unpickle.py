@@ -548,7 +548,7 @@ def read(data: bytes) -> Any:
         of which :func:`tensor` makes tensors. Containers may hold themselves, and the same part any number of times.
 
     Raises:
-        Exception: of any type, for whatever is wrong with them; :func:`mlviews.checkpoints.read` makes one error of all.
+        Exception: of any type, for whatever is wrong with them; :func:`mlviews.weights.checkpoints.read` makes one error of all.
     """
     return _Reader(data, _Budget(len(data))).read()
 

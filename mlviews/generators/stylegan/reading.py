@@ -1,4 +1,4 @@
-"""StyleGAN2 files of three projects, translated into the names and conventions of :mod:`mlviews.generators.stylegan2`.
+"""StyleGAN2 files of three projects, translated into the names and conventions of :mod:`mlviews.generators.stylegan.stylegan2`.
 
 Sizes come from the tensors, not from what the file says of itself. The gains that those projects apply at run time (He et al.'s constants,
 the mapping network's learning rate) are folded into the weights.
@@ -14,21 +14,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlviews.checkpoints import Checkpoint
-from mlviews.errors import WeightsError, is_number, listing
-from mlviews.generators.stylegan2 import Filter, StyleGAN2Config, normalized
+from mlviews.checks import is_number
+from mlviews.errors import WeightsError, listing
+from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config, normalized
+from mlviews.weights import files as weights
+from mlviews.weights.checkpoints import Checkpoint
 
 _MOST_PIXELS = 4096  # of one side: more than any published network has
+
+
+def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
+    """The generator of a checkpoint file, see :func:`mlviews.weights.checkpoints.read`; ``options`` are those of the class.
+
+    Raises:
+        ValueError: for options out of range.
+        mlviews.WeightsError: if the file has tensors missing, unknown or of a wrong shape, or a variant of the
+            architecture that is not supported.
+    """
+    config, filter, steps = convert(checkpoint)
+
+    def make() -> StyleGAN2:
+        return StyleGAN2(config, filter=filter, **options)
+
+    with torch.device("meta"):
+        meta = make()  # here, so that a wrong option is not taken for a wrong file
+    if meta.mapping.psi != 1 and "mapping.average" not in steps:
+        raise WeightsError(f"{checkpoint.path} has no mean w to truncate towards: use truncation_psi=1.")
+    steps.setdefault("mapping.average", torch.zeros(config.w_dim))
+    where = {
+        step: f"blocks.{block}.steps.{step - run.start}"
+        for block, run in enumerate(meta.runs)
+        for step in range(*run)
+    }
+    tensors = {
+        re.sub(r"^steps\.(\d+)", lambda found: where[int(found[1])], name): value
+        for name, value in steps.items()
+    }
+    return weights.fit(make, tensors, checkpoint.path)
 
 
 def convert(checkpoint: Checkpoint) -> tuple[StyleGAN2Config, Filter, dict[str, Tensor]]:
     """The architecture, its upsampling filter, and the weights, where step *i* is what style *i* feeds.
 
     Raises:
-        mlviews.WeightsError: see :meth:`StyleGAN2.from_checkpoint`.
+        mlviews.WeightsError: see :func:`load`.
     """
     if checkpoint.layout not in _LAYOUTS:
-        raise WeightsError(f"{checkpoint.path} holds {checkpoint.layout!r}, not a StyleGAN2 generator ({listing(_LAYOUTS)}).")
+        raise WeightsError(
+            f"{checkpoint.path} holds {checkpoint.layout!r}, not a StyleGAN2 generator ({listing(_LAYOUTS)})."
+        )
     reader = _Reader(checkpoint)
     parts = _LAYOUTS[checkpoint.layout](reader)
     reader.done()
@@ -53,7 +87,9 @@ class _Reader:
             raise self.error(f"{name} is missing")
         if not found.is_floating_point():
             raise self.error(f"{name} holds {found.dtype}, expected floating-point numbers")
-        if found.ndim != len(shape) or any(size is not None and size != here for size, here in zip(shape, found.shape, strict=True)):
+        if found.ndim != len(shape) or any(
+            size is not None and size != here for size, here in zip(shape, found.shape, strict=True)
+        ):
             expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise self.error(f"{name} has shape {tuple(found.shape)}, expected ({expected})")
         if not found.numel():
@@ -121,9 +157,13 @@ def _from_tensorflow(reader: _Reader) -> _Parts:
             new, value = "synthesis.b4.const", _squeezed(value, 4, 1)
         elif found := re.fullmatch(r"synthesis/noise(\d{1,2})", short):
             index = int(found[1])
-            new, value = f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const", _squeezed(value, 4, 2)
+            new, value = (
+                f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const",
+                _squeezed(value, 4, 2),
+            )
         elif found := re.fullmatch(
-            r"synthesis/(\d{1,5})x\1/(Conv|Conv1|Conv0_up|ToRGB)/(weight|bias|mod_weight|mod_bias|noise_strength)", short
+            r"synthesis/(\d{1,5})x\1/(Conv|Conv1|Conv0_up|ToRGB)/(weight|bias|mod_weight|mod_bias|noise_strength)",
+            short,
         ):
             new = f"synthesis.b{found[1]}.{convolutions[found[2]]}.{ends.get(found[3], found[3])}"
             if value.ndim == 4:
@@ -139,7 +179,12 @@ def _from_tensorflow(reader: _Reader) -> _Parts:
         if new in reader.tensors:
             raise reader.error(f"the variable {name} is there twice")
         reader.tensors[new] = value
-    return _parts(reader, clamp=reader.number("conv_clamp"), rate=reader.number("mapping_lrmul"), kernel=reader.fact("resample_kernel"))
+    return _parts(
+        reader,
+        clamp=reader.number("conv_clamp"),
+        rate=reader.number("mapping_lrmul"),
+        kernel=reader.fact("resample_kernel"),
+    )
 
 
 def _from_rosinality(reader: _Reader) -> _Parts:
@@ -159,18 +204,33 @@ def _from_rosinality(reader: _Reader) -> _Parts:
             new = f"mapping.fc{int(found[1]) - 1}.{found[2]}"
         elif found := re.fullmatch(r"noises\.noise_(\d{1,2})", name):
             index = int(found[1])
-            new, value = f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const", _squeezed(value, 4, 2)
+            new, value = (
+                f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const",
+                _squeezed(value, 4, 2),
+            )
         elif found := re.fullmatch(r"(conv1|convs\.(\d{1,2})|to_rgb1|to_rgbs\.(\d{1,2}))\.(.+)", name):
             end = ends.get(found[4])
             if end is None:
                 raise reader.error(f"the tensor {name} is unknown")
             index = int(found[2] or -1)
             layer = "torgb" if "rgb" in found[1] else f"conv{index % 2}"
-            resolution = 8 << int(found[3]) if found[3] else 4 if "rgb" in found[1] else 8 << index // 2 if index >= 0 else 4
+            resolution = (
+                8 << int(found[3])
+                if found[3]
+                else 4
+                if "rgb" in found[1]
+                else 8 << index // 2
+                if index >= 0
+                else 4
+            )
             new = f"synthesis.b{resolution}.{layer}.{end}"
             if end == "weight":
                 value = _squeezed(value, 5, 1)
-                value = value / math.sqrt(max(value[0].numel(), 1)) if layer != "torgb" and value.ndim == 4 and len(value) else value
+                value = (
+                    value / math.sqrt(max(value[0].numel(), 1))
+                    if layer != "torgb" and value.ndim == 4 and len(value)
+                    else value
+                )
             elif end == "resample_filter":
                 value = value / 4  # it carries the upsampling's gain
             elif layer == "torgb" and end == "bias":
@@ -193,7 +253,9 @@ _LAYOUTS: dict[str, Callable[[_Reader], _Parts]] = {
 
 def _squeezed(value: Tensor, ndim: int, axes: int) -> Tensor:
     """Without its leading axes of size 1, if it has the expected form; else as it is, for its reader to refuse."""
-    return value.reshape(value.shape[axes:]) if value.ndim == ndim and value.shape[:axes].numel() == 1 else value
+    return (
+        value.reshape(value.shape[axes:]) if value.ndim == ndim and value.shape[:axes].numel() == 1 else value
+    )
 
 
 def _parts(reader: _Reader, clamp: float | None, rate: float | None, kernel: Any) -> _Parts:
@@ -207,8 +269,12 @@ def _parts(reader: _Reader, clamp: float | None, rate: float | None, kernel: Any
         raise reader.error("its architecture is 'resnet', and only 'skip' is supported")
     found = sorted({int(match[1]) for name in names if (match := re.match(r"synthesis\.b(\d{1,5})\.", name))})
     if len(found) < 2 or found != [4 << index for index in range(len(found))] or found[-1] > _MOST_PIXELS:
-        raise reader.error(f"it has layers at {listing(found[:12]) or 'no'} pixels, expected 4, 8, 16, ... up to {_MOST_PIXELS} at most")
-    missing = [resolution for resolution in found if f"synthesis.b{resolution}.torgb.weight" not in reader.tensors]
+        raise reader.error(
+            f"it has layers at {listing(found[:12]) or 'no'} pixels, expected 4, 8, 16, ... up to {_MOST_PIXELS} at most"
+        )
+    missing = [
+        resolution for resolution in found if f"synthesis.b{resolution}.torgb.weight" not in reader.tensors
+    ]
     if missing and missing == found[:-1]:
         raise reader.error("its architecture is 'orig', and only 'skip' is supported")
 
@@ -256,7 +322,9 @@ def _parts(reader: _Reader, clamp: float | None, rate: float | None, kernel: Any
     if config.z_dim < 1:
         raise reader.error("its mapping network takes no z")
     if config.mapping[-1] != config.w_dim:
-        raise reader.error(f"its mapping network makes a w of {config.mapping[-1]} values, its layers take {config.w_dim}")
+        raise reader.error(
+            f"its mapping network makes a w of {config.mapping[-1]} values, its layers take {config.w_dim}"
+        )
     return config, _filter(reader, kernel), made
 
 
@@ -281,7 +349,9 @@ def _convolution(reader: _Reader, made: dict[str, Tensor], name: str, new: str, 
     else:
         strength = reader.tensors.get(f"{name}.noise_strength")
         shape = (1,) if strength is not None and strength.ndim else ()
-        made[f"{new}.noise"] = reader.take(f"{name}.noise_const", resolution, resolution) * reader.take(f"{name}.noise_strength", *shape)
+        made[f"{new}.noise"] = reader.take(f"{name}.noise_const", resolution, resolution) * reader.take(
+            f"{name}.noise_strength", *shape
+        )
     return len(weight)
 
 
@@ -306,12 +376,23 @@ def _filter(reader: _Reader, kernel: Any) -> Filter:
                 raise reader.error(f"{name} differs from {names[0]}: all upsampling filters must be the same")
     else:
         kernel = [1, 3, 3, 1] if kernel is None else kernel
-        if not isinstance(kernel, Sequence) or len(kernel) != 4 or not all(is_number(tap) for tap in kernel) or not sum(kernel):
-            raise reader.error(f"its upsampling filter is {str(kernel)[:40]}, expected four numbers, as in [1, 3, 3, 1]")
+        if (
+            not isinstance(kernel, Sequence)
+            or len(kernel) != 4
+            or not all(is_number(tap) for tap in kernel)
+            or not sum(kernel)
+        ):
+            raise reader.error(
+                f"its upsampling filter is {str(kernel)[:40]}, expected four numbers, as in [1, 3, 3, 1]"
+            )
         axis = torch.tensor([float(tap) for tap in kernel]) / sum(kernel)
         taps = torch.outer(axis, axis)
     rows, columns, total = taps.sum(1), taps.sum(0), taps.sum()
-    if not taps.isfinite().all() or not total or not torch.allclose(torch.outer(rows, columns) / total, taps, rtol=1e-4, atol=1e-6):
+    if (
+        not taps.isfinite().all()
+        or not total
+        or not torch.allclose(torch.outer(rows, columns) / total, taps, rtol=1e-4, atol=1e-6)
+    ):
         raise reader.error("its upsampling filter is not the product of one for rows and one for columns")
     down, across = (2 * rows / total).flip(0), (2 * columns).flip(0)
     return Filter(tuple(down.tolist()), tuple(across.tolist()))

@@ -25,10 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews import weights
-from mlviews.checkpoints import Checkpoint
-from mlviews.errors import is_number
+from mlviews.checks import is_number
 from mlviews.generators.base import MLVGM, Latents, Level
+from mlviews.weights import files as weights
 
 ROLES = ("pre", "down_pre", "enc", "down_enc", "dec", "up_dec", "post", "up_post")
 PLAIN = dict.fromkeys(ROLES, ("res_bnswish", "res_bnswish"))
@@ -44,8 +43,15 @@ class NVAEConfig:
     groups: tuple[int, ...] = (3, 2, 1)  # latent groups of each scale, coarse to fine
     latents: tuple[int, ...] = (8, 4, 4)  # channels of one group's latent, per scale
     encoder: tuple[int, ...] = (16, 32, 48, 48)  # channels at full size, half, ... down to the coarsest scale
-    decoder: tuple[int, ...] = (16, 32, 64, 64)  # the same; one entry for each pre-processing block and each scale
-    cells: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(PLAIN))  # operations of each kind of cell
+    decoder: tuple[int, ...] = (
+        16,
+        32,
+        64,
+        64,
+    )  # the same; one entry for each pre-processing block and each scale
+    cells: dict[str, tuple[str, ...]] = dataclasses.field(
+        default_factory=lambda: dict(PLAIN)
+    )  # operations of each kind of cell
     pre_cells: int = 1  # cells of a pre-processing block, the last of which halves the size
     enc_cells: int = 1  # cells before each group, in the encoder
     dec_cells: int = 1  # and in the decoder
@@ -121,7 +127,9 @@ class Residual(nn.Module):
         # A later operation's batch norm is part of the convolution before it.
         self.norm = Affine(before) if first and "bn" in kind else None
         reach = 2 if kind.endswith("5") else 1  # "5": three taps that span five pixels
-        self.conv = up_conv(before, after, reach) if stride < 0 else nn.Conv2d(before, after, 3, stride, reach, reach)
+        self.conv = (
+            up_conv(before, after, reach) if stride < 0 else nn.Conv2d(before, after, 3, stride, reach, reach)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.norm is None else self.norm(x)
@@ -139,7 +147,9 @@ class Inverted(nn.Module):
         # The expansion is before the upsampling, with which a 1x1 convolution and an activation commute.
         self.expand = nn.Conv2d(before, hidden, 1)
         self.filter = (
-            up_conv(hidden, hidden, reach, groups) if stride < 0 else nn.Conv2d(hidden, hidden, kernel, stride, reach, groups=groups)
+            up_conv(hidden, hidden, reach, groups)
+            if stride < 0
+            else nn.Conv2d(hidden, hidden, kernel, stride, reach, groups=groups)
         )
         self.contract = nn.Conv2d(hidden, after, 1)
 
@@ -219,9 +229,13 @@ class Cell(nn.Module):
         skip: kernel of a halving skip connection.
     """
 
-    def __init__(self, before: int, after: int, stride: int, operations: Sequence[str], gated: bool, skip: int) -> None:
+    def __init__(
+        self, before: int, after: int, stride: int, operations: Sequence[str], gated: bool, skip: int
+    ) -> None:
         super().__init__()
-        self.skip: nn.Module | None = None if stride == 1 else Down(before, after, skip) if stride == 2 else Up(before, after)
+        self.skip: nn.Module | None = (
+            None if stride == 1 else Down(before, after, skip) if stride == 2 else Up(before, after)
+        )
         parts: list[nn.Module] = []
         for index, kind in enumerate(operations):
             width, step = (after, 1) if index else (before, stride)
@@ -260,11 +274,15 @@ class Gaussian(NamedTuple):
     def divergence(self, prior: Gaussian) -> Tensor:
         """KL divergence from the prior, nats ``[B]``."""
         ratio = self.std / prior.std
-        return (0.5 * (((self.mean - prior.mean) / prior.std).square() + ratio.square() - 1) - ratio.log()).sum((1, 2, 3))
+        return (
+            0.5 * (((self.mean - prior.mean) / prior.std).square() + ratio.square() - 1) - ratio.log()
+        ).sum((1, 2, 3))
 
     def log_density(self, z: Tensor) -> Tensor:
         """Log density, nats ``[B]``."""
-        return -(0.5 * ((z - self.mean) / self.std).square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
+        return -(
+            0.5 * ((z - self.mean) / self.std).square() + self.std.log() + 0.5 * math.log(2 * math.pi)
+        ).sum((1, 2, 3))
 
 
 class Group(nn.Module):
@@ -281,9 +299,14 @@ class Group(nn.Module):
         first = scale == index == 0
         cells = []
         if scale and not index:
-            cells.append(Cell(config.decoder[-scale], width, -1, config.cells["up_dec"], config.gated, config.skip))
+            cells.append(
+                Cell(config.decoder[-scale], width, -1, config.cells["up_dec"], config.gated, config.skip)
+            )
         if not first:
-            cells += [Cell(width, width, 1, config.cells["dec"], config.gated, config.skip) for _ in range(config.dec_cells)]
+            cells += [
+                Cell(width, width, 1, config.cells["dec"], config.gated, config.skip)
+                for _ in range(config.dec_cells)
+            ]
         self.cells = nn.Sequential(*cells)
         self.prior = None if first else nn.Conv2d(width, 2 * latent, 1)
         self.start = nn.Parameter(torch.zeros(1, width, *self.shape[1:])) if first else None
@@ -382,10 +405,15 @@ class Encoder(nn.Module):
                 self.tower.append(nn.Sequential(*cells))
         self.top = nn.Conv2d(widths[-1], widths[-1], 1)
         each = [(scale, index) for scale, count in enumerate(config.groups) for index in range(count)]
-        self.mix = nn.ModuleList(nn.Conv2d(config.decoder[-1 - scale], widths[-1 - scale], 1) for scale, _ in each[1:])
-        self.samplers = nn.ModuleList(nn.Conv2d(widths[-1 - scale], 2 * config.latents[scale], 3, padding=1) for scale, _ in each)
+        self.mix = nn.ModuleList(
+            nn.Conv2d(config.decoder[-1 - scale], widths[-1 - scale], 1) for scale, _ in each[1:]
+        )
+        self.samplers = nn.ModuleList(
+            nn.Conv2d(widths[-1 - scale], 2 * config.latents[scale], 3, padding=1) for scale, _ in each
+        )
         self.flows = nn.ModuleList(
-            nn.Sequential(*(Flow(config.latents[scale], config.flow_elus) for _ in range(2 * config.flows))) for scale, _ in each
+            nn.Sequential(*(Flow(config.latents[scale], config.flow_elus) for _ in range(2 * config.flows)))
+            for scale, _ in each
         )
         # The step after which the tower's features meet each group.
         self.meets = []
@@ -421,7 +449,9 @@ class Head(nn.Module):
         self.kind, self.colors, self.mixtures, self.bits, self.floor = (
             config.head, config.image_channels, config.mixtures, config.bits, config.floor,
         )  # fmt: skip
-        if self.kind not in ("logistic", "bernoulli", "normal") or (self.kind == "logistic" and self.colors not in (1, 3)):
+        if self.kind not in ("logistic", "bernoulli", "normal") or (
+            self.kind == "logistic" and self.colors not in (1, 3)
+        ):
             raise ValueError(f"Unknown head {self.kind!r} for {self.colors} channels.")
         coefficients = 3 if self.colors == 3 else 0
         self.sizes = {
@@ -474,7 +504,9 @@ class Head(nn.Module):
         if self.colors == 3:
             a, b, c = torch.tanh(coefficients.unflatten(1, (3, -1))).unbind(1)
             red, green = x[:, :1], x[:, 1:2]
-            means = torch.stack([means[:, 0], means[:, 1] + a * red, means[:, 2] + b * red + c * green], dim=1)
+            means = torch.stack(
+                [means[:, 0], means[:, 1] + a * red, means[:, 2] + b * red + c * green], dim=1
+            )
         scales = scales.unflatten(1, (self.colors, -1)).clamp(min=-7)
         half, inverse, value = 1 / (2**self.bits - 1), torch.exp(-scales), x[:, :, None]
         above, below = inverse * (value - means + half), inverse * (value - means - half)
@@ -512,13 +544,19 @@ class NVAE(MLVGM):
 
     FORMAT = "mlviews.nvae"
 
-    def __init__(self, config: NVAEConfig | None = None, *, temperature: float = 1.0, levels: str = "group") -> None:
+    def __init__(
+        self, config: NVAEConfig | None = None, *, temperature: float = 1.0, levels: str = "group"
+    ) -> None:
         config = config or NVAEConfig()
-        _check_options(temperature, levels)
+        check_options(temperature, levels)
         depth = len(config.encoder)
-        groups = [Group(config, scale, index) for scale, count in enumerate(config.groups) for index in range(count)]
+        groups = [
+            Group(config, scale, index) for scale, count in enumerate(config.groups) for index in range(count)
+        ]
         runs = (
-            [(k, 1) for k, count in enumerate(config.groups) for _ in range(count)] if levels == "group" else list(enumerate(config.groups))
+            [(k, 1) for k, count in enumerate(config.groups) for _ in range(count)]
+            if levels == "group"
+            else list(enumerate(config.groups))
         )
         blocks, named, start = [], [], 0
         seen: dict[int, int] = {}
@@ -530,18 +568,25 @@ class NVAE(MLVGM):
             named.append(Level(f"{side}x{side}{suffix}", (count * latent, side, side)))
             start += count
         # The whole prior: of so many latents, each cut at two standard deviations, none would look like those of training.
-        super().__init__(blocks, named, (config.image_channels, config.image_size, config.image_size), truncation=None)
+        super().__init__(
+            blocks, named, (config.image_channels, config.image_size, config.image_size), truncation=None
+        )
         self.config, self.temperature, self.merged = config, float(temperature), levels == "scale"
         self.groups = nn.ModuleList(groups)
         post = []
         for before, after in itertools.pairwise(reversed(config.decoder[: depth - config.scales + 1])):
             post.append(Cell(before, after, -1, config.cells["up_post"], config.gated, config.skip))
-            post += [Cell(after, after, 1, config.cells["post"], config.gated, config.skip) for _ in range(config.post_cells - 1)]
+            post += [
+                Cell(after, after, 1, config.cells["post"], config.gated, config.skip)
+                for _ in range(config.post_cells - 1)
+            ]
         self.post = nn.Sequential(*post)
         self.head = Head(config)
         self.encoder = Encoder(config)
         for weight in self.parameters():
-            if weight.ndim == 4:  # on a CPU within 6 % of the other layout, either way (benchmarks/results/parity-nvae.json)
+            if (
+                weight.ndim == 4
+            ):  # on a CPU within 6 % of the other layout, either way (benchmarks/results/parity-nvae.json)
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def to_image(self, state: Tensor) -> Tensor:
@@ -559,14 +604,18 @@ class NVAE(MLVGM):
             features, raw = group.prepare(features, rows)  # type: ignore[operator]
             prior = Gaussian.of(raw, self.config.floor)
             own = self.encoder.parameters_of(index, bottom_up, features)
-            z, divergence = self._draw(index, own + raw if index and self.config.relative else own, prior, split)
+            z, divergence = self._draw(
+                index, own + raw if index and self.config.relative else own, prior, split
+            )
             divergences.append(divergence)
             found.append((z - prior.mean) / (self.temperature * prior.std))
             features = group.join(features, z)  # type: ignore[operator]
         assert features is not None
         return Posterior(self._merge(found), divergences, features)
 
-    def _draw(self, index: int, raw: Tensor, prior: Gaussian, noise: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _draw(
+        self, index: int, raw: Tensor, prior: Gaussian, noise: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         """A latent from the posterior, and its divergence from the prior."""
         posterior = Gaussian.of(raw, self.config.floor)
         z = posterior.mean if noise is None else torch.addcmul(posterior.mean, posterior.std, noise[index])
@@ -574,7 +623,9 @@ class NVAE(MLVGM):
             return z, posterior.divergence(prior)
         log = posterior.log_density(z)
         z = self.encoder.flows[index](z.to(raw.dtype)).float()
-        return z, log - prior.log_density(z)  # an estimate from one sample: the flow's Jacobian determinant is 1
+        return z, log - prior.log_density(
+            z
+        )  # an estimate from one sample: the flow's Jacobian determinant is 1
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Latents | None = None) -> list[Tensor]:
@@ -595,7 +646,9 @@ class NVAE(MLVGM):
             ValueError: if the images or the noise do not have these shapes.
         """
         images = self._checked_images(images)
-        return self.posterior(images, None if noise is None else self._checked_noise(noise, len(images))).latents
+        return self.posterior(
+            images, None if noise is None else self._checked_noise(noise, len(images))
+        ).latents
 
     @torch.no_grad()
     def elbo(self, images: Tensor, noise: Latents) -> tuple[Tensor, list[Tensor]]:
@@ -624,18 +677,33 @@ class NVAE(MLVGM):
 
     def _checked_images(self, images: Tensor) -> Tensor:
         shape = ("B", *self.image_shape)
-        if not isinstance(images, Tensor) or not images.is_floating_point() or images.shape[1:] != self.image_shape or images.ndim != 4:
-            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"Invalid images, {found}: expected floats in [0, 1] of shape ({', '.join(map(str, shape))}).")
+        if (
+            not isinstance(images, Tensor)
+            or not images.is_floating_point()
+            or images.shape[1:] != self.image_shape
+            or images.ndim != 4
+        ):
+            found = (
+                f"{images.dtype} {tuple(images.shape)}"
+                if isinstance(images, Tensor)
+                else type(images).__name__
+            )
+            raise ValueError(
+                f"Invalid images, {found}: expected floats in [0, 1] of shape ({', '.join(map(str, shape))})."
+            )
         if images.device != self.device:
             raise ValueError(f"Invalid images on {images.device}: the generator is on {self.device}.")
-        return images.to(self._where.dtype)  # type: ignore[arg-type]
+        return images.to(self._place.dtype)  # type: ignore[arg-type]
 
     def _split(self, latents: Latents) -> list[Tensor]:
         """One tensor per group, from one per level."""
         if not self.merged:
             return list(latents)
-        return [part for z, size in zip(latents, self.config.latents, strict=True) for part in z.split(size, dim=1)]
+        return [
+            part
+            for z, size in zip(latents, self.config.latents, strict=True)
+            for part in z.split(size, dim=1)
+        ]
 
     def _merge(self, parts: list[Tensor]) -> list[Tensor]:
         """One tensor per level, from one per group."""
@@ -663,28 +731,14 @@ class NVAE(MLVGM):
             ValueError: for a temperature that is not positive, or other levels.
             mlviews.WeightsError: if it is damaged or holds something else.
         """
-        _check_options(temperature, levels)
+        check_options(temperature, levels)
         tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-        return weights.fit(lambda: cls(_config(metadata["config"]), temperature=temperature, levels=levels), tensors, path)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
-        """From a checkpoint of NVlabs/NVAE or SerezD/NVAE-from-scratch; see :class:`NVAE` for the options.
-
-        Differences of the two that stay: NVlabs adds 0.01 to every sigma; in SerezD's encoder the groups of a scale come in the
-        decoder's order. NVlabs' gray models (MNIST, Omniglot) never learned the outer two pixels of their 32: their loss leaves them out.
-
-        Raises:
-            mlviews.WeightsError: if the file and what it says about itself do not agree, or make no network.
-        """
-        from mlviews.generators.nvae_files import convert
-
-        _check_options(temperature, levels)
-        config, tensors = convert(checkpoint.layout, checkpoint.tensors, checkpoint.facts, str(checkpoint.path))
-        return weights.fit(lambda: cls(config, temperature=temperature, levels=levels), tensors, checkpoint.path)
+        return weights.fit(
+            lambda: cls(_config(metadata["config"]), temperature=temperature, levels=levels), tensors, path
+        )
 
 
-def _check_options(temperature: float, levels: str) -> None:
+def check_options(temperature: float, levels: str) -> None:
     if not is_number(temperature) or not 1e-3 <= temperature <= 10:
         raise ValueError(f"Invalid temperature={temperature!r}: it must be a number from 0.001 to 10.")
     if levels not in ("group", "scale"):
@@ -693,6 +747,8 @@ def _check_options(temperature: float, levels: str) -> None:
 
 def _config(text: str) -> NVAEConfig:
     """A configuration from a file's metadata; whatever is wrong with it becomes an exception."""
-    stored: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+    stored: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()
+    }
     stored["cells"] = {role: tuple(kinds) for role, kinds in stored["cells"].items()}
     return NVAEConfig(**stored)

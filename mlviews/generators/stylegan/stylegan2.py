@@ -17,7 +17,6 @@ What makes it fast on a CPU, without changing what it computes:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,11 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews import weights
-from mlviews.checkpoints import Checkpoint
-from mlviews.errors import WeightsError, integer, is_number
+from mlviews.checks import integer, is_number
 from mlviews.generators import winograd
 from mlviews.generators.base import MLVGM, Latents, Level
+from mlviews.latents import distinct
 
 _GAIN = math.sqrt(2)  # of every leaky ReLU
 _SLOPE = 0.2
@@ -49,7 +47,9 @@ class StyleGAN2Config:
     mapping: tuple[int, ...] = (512,) * 8  # outputs of the mapping network's layers; the last one is w_dim
     num_classes: int = 0
     label_dim: int = 0  # of the classes' embedding
-    label_normalized: bool = True  # StyleGAN2-ADA normalises z and the embedding on their own, StyleGAN2 both together
+    label_normalized: bool = (
+        True  # StyleGAN2-ADA normalises z and the embedding on their own, StyleGAN2 both together
+    )
     clamp: float | None = None  # on the outputs of all convolutions (of networks trained in half precision)
 
     @property
@@ -179,9 +179,15 @@ class MappingNetwork(nn.Module):
         super().__init__()
         self.psi = psi
         self.label_normalized = config.label_normalized
-        self.embedding = nn.Embedding.from_pretrained(_normal(config.num_classes, config.label_dim)) if config.num_classes else None
+        self.embedding = (
+            nn.Embedding.from_pretrained(_normal(config.num_classes, config.label_dim))
+            if config.num_classes
+            else None
+        )
         sizes = [config.z_dim + (config.label_dim if config.num_classes else 0), *config.mapping]
-        self.layers = nn.ModuleList(Linear(before, after) for before, after in zip(sizes, config.mapping, strict=False))
+        self.layers = nn.ModuleList(
+            Linear(before, after) for before, after in zip(sizes, config.mapping, strict=False)
+        )
         self.register_buffer("average", torch.zeros(config.w_dim))
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -228,12 +234,16 @@ class StyledConvolution(nn.Module):
         self.register_buffer("epsilon", torch.full([channels], 1e-8))
         # Follow from the above, see derive().
         self.register_buffer("squares", torch.zeros(channels, channels_in), persistent=False)
-        self.register_buffer("_noise", torch.zeros(target.rows.length, target.columns.length), persistent=False)
+        self.register_buffer(
+            "_noise", torch.zeros(target.rows.length, target.columns.length), persistent=False
+        )
         if filter is not None:
             self.register_buffer("_taps", torch.zeros(channels, 1, 4, 4), persistent=False)
         self._forms: tuple[Tensor, Tensor, Tensor] | None = None
         # On few channels or pixels, the plain convolution is as fast.
-        self._suits_forms = min(channels, channels_in) >= 64 and target.rows.length * target.columns.length >= 32 * 32
+        self._suits_forms = (
+            min(channels, channels_in) >= 64 and target.rows.length * target.columns.length >= 32 * 32
+        )
         self.register_load_state_dict_post_hook(_derive)  # type: ignore[no-untyped-call]
         self.derive()
 
@@ -273,7 +283,11 @@ class StyledConvolution(nn.Module):
             return self._by_forms(x, style, factor)
         style = style.to(x.dtype)[:, :, None, None]
         x = self._upsampled(x, style) if self.filter is not None else self._convolved(x, style)
-        factor, noise, bias = factor.to(x.dtype)[:, :, None, None], self._noise.to(x.dtype), (self.bias * _GAIN).to(x.dtype)[:, None, None]
+        factor, noise, bias = (
+            factor.to(x.dtype)[:, :, None, None],
+            self._noise.to(x.dtype),
+            (self.bias * _GAIN).to(x.dtype)[:, None, None],
+        )
         if tracked:
             return self._clamped(F.leaky_relu(torch.addcmul(noise, x, factor) + bias, _SLOPE))
         # A few channels at a time stay in the cache between the steps; a GPU takes all at once.
@@ -282,7 +296,9 @@ class StyledConvolution(nn.Module):
             self._activate(x, factor, noise, bias)
         else:
             for sample, scale in zip(x, factor, strict=True):
-                for part, one, shift in zip(sample.split(channels), scale.split(channels), bias.split(channels), strict=True):
+                for part, one, shift in zip(
+                    sample.split(channels), scale.split(channels), bias.split(channels), strict=True
+                ):
                     self._activate(part, one, noise, shift)
         return x
 
@@ -301,7 +317,9 @@ class StyledConvolution(nn.Module):
     def _upsampled(self, x: Tensor, style: Tensor) -> Tensor:
         """Transposed convolution and filter; a halo of the source's pixels makes one row of the filter's halo, and one to spare."""
         sides = self.source.padding_for(*(span.halved for span in self.target))
-        spread = F.conv_transpose2d(_cropped(x, sides) * style, self.weight.transpose(0, 1).to(x.dtype), stride=2)
+        spread = F.conv_transpose2d(
+            _cropped(x, sides) * style, self.weight.transpose(0, 1).to(x.dtype), stride=2
+        )
         # At the image's border there is no halo: the filter reads a zero there.
         edges = [1 if side > 0 else -1 for side in sides]
         spread, padding = _padded(_cropped(spread, edges), edges)
@@ -315,8 +333,15 @@ class StyledConvolution(nn.Module):
                 self._forms = winograd.weight_forms(weight), forms, winograd.output_forms()
         rows, columns = self.target
         # Whole tiles of the target, and what they depend on.
-        tiled = [Span(span.start, span.start + -(-span.length // winograd.TILE) * winograd.TILE) for span in self.target]
-        wanted = [span.halved for span in tiled] if self.filter is not None else [Span(span.start - 1, span.stop + 1) for span in tiled]
+        tiled = [
+            Span(span.start, span.start + -(-span.length // winograd.TILE) * winograd.TILE)
+            for span in self.target
+        ]
+        wanted = (
+            [span.halved for span in tiled]
+            if self.filter is not None
+            else [Span(span.start - 1, span.stop + 1) for span in tiled]
+        )
         sides = self.source.padding_for(*wanted)
         padded = x.new_empty(*x.shape[:2], *(span.length for span in wanted))
         inner = _cropped(padded, tuple(-side for side in sides))
@@ -369,7 +394,9 @@ class ToImage(nn.Module):
         self.weight = nn.Parameter(_normal(image_channels, channels))
         self.bias = nn.Parameter(torch.zeros(image_channels))
         if before is not None:
-            for name, taps, here, there, size in zip(("up", "across"), filter, before, target, pool, strict=True):
+            for name, taps, here, there, size in zip(
+                ("up", "across"), filter, before, target, pool, strict=True
+            ):
                 self.register_buffer(name, _upsampling(taps, here, there, size), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, image: Tensor | None) -> Tensor:
@@ -384,12 +411,17 @@ class ToImage(nn.Module):
             made = F.pad(made, self.source.padding_for(*self.target))
         if self.pool != (1, 1):
             made = F.avg_pool2d(made, self.pool)
-        return made if image is None else made + self.up.to(image.dtype) @ image @ self.across.T.to(image.dtype)
+        return (
+            made if image is None else made + self.up.to(image.dtype) @ image @ self.across.T.to(image.dtype)
+        )
 
 
 def _upsampling(taps: Sequence[float], before: Span, after: Span, size: int) -> Tensor:
     """What an axis of the image becomes: upsampled by 2, cropped, averaged over ``size`` pixels; ``[out, in]``."""
-    pixel, source = torch.arange(after.start, after.stop, device="cpu")[:, None], torch.arange(before.start, before.stop, device="cpu")
+    pixel, source = (
+        torch.arange(after.start, after.stop, device="cpu")[:, None],
+        torch.arange(before.start, before.stop, device="cpu"),
+    )
     tap = 2 * source - pixel + 2
     matrix = torch.tensor([*taps, 0.0], device="cpu")[torch.where((tap >= 0) & (tap < 4), tap, 4)]
     return matrix.view(-1, size, before.length).mean(1)
@@ -499,44 +531,21 @@ class StyleGAN2(MLVGM):
 
     def condition(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
         """Each level's w ``[B, w_dim]``; levels that hold one tensor share one w."""
-        distinct = {id(z): z for z in latents}
+        tensors, places = distinct(latents)
+        repeated = None if labels is None else labels.repeat(len(tensors))
         with _full_precision(latents[0]):
-            w = self.mapping(torch.cat(list(distinct.values())), None if labels is None else labels.repeat(len(distinct)))
-        found = dict(zip(distinct, w.chunk(len(distinct)), strict=True))
-        return [found[id(z)] for z in latents]
+            w = self.mapping(torch.cat(tensors), repeated).chunk(len(tensors))
+        return [w[place] for place in places]
 
     def coordinates(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
         """In W, over the concatenated styles of each level (paper, Table 1)."""
-        return [w * run.length**0.5 for w, run in zip(self.condition(latents, labels), self.runs, strict=True)]
+        return [
+            w * run.length**0.5 for w, run in zip(self.condition(latents, labels), self.runs, strict=True)
+        ]
 
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
         """From about [-1, 1] to [0, 1]."""
         return (state[0] * 0.5 + 0.5).clamp(0, 1)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
-        """The generator of a checkpoint file, see :func:`mlviews.checkpoints.read`; ``options`` are those of the class.
-
-        Raises:
-            ValueError: for options out of range.
-            mlviews.WeightsError: if the file has tensors missing, unknown or of a wrong shape, or a variant of the
-                architecture that is not supported.
-        """
-        from mlviews.generators.stylegan2_files import convert  # which imports this file
-
-        config, filter, steps = convert(checkpoint)
-
-        def make() -> StyleGAN2:
-            return cls(config, filter=filter, **options)
-
-        with torch.device("meta"):
-            meta = make()  # here, so that a wrong option is not taken for a wrong file
-        if meta.mapping.psi != 1 and "mapping.average" not in steps:
-            raise WeightsError(f"{checkpoint.path} has no mean w to truncate towards: use truncation_psi=1.")
-        steps.setdefault("mapping.average", torch.zeros(config.w_dim))
-        where = {step: f"blocks.{block}.steps.{step - run.start}" for block, run in enumerate(meta.runs) for step in range(*run)}
-        tensors = {re.sub(r"^steps\.(\d+)", lambda found: where[int(found[1])], name): value for name, value in steps.items()}
-        return weights.fit(make, tensors, checkpoint.path)
 
 
 def _runs(styles: int, groups: int | None) -> list[Span]:
@@ -555,7 +564,9 @@ def _visible(resolution: int, crop: Any, size: Any) -> tuple[Region, tuple[int, 
     """The part of the image to make, and how many of its rows and columns are averaged to one."""
     spans, pool = [], []
     cropped = _pair("crop", resolution if crop is None else crop, resolution)
-    for side, wanted in zip(cropped, _pair("size", cropped if size is None else size, resolution), strict=True):
+    for side, wanted in zip(
+        cropped, _pair("size", cropped if size is None else size, resolution), strict=True
+    ):
         if side % 2:
             raise ValueError(f"Invalid crop={crop!r}: rows and columns of a centre crop must be even.")
         if side % wanted:
@@ -574,7 +585,9 @@ def _pair(name: str, value: Any, limit: int) -> tuple[int, int]:
     return side, side
 
 
-def _steps(config: StyleGAN2Config, regions: dict[int, Regions], pool: tuple[int, int], filter: Filter) -> list[nn.Module]:
+def _steps(
+    config: StyleGAN2Config, regions: dict[int, Regions], pool: tuple[int, int], filter: Filter
+) -> list[nn.Module]:
     """One module per style."""
     steps: list[nn.Module] = []
     w_dim, clamp, channels = config.w_dim, config.clamp, config.channels
@@ -583,14 +596,20 @@ def _steps(config: StyleGAN2Config, regions: dict[int, Regions], pool: tuple[int
         resolution = 4 << index
         here = regions[resolution]
         last = index == len(channels) - 1
-        conv = StyledConvolution(w_dim, width, width, resolution, here.first if index else start, here.second, None, clamp)
+        conv = StyledConvolution(
+            w_dim, width, width, resolution, here.first if index else start, here.second, None, clamp
+        )
         steps.append(Convolve(conv, None if index else _normal(width, 4, 4)))
         before = regions[resolution // 2].image if index else None
         size = pool if last else (1, 1)
-        image = ToImage(w_dim, width, config.image_channels, here.second, before, here.image, size, filter, clamp)
+        image = ToImage(
+            w_dim, width, config.image_channels, here.second, before, here.image, size, filter, clamp
+        )
         up = None
         if not last:
             following = regions[2 * resolution].first
-            up = StyledConvolution(w_dim, width, channels[index + 1], 2 * resolution, here.second, following, filter, clamp)
+            up = StyledConvolution(
+                w_dim, width, channels[index + 1], 2 * resolution, here.second, following, filter, clamp
+            )
         steps.append(Ascend(image, up))
     return steps

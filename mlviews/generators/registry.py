@@ -1,0 +1,167 @@
+"""Generators by name: which there are, what weights each takes, and how to load one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mlviews import checks
+from mlviews.checks import path_of
+from mlviews.errors import WeightsError
+from mlviews.generators.base import MLVGM, Level
+from mlviews.generators.biggan import reading as biggan
+from mlviews.generators.film import FilmGenerator
+from mlviews.generators.nvae import reading as nvae
+from mlviews.generators.nvae.network import NVAE
+from mlviews.generators.stylegan import reading as stylegan
+from mlviews.runs.processes import check_device
+from mlviews.weights import checkpoints, download
+
+BUNDLED = Path(str(files("mlviews"))) / "zoo"
+"""The folder of the bundled weights."""
+
+_BIGBIGAN = tuple(Level(f"{size}x{size}", (20,)) for size in (4, 8, 16, 32, 64, 128))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a generator before its weights are read."""
+
+    load: Callable[..., MLVGM]  # called as load(weights, **options)
+    needs: str  # for people: which weights it takes
+    options: tuple[str, ...] = ()  # further arguments of load_generator
+    bundled: Path | None = None  # the file that is used when no weights are given
+    levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights, and none are bundled
+    image_shape: tuple[int, int, int] | None = None  # likewise
+
+
+def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
+    """Return a loader of other projects' files that have one of these layouts."""
+
+    def load_file(weights: str | Path | nn.Module, **options: Any) -> MLVGM:
+        return load(checkpoints.expect(weights, layouts, name), **options)
+
+    return load_file
+
+
+def _load_bigbigan(checkpoint: checkpoints.Checkpoint) -> MLVGM:
+    """Load six chunks of 20 and one class; BigGANs of other sizes have the same names."""
+    generator = biggan.load(checkpoint, label=0, bn_eps=biggan.HUB_EPS)
+    if tuple(generator.levels) != _BIGBIGAN:
+        raise WeightsError(
+            f"{checkpoint.path} has {len(generator.levels)} levels of {generator.levels[0].shape}, "
+            "BigBiGAN 6 of (20,): load it as 'biggan'."
+        )
+    return generator
+
+
+_GENERATORS = {
+    "fashion": Entry(
+        FilmGenerator.load,
+        needs="bundled, or another file of mlviews.zoo.train",
+        bundled=BUNDLED / "fashion.safetensors",
+    ),
+    "fashion-nvae": Entry(
+        partial(NVAE.load, levels="scale"),
+        needs="bundled, or another file of mlviews.zoo.train_nvae",
+        options=("levels", "temperature"),
+        bundled=BUNDLED / "fashion-nvae.safetensors",
+    ),
+    "bigbigan": Entry(
+        _from_checkpoint(_load_bigbigan, "bigbigan", "biggan"),
+        needs="BigBiGAN_x1.pth, or a make_gan('bigbigan') object of pytorch_pretrained_gans",
+        levels=_BIGBIGAN,
+        image_shape=(3, 128, 128),
+    ),
+    "biggan": Entry(
+        _from_checkpoint(biggan.load, "biggan", "biggan"),
+        needs="G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z",
+        options=("label", "bn_eps"),
+    ),
+    "nvae": Entry(
+        _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
+        needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch",
+        options=("levels", "temperature"),
+    ),
+    "stylegan2": Entry(
+        _from_checkpoint(stylegan.load, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality"),
+        needs="a .pkl of stylegan2-ada-pytorch or of the TensorFlow release, or a .pt of rosinality/stylegan2-pytorch",
+        options=("groups", "crop", "size", "truncation_psi"),
+    ),
+}
+
+
+class GeneratorInfo(NamedTuple):
+    """A line of :func:`list_generators`."""
+
+    name: str
+    levels: tuple[Level, ...] | None  # None: as many as the weights have
+    image_shape: tuple[int, ...] | None  # None likewise
+    weights: str  # what it takes
+    options: tuple[str, ...]  # further arguments of load_generator
+    bundled: bool  # it needs no weights
+
+
+def load_generator(
+    name: str,
+    weights: str | Path | nn.Module | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> MLVGM:
+    """Load a generator, frozen and in eval mode.
+
+    Args:
+        name: one of :func:`list_generators`.
+        weights: a weights file; or a URL (``https://.../file.pkl#sha256=HEX``) or Hugging Face id (``owner/name``,
+            ``hf://owner/name/file``), downloaded once; or a module of the project whose files it takes. None for the
+            bundled weights, where there are some.
+        device: where to put it; None for the CPU.
+        options: the generator's options, see ``mlviews/generators/README.md``: e.g. ``groups=4`` of stylegan2.
+
+    Raises:
+        ValueError: for an unknown name or option, a device that is not there, or where weights are needed and none are
+            given.
+        FileNotFoundError: if the weights file is missing, or cannot be downloaded.
+        mlviews.WeightsError: if it is damaged, was made for another architecture, or holds anything but data.
+    """
+    entry = _GENERATORS[checks.choice("generator", name, _GENERATORS)]
+    checks.options(f"generator {name!r}", options, entry.options)
+    target = None if device is None else check_device(device)
+    if weights is None and entry.bundled is None:
+        raise ValueError(f"Generator {name!r} has no bundled weights: pass weights=FILE ({entry.needs}).")
+    if download.is_remote(weights):
+        weights = download.fetch(str(weights))
+    elif weights is None:
+        weights = entry.bundled
+    elif not isinstance(weights, nn.Module):
+        weights = path_of(weights, "weights file")
+    dtype = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)  # whatever the caller's defaults are
+        with torch.device("cpu"):
+            generator = entry.load(weights, **options)
+    finally:
+        torch.set_default_dtype(dtype)
+    generator.name, generator.options = name, options
+    return generator if target is None else generator.to(target)
+
+
+def list_generators() -> list[GeneratorInfo]:
+    """Return every generator's name, levels, image shape, and the weights and options it takes."""
+    infos = []
+    for name, entry in _GENERATORS.items():
+        levels, image_shape = entry.levels, entry.image_shape
+        if entry.bundled is not None:
+            generator = load_generator(name)
+            levels, image_shape = generator.levels, generator.image_shape
+        infos.append(
+            GeneratorInfo(name, levels, image_shape, entry.needs, entry.options, entry.bundled is not None)
+        )
+    return infos

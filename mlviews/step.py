@@ -1,0 +1,180 @@
+"""One step of a view source: indices -> noise -> anchors -> positives -> images -> T_x -> batch (paper, sec. 3.3).
+
+A step keeps no state between calls: every number in a batch is a function of ``(seed, epoch, global sample index, view,
+level)``. It issues no host synchronization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlviews import sampling
+from mlviews.anchors import Prior
+from mlviews.errors import listing
+from mlviews.generators.base import MLVGM
+from mlviews.latents import once, with_levels
+from mlviews.perturb import Assignment
+from mlviews.runs.processes import check_dtype
+from mlviews.transforms import Augmentation
+
+Transform = Callable[[Tensor], Tensor]
+"""T_x: an :class:`~mlviews.transforms.Augmentation`, or any callable on images ``[B, C, H, W]`` with randomness of its own."""
+
+Drawn = Mapping[sampling.Name, Tensor]
+
+
+class Batch(NamedTuple):
+    """What a layout arranges. View 0 is the anchor, the others are its positives."""
+
+    views: list[Tensor]  # float images [B, C, H, W], one tensor per view (per crop, if the source has crops)
+    indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
+    targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
+    latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
+    first_index: int | None  # of consecutive indices, as a number, so that no layout asks the device; None in a pool
+
+
+class Step:
+    """The step of one source.
+
+    Args:
+        generator: the generator; frozen here.
+        anchors: where the anchors come from.
+        assignments: which perturber moves which levels, coarse to fine.
+        transforms: T_x of each crop, or None.
+        crops: the view that each image of a batch is cut from.
+        num_views: views of each sample, the anchor included.
+        seed: an integer in ``[0, 2**64)``.
+        device: where views are made; None: where the generator is.
+        micro_batch_size: the most samples that the generator sees at once.
+        dtype: of the generator's convolutions and products; None for float32.
+        compile: whether to run the generator under ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        generator: MLVGM,
+        anchors: Prior,
+        assignments: Sequence[Assignment],
+        transforms: Sequence[Transform | None],
+        crops: tuple[int, ...],
+        num_views: int,
+        seed: int,
+        device: torch.device | None,
+        micro_batch_size: int,
+        dtype: torch.dtype | None,
+        compile: bool,
+    ) -> None:
+        self.generator, self.anchors, self.assignments = generator.freeze(), anchors, assignments
+        self.transforms, self.crops, self.num_views = transforms, crops, num_views
+        self.seed, self.device = seed, device
+        self.micro_batch_size, self.dtype = micro_batch_size, dtype
+        self.decode_views = torch.compile(generator.decode_views) if compile else generator.decode_views
+        # The first level that differs between views: all blocks before it run once per sample.
+        self.first_moved = assignments[0].levels[0] if assignments else len(generator.levels)
+        self._plan: sampling.Draw | None = None
+
+    @torch.no_grad()
+    def __call__(self, start: int, stop: int, epoch: int) -> Batch:
+        """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch."""
+        device = self.prepare()
+        with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
+            indices = self.anchors.indices(start, stop, self.seed, epoch, device)
+            drawn = self.draw(indices, self.anchors.latent_epoch(epoch))
+            anchors, labels = self.anchors(drawn)
+            positives = [self.perturb(anchors, drawn, view) for view in range(1, self.num_views)]
+            latents = [anchors, *positives]
+            images = self.decode(latents, labels)
+            views = [self.augment(images[view], indices, epoch, crop) for crop, view in enumerate(self.crops)]
+        targets = torch.full_like(indices, -1) if labels is None else labels
+        return Batch(views, indices, targets, latents, start if self.anchors.endless else None)
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> torch.device:
+        """Put the generator and the walkers on the step's device, and plan there what to draw."""
+        device = self.generator.device
+        if self._plan is not None and self._plan.device == device:
+            return device
+        move(self.generator, self.device)
+        device = self.generator.device
+        check_dtype(self.dtype, device)  # the generator may have been moved since the source was made
+        fields = self.anchors.fields()
+        for levels, perturber in self.assignments:
+            if isinstance(perturber, nn.Module):
+                move(perturber, device)
+                perturber.eval()
+            law = perturber.law(self.anchors.law)
+            if law is not None:
+                for view in range(1, self.num_views):
+                    fields |= self.generator.noise_fields(law, view, levels)
+        self._plan = sampling.Draw(fields, device)
+        return device
+
+    def draw(self, indices: Tensor, epoch: int) -> Drawn:
+        """Return the random numbers of these samples by name; they are made when a stage asks for them."""
+        assert self._plan is not None
+        return self._plan(indices, self.seed, epoch)
+
+    def perturb(self, anchors: Sequence[Tensor], drawn: Drawn, view: int) -> list[Tensor]:
+        """Return the latents of one positive (paper, sec. 3.2)."""
+        latents = list(anchors)
+        for levels, perturber in self.assignments:
+            inputs = [anchors[level] for level in levels]
+            noise = None
+            if perturber.law(self.anchors.law) is not None:
+                noise = [self.generator.noise_of(drawn, view, level) for level in levels]
+            moved = perturber(inputs, noise)
+            if not isinstance(moved, Sequence) or [getattr(z, "shape", None) for z in moved] != [z.shape for z in inputs]:
+                raise ValueError(
+                    f"Perturber {perturber!r} must return one tensor per level, shaped like the anchor's: "
+                    f"levels {listing(levels)}."
+                )
+            latents = with_levels(latents, levels, moved)
+        return latents
+
+    def decode(self, latents: Sequence[Sequence[Tensor]], labels: Tensor | None) -> list[Tensor]:
+        """Return the images of all views; blocks below the first moved level run once for all of them."""
+        device, count = self.generator.device, len(latents[0][0])
+        chunks = []
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+            for start in range(0, count, self.micro_batch_size):
+                rows = slice(start, start + self.micro_batch_size)
+                views = [once(lambda z, rows=rows: z[rows], view) for view in latents]  # type: ignore[misc]
+                chunks.append(self.decode_views(views, self.first_moved, None if labels is None else labels[rows]))
+        if len(chunks) == 1:
+            return chunks[0]
+        return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+    def augment(self, images: Tensor, indices: Tensor, epoch: int, crop: int) -> Tensor:
+        """Return T_x of the images of one view (Augmentation: a function of the samples' indices)."""
+        transform = self.transforms[crop]
+        if transform is None:  # a view that is cut twice makes two tensors
+            return images if self.crops.index(self.crops[crop]) == crop else images.clone()
+        if isinstance(transform, Augmentation):
+            return transform(images, indices, seed=self.seed, epoch=epoch, view=crop)
+        augmented = transform(images)
+        if not isinstance(augmented, Tensor) or len(augmented) != len(images):
+            kind = type(augmented).__name__
+            if isinstance(augmented, Tensor):
+                kind = f"a tensor of shape {tuple(augmented.shape)}"
+            raise ValueError(
+                f"The transform of view {crop} returned {kind}: it must return a tensor of {len(images)} images."
+            )
+        return augmented
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the plan, which is made anew where the step is unpickled."""
+        return {**self.__dict__, "_plan": None}
+
+
+def move(module: nn.Module, device: torch.device | None) -> None:
+    """Put a module on a device, unless it is there ("cuda" stands for whichever GPU it is on)."""
+    if device is None:
+        return
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(t.device.type != device.type or device.index not in (None, t.device.index) for t in tensors):
+        module.to(device)
