@@ -1,5 +1,6 @@
-# make demo | test | lint | clean. PYTHON chooses the interpreter (3.11 or newer).
+# make demo | test | lint | clean. PYTHON chooses the interpreter (3.11 or newer), JOBS how many tests run at once.
 PYTHON ?= python3
+JOBS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,8 +10,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/mlviews demo
 
+# One thread a worker: workers that share the processors by threads wait for each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --durations 10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
