@@ -60,13 +60,22 @@ def fashion() -> MLVGM:
 
 def toy_source(**options: object) -> MLViewSource:
     """A source on a toy generator that hands out whole batches."""
-    defaults = {"generator": None, "perturb": {"1:": Normal(1.0, 2.0)}, "batch_size": 8, "num_samples": 48, "layout": _whole, "seed": 3}
+    defaults = {
+        "generator": None,
+        "perturb": {"1:": Normal(1.0, 2.0)},
+        "batch_size": 8,
+        "num_samples": 48,
+        "layout": _whole,
+        "seed": 3,
+    }
     arguments = {**defaults, **options}
     return MLViewSource(**{**arguments, "generator": arguments["generator"] or Toy()})  # type: ignore[arg-type]
 
 
 def external(kind: str, path: Path) -> Path:
-    """A weights file of another project's layout: the published architecture, with few channels and random values."""
+    """A weights file of another project's layout: the published architecture, with few channels and random
+    values.
+    """
     from fill import fill  # only pytest has it on its path; other processes use this file too
 
     golden = Path(__file__).parent / "golden"
@@ -75,18 +84,40 @@ def external(kind: str, path: Path) -> Path:
             facts = json.loads(str(file["facts"]))
         torch.save(fill({name: tuple(shape) for name, shape in facts["shapes"].items()}, facts["seed"]), path)
     elif kind == "stylegan2-cars":
-        style, names = {"affine.weight": (4, 8), "affine.bias": (4,), "weight": (4, 4, 3, 3), "bias": (4,), "noise_strength": ()}, {}
+        style, names = (
+            {
+                "affine.weight": (4, 8),
+                "affine.bias": (4,),
+                "weight": (4, 4, 3, 3),
+                "bias": (4,),
+                "noise_strength": (),
+            },
+            {},
+        )
         for size in (4 << i for i in range(8)):
             for layer in ("conv1",) if size == 4 else ("conv0", "conv1"):
                 names |= {f"synthesis.b{size}.{layer}.{name}": shape for name, shape in style.items()}
                 names[f"synthesis.b{size}.{layer}.noise_const"] = (size, size)
-            names |= {f"synthesis.b{size}.torgb.{name}": style[name] for name in ("affine.weight", "affine.bias")}
+            names |= {
+                f"synthesis.b{size}.torgb.{name}": style[name] for name in ("affine.weight", "affine.bias")
+            }
             names |= {f"synthesis.b{size}.torgb.weight": (3, 4, 1, 1), f"synthesis.b{size}.torgb.bias": (3,)}
-        names |= {f"mapping.fc{i}.{name}": shape for i in range(2) for name, shape in {"weight": (8, 8), "bias": (8,)}.items()}
+        names |= {
+            f"mapping.fc{i}.{name}": shape
+            for i in range(2)
+            for name, shape in {"weight": (8, 8), "bias": (8,)}.items()
+        }
         made = fill({**names, "synthesis.b4.const": (4, 4, 4), "mapping.w_avg": (8,)}, 0)
-        # Stored weights are N(0, 1) and more: their gain comes at run time, the mapping network's with a factor of 0.01.
-        gains = {name: value.shape[1:].numel() ** 0.5 * (100 if "mapping" in name else 1) for name, value in made.items() if value.ndim > 1}
-        torch.save({name: value * gains.get(name, 1) + ("affine.bias" in name) for name, value in made.items()}, path)
+        # Stored weights are N(0, 1) and more: their gain comes at run time, the mapping network's with a
+        # factor of 0.01.
+        gains = {
+            name: value.shape[1:].numel() ** 0.5 * (100 if "mapping" in name else 1)
+            for name, value in made.items()
+            if value.ndim > 1
+        }
+        torch.save(
+            {name: value * gains.get(name, 1) + ("affine.bias" in name) for name, value in made.items()}, path
+        )
     else:
         with np.load(golden / "nvae-serezd-tiny.npz") as file:
             facts = json.loads(str(file["facts"]))
@@ -111,19 +142,35 @@ def by_index(batches: Iterable[Batch]) -> dict[int, Tensor]:
 
 
 def assert_same(one: dict[int, Tensor], other: dict[int, Tensor], tolerance: float = 1e-6) -> None:
-    """The same samples with the same content: up to what another batch size does to float sums, or to the bit (0)."""
+    """The same samples with the same content: up to what another batch size does to float sums, or to the bit
+    (0).
+    """
     assert one.keys() == other.keys()
     for index in one:
         torch.testing.assert_close(one[index], other[index], atol=tolerance, rtol=0)
 
 
 def torchrun(*arguments: str, processes: int = 2, seconds: int = 240, **environment: str) -> str:
-    """What torchrun prints on its standard error. A start that the machine's network refused is tried once more."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *arguments]
+    """What torchrun prints on its standard error.
+
+    A start that the machine's network refused is tried once more.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        *arguments,
+    ]
     where = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", **environment}
     for refused in (True, False):
-        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=False, env=where)
-        if done.returncode == 0 or not (refused and any(word in done.stderr for word in ("Rendezvous", "gloo/transport", "TCPStore"))):
+        done = subprocess.run(
+            command, timeout=seconds, capture_output=True, text=True, check=False, env=where
+        )
+        if done.returncode == 0 or not (
+            refused and any(word in done.stderr for word in ("Rendezvous", "gloo/transport", "TCPStore"))
+        ):
             break
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -1,4 +1,7 @@
-"""One rank of a real run: trains a DDP model on a source, and writes what it was given. Started by test_distributed.py."""
+"""One rank of a real run: trains a DDP model on a source, and writes what it was given.
+
+Started by test_distributed.py.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ def info_nce_step() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(folder: str, resume_from: str | None = None) -> None:
-    source = toy_source(transform=transforms.simclr(6, color=False))  # made before the process group, as users do
+    source = toy_source(
+        transform=transforms.simclr(6, color=False)
+    )  # made before the process group, as users do
     dist.init_process_group("gloo")
     model = DistributedDataParallel(nn.Sequential(nn.Flatten(), nn.Linear(108, 4)))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -49,7 +54,12 @@ def main(folder: str, resume_from: str | None = None) -> None:
         optimiser.step()
         batches.append(batch)
     weights = [parameter.detach() for parameter in model.parameters()]
-    record = {"samples": by_index(batches), "length": len(source), "weights": weights, "info_nce": info_nce_step()}
+    record = {
+        "samples": by_index(batches),
+        "length": len(source),
+        "weights": weights,
+        "info_nce": info_nce_step(),
+    }
     torch.save(record, f"{folder}/{dist.get_rank()}.pt")
     dist.barrier()  # none leaves while another still reads from it
     dist.destroy_process_group()

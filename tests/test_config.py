@@ -18,7 +18,11 @@ from mlviews.perturb import Normal, Resample, Walker
 DOCUMENT = (Path(mlviews.__file__).parent / "presets" / "README.md").read_text()
 
 
-EXTERNAL = {"bigbigan": 112, "stylegan2-cars": 112, "nvae": 28}  # presets that need weights -> size of their views
+EXTERNAL = {
+    "bigbigan": 112,
+    "stylegan2-cars": 112,
+    "nvae": 28,
+}  # presets that need weights -> size of their views
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,13 @@ def test_files_of_walkers() -> None:
 def test_a_biggan_is_not_taken_for_bigbigan(tmp_path: Path) -> None:
     with np.load(Path(__file__).parent / "golden" / "biggan-tiny-32.npz") as file:
         facts = json.loads(str(file["facts"]))
-    torch.save(fill({name: tuple(shape) for name, shape in facts["shapes"].items()}, facts["seed"]), tmp_path / "G_ema.pth")
-    with pytest.raises(WeightsError, match=r"has 4 levels of \(20,\), BigBiGAN 6 of \(20,\): load it as 'biggan'"):
+    torch.save(
+        fill({name: tuple(shape) for name, shape in facts["shapes"].items()}, facts["seed"]),
+        tmp_path / "G_ema.pth",
+    )
+    with pytest.raises(
+        WeightsError, match=r"has 4 levels of \(20,\), BigBiGAN 6 of \(20,\): load it as 'biggan'"
+    ):
         mlviews.load_generator("bigbigan", weights=tmp_path / "G_ema.pth")
     assert mlviews.load_generator("biggan", weights=tmp_path / "G_ema.pth").num_classes == 10
 
@@ -85,19 +94,29 @@ def test_the_papers_settings() -> None:
     assert cars["anchor"] == {"std": 1.0, "truncation": 0.9}
     bigbigan = load_config("bigbigan-ml-random")
     assert bigbigan["perturb"] == {0: "fixed", "1:": {"name": "normal", "std": 1.0, "truncation": 2.0}}
-    assert load_config("bigbigan-single-random")["perturb"] == {"name": "normal", "std": 0.2, "truncation": 2.0}
+    assert load_config("bigbigan-single-random")["perturb"] == {
+        "name": "normal",
+        "std": 0.2,
+        "truncation": 2.0,
+    }
     assert load_config("nvae-resample")["perturb"] == {2: "resample"}
 
 
 def test_no_perturbation_leaves_the_pixels_to_t_x() -> None:
-    source = MLViewSource.from_config({"preset": "fashion-none", "batch_size": 2, "num_samples": 2, "transform": None})
+    source = MLViewSource.from_config(
+        {"preset": "fashion-none", "batch_size": 2, "num_samples": 2, "transform": None}
+    )
     anchor, positive = next(iter(source))
     assert anchor.equal(positive)
 
 
 def test_what_is_given_replaces_the_presets_value_as_a_whole() -> None:
-    source = MLViewSource.from_config({"preset": "fashion-ml-random", "perturb": {3: "resample"}, "seed": 5, "transform": None})
-    assert [(assignment.levels, type(assignment.perturber)) for assignment in source.assignments] == [((3,), Resample)]
+    source = MLViewSource.from_config(
+        {"preset": "fashion-ml-random", "perturb": {3: "resample"}, "seed": 5, "transform": None}
+    )
+    assert [(assignment.levels, type(assignment.perturber)) for assignment in source.assignments] == [
+        ((3,), Resample)
+    ]
     assert source.seed == 5
     assert source.transforms == [None, None]
     assert source.batch_size == 256
@@ -115,7 +134,9 @@ def test_names_files_mappings_and_omegaconf_agree(tmp_path: Path) -> None:
 
 def test_integer_and_string_keys_mean_the_same() -> None:
     for key in (1, "1", "8x8"):
-        source = MLViewSource.from_config({"generator": "fashion", "perturb": {key: {"name": "normal", "std": 0.5}}})
+        source = MLViewSource.from_config(
+            {"generator": "fashion", "perturb": {key: {"name": "normal", "std": 0.5}}}
+        )
         assert source.assignments == [((1,), Normal(0.5))]
 
 

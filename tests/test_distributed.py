@@ -52,26 +52,41 @@ def test_two_gloo_processes_go_on_where_one_stopped(tmp_path: Path) -> None:
     assert_same(before | ranks[0]["samples"] | ranks[1]["samples"], expected)
 
 
-GAME = {"pairs": 8, "width": 8, "monte_carlo": 200, "progress": False, "warmup": 30, "steps": 20, "patience": 5, "seed": 1}
+GAME = {
+    "pairs": 8,
+    "width": 8,
+    "monte_carlo": 200,
+    "progress": False,
+    "warmup": 30,
+    "steps": 20,
+    "patience": 5,
+    "seed": 1,
+}
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from conftest import Toy
 from mlviews import measure_impact, train_walker
 train_walker(Toy(), [1], 0.7, {out!r}, devices=2, **{game!r})
-measure_impact(Toy(), out={out!r}, devices=2, pairs=8, train_pairs=4, width=8, steps=10, evaluations=2, monte_carlo=200, progress=False)
+options = dict(pairs=8, train_pairs=4, width=8, steps=10, evaluations=2, monte_carlo=200, progress=False)
+measure_impact(Toy(), out={out!r}, devices=2, **options)
 """
 
 
 @pytest.mark.parametrize("launcher", ["fabric", "torchrun"])
 def test_a_walker_of_two_processes_is_that_of_one(launcher: str, tmp_path: Path) -> None:
-    """Fabric starts the second process itself, or takes torchrun's. Both measurements of one script share them."""
+    """Fabric starts the second process itself, or takes torchrun's.
+
+    Both measurements of one script share them.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), game=GAME))
     if launcher == "torchrun":
         torchrun(str(script))
     else:
-        done = subprocess.run([sys.executable, str(script)], timeout=240, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(script)], timeout=240, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     state = torch.load(tmp_path / "checkpoint.pt")["state"]
     alone = train_walker(Toy(), [1], 0.7, **GAME)  # type: ignore[arg-type]
@@ -95,7 +110,9 @@ for tensor in tensors:
 
 
 def test_processes_end_without_an_abort(tmp_path: Path) -> None:
-    """However soon after the last collective: gloo's threads then still hold its tensors, and abort where they cannot let go."""
+    """However soon after the last collective: gloo's threads then still hold its tensors, and abort where
+    they cannot let go.
+    """
     script = tmp_path / "script.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{HASTY}")
     torchrun(str(script))
@@ -117,7 +134,10 @@ def test_pairs_that_cannot_be_shared_evenly() -> None:
     ],
 )
 def test_rank(
-    environment: dict[str, str], given: tuple[int | None, int | None], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str],
+    given: tuple[int | None, int | None],
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -40,7 +40,9 @@ def source(**values: Any) -> Callable[[], object]:
 
 def classes() -> MLVGM:
     """A class-conditional generator."""
-    return wrap_generator(lambda z, labels: z[0].view(-1, 1, 2, 2), levels=[("z", (4,))], image_shape=(1, 2, 2), num_classes=10)
+    return wrap_generator(
+        lambda z, labels: z[0].view(-1, 1, 2, 2), levels=[("z", (4,))], image_shape=(1, 2, 2), num_classes=10
+    )
 
 
 def wrapped(fn: Callable[[Any], Any]) -> Callable[[], object]:
@@ -57,7 +59,11 @@ class Nothing(perturb.Perturber):
 
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     # levels
-    "level out of range": (source(perturb={3: Normal(1.0)}), ValueError, r"Level 3 is out of range.*0 \(l0\), 1 \(l1\), 2 \(l2\)"),
+    "level out of range": (
+        source(perturb={3: Normal(1.0)}),
+        ValueError,
+        r"Level 3 is out of range.*0 \(l0\), 1 \(l1\), 2 \(l2\)",
+    ),
     "negative level out of range": (source(perturb={-4: Normal(1.0)}), ValueError, "-4 is out of range"),
     "range past the end": (source(perturb={"1:4": Normal(1.0)}), ValueError, "'1:4' is out of range"),
     "empty range": (source(perturb={"2:1": Normal(1.0)}), ValueError, "'2:1' is empty"),
@@ -65,8 +71,16 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unknown level name": (source(perturb={"l9": Normal(1.0)}), ValueError, r"Invalid level 'l9'.*l0"),
     "level key of another type": (source(perturb={1.5: Normal(1.0)}), ValueError, "Invalid level 1.5"),
     "boolean level": (source(perturb={True: Normal(1.0)}), ValueError, "Invalid level True"),
-    "overlapping levels": (source(perturb={"0:2": Normal(1.0), 1: Normal(1.0)}), ValueError, "Level 1 .* twice, by '0:2' and by 1"),
-    "same level by name and index": (source(perturb={"l1": Normal(1.0), 1: Normal(1.0)}), ValueError, "twice"),
+    "overlapping levels": (
+        source(perturb={"0:2": Normal(1.0), 1: Normal(1.0)}),
+        ValueError,
+        "Level 1 .* twice, by '0:2' and by 1",
+    ),
+    "same level by name and index": (
+        source(perturb={"l1": Normal(1.0), 1: Normal(1.0)}),
+        ValueError,
+        "twice",
+    ),
     # perturbers
     "not a perturber": (source(perturb={0: 1.0}), ValueError, "Invalid perturber 1.0 for level 0"),
     "perturbers in a list": (source(perturb=[Normal(1.0)]), ValueError, "Invalid perturb="),
@@ -75,7 +89,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "infinite std": (lambda: Normal(float("inf")), ValueError, "finite"),
     "mean is NaN": (lambda: Normal(1.0, mean=float("nan")), ValueError, "Invalid mean=nan"),
     "zero truncation": (lambda: Normal(1.0, 0.0), ValueError, "Invalid truncation=0.0"),
-    "walker too narrow": (source(perturb={"1:": Walker(5)}), ValueError, "width 5 .* l1, l2 of sizes 6, 5: it needs 11"),
+    "walker too narrow": (
+        source(perturb={"1:": Walker(5)}),
+        ValueError,
+        "width 5 .* l1, l2 of sizes 6, 5: it needs 11",
+    ),
     "walker of no width": (lambda: Walker(0), ValueError, "Invalid width=0"),
     "anchor of another type": (source(anchor=1.0), ValueError, "Invalid anchor=1.0"),
     # sizes
@@ -83,9 +101,17 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "fractional batch": (source(batch_size=8.0), ValueError, "Invalid batch_size=8.0"),
     "no samples": (source(num_samples=0), ValueError, "Invalid num_samples=0"),
     "too many samples": (source(num_samples=2**33), ValueError, "from 1 to 2\\*\\*32"),
-    "empty epoch": (source(num_samples=7), ValueError, "num_samples=7 for batch_size=8 on world_size=1 needs at least 8"),
+    "empty epoch": (
+        source(num_samples=7),
+        ValueError,
+        "num_samples=7 for batch_size=8 on world_size=1 needs at least 8",
+    ),
     "empty epoch on many ranks": (source(rank=0, world_size=7), ValueError, "world_size=7 needs at least 56"),
-    "empty epoch without drop_last": (source(num_samples=2, rank=0, world_size=4, drop_last=False), ValueError, "no batch"),
+    "empty epoch without drop_last": (
+        source(num_samples=2, rank=0, world_size=4, drop_last=False),
+        ValueError,
+        "no batch",
+    ),
     "no views": (source(num_views=0), ValueError, "Invalid num_views=0"),
     "micro-batch of nothing": (source(micro_batch_size=0), ValueError, "Invalid micro_batch_size=0"),
     # seeds, epochs, ranks, devices, layouts
@@ -110,78 +136,222 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "device without storage": (source(device="meta"), ValueError, "Invalid device='meta'"),
     # states
     "no state": (lambda: toy_source().load_state_dict(None), ValueError, "Invalid state None"),  # type: ignore[arg-type]
-    "incomplete state": (lambda: toy_source().load_state_dict({"epoch": 1}), ValueError, "lacks position, seed"),
-    "state of another seed": (lambda: toy_source().load_state_dict({"seed": 1, "epoch": 0, "position": 0}), ValueError, "seed=1.*seed=3"),
-    "state beyond the epoch": (lambda: toy_source().load_state_dict({"seed": 3, "epoch": 0, "position": 99}), ValueError, "position=99"),
+    "incomplete state": (
+        lambda: toy_source().load_state_dict({"epoch": 1}),
+        ValueError,
+        "lacks position, seed",
+    ),
+    "state of another seed": (
+        lambda: toy_source().load_state_dict({"seed": 1, "epoch": 0, "position": 0}),
+        ValueError,
+        "seed=1.*seed=3",
+    ),
+    "state beyond the epoch": (
+        lambda: toy_source().load_state_dict({"seed": 3, "epoch": 0, "position": 99}),
+        ValueError,
+        "position=99",
+    ),
     # generators
     "not a generator": (lambda: MLViewSource(lambda z: z), ValueError, "wrap_generator"),  # type: ignore[arg-type]
-    "unknown generator": (lambda: load_generator("fasion"), ValueError, "Unknown generator 'fasion'.*Did you mean 'fashion'"),
-    "generator on no device": (lambda: load_generator("fashion", device="gpu"), ValueError, "Invalid device='gpu'"),
+    "unknown generator": (
+        lambda: load_generator("fasion"),
+        ValueError,
+        "Unknown generator 'fasion'.*Did you mean 'fashion'",
+    ),
+    "generator on no device": (
+        lambda: load_generator("fashion", device="gpu"),
+        ValueError,
+        "Invalid device='gpu'",
+    ),
     "list of generators": (lambda: load_generator(["fashion"]), ValueError, "Unknown generator"),  # type: ignore[arg-type]
-    "weights are no path": (lambda: load_generator("fashion", weights=3), ValueError, "Invalid weights file 3"),  # type: ignore[arg-type]
-    "no list of levels": (lambda: wrap_generator(sum, levels=3, image_shape=(1, 2, 2)), ValueError, "Invalid levels=3"),  # type: ignore[arg-type]
-    "level named like an index": (lambda: wrap_generator(sum, levels=[("1", (4,))], image_shape=(1, 2, 2)), ValueError, "name '1'"),
-    "fractional level": (lambda: wrap_generator(sum, levels=[("z", (4.5,))], image_shape=(1, 2, 2)), ValueError, "Invalid level"),
+    "weights are no path": (
+        lambda: load_generator("fashion", weights=3),
+        ValueError,
+        "Invalid weights file 3",
+    ),  # type: ignore[arg-type]
+    "no list of levels": (
+        lambda: wrap_generator(sum, levels=3, image_shape=(1, 2, 2)),
+        ValueError,
+        "Invalid levels=3",
+    ),  # type: ignore[arg-type]
+    "level named like an index": (
+        lambda: wrap_generator(sum, levels=[("1", (4,))], image_shape=(1, 2, 2)),
+        ValueError,
+        "name '1'",
+    ),
+    "fractional level": (
+        lambda: wrap_generator(sum, levels=[("z", (4.5,))], image_shape=(1, 2, 2)),
+        ValueError,
+        "Invalid level",
+    ),
     "negative prior truncation": (
         lambda: wrap_generator(sum, levels=[("z", (4,))], image_shape=(1, 2, 2), truncation=-1),
         ValueError,
         "truncation=-1",
     ),
-    "blocks are no modules": (lambda: mlviews.MLVGM([3], [("z", (4,))], (1, 2, 2)), ValueError, "Invalid blocks"),  # type: ignore[list-item]
-    "images of another shape": (wrapped(lambda z: z[0].view(-1, 1, 1, 4)), ValueError, r"returned .*\(2, 1, 1, 4\).*\(2, 1, 2, 2\)"),
+    "blocks are no modules": (
+        lambda: mlviews.MLVGM([3], [("z", (4,))], (1, 2, 2)),
+        ValueError,
+        "Invalid blocks",
+    ),  # type: ignore[list-item]
+    "images of another shape": (
+        wrapped(lambda z: z[0].view(-1, 1, 1, 4)),
+        ValueError,
+        r"returned .*\(2, 1, 1, 4\).*\(2, 1, 2, 2\)",
+    ),
     "images of bytes": (wrapped(lambda z: z[0].view(-1, 1, 2, 2).byte()), ValueError, "returned torch.uint8"),
     "no images": (wrapped(lambda z: None), ValueError, "returned NoneType"),
-    "not callable": (lambda: wrap_generator(3, levels=[("z", (4,))], image_shape=(1, 2, 2)), ValueError, "Invalid fn=3"),  # type: ignore[arg-type]
-    "no levels": (lambda: wrap_generator(sum, levels=[], image_shape=(1, 2, 2)), ValueError, "at least one level"),
-    "repeated level": (lambda: wrap_generator(sum, levels=[("z", (4,)), ("z", (4,))], image_shape=(1, 2, 2)), ValueError, "must differ"),
-    "malformed level": (lambda: wrap_generator(sum, levels=["z"], image_shape=(1, 2, 2)), ValueError, "Invalid level 'z'"),
-    "empty level": (lambda: wrap_generator(sum, levels=[("z", (0,))], image_shape=(1, 2, 2)), ValueError, "'z' has shape"),
-    "image shape of two": (lambda: wrap_generator(sum, levels=[("z", (4,))], image_shape=(2, 2)), ValueError, "image_shape"),  # type: ignore[arg-type]
+    "not callable": (
+        lambda: wrap_generator(3, levels=[("z", (4,))], image_shape=(1, 2, 2)),
+        ValueError,
+        "Invalid fn=3",
+    ),  # type: ignore[arg-type]
+    "no levels": (
+        lambda: wrap_generator(sum, levels=[], image_shape=(1, 2, 2)),
+        ValueError,
+        "at least one level",
+    ),
+    "repeated level": (
+        lambda: wrap_generator(sum, levels=[("z", (4,)), ("z", (4,))], image_shape=(1, 2, 2)),
+        ValueError,
+        "must differ",
+    ),
+    "malformed level": (
+        lambda: wrap_generator(sum, levels=["z"], image_shape=(1, 2, 2)),
+        ValueError,
+        "Invalid level 'z'",
+    ),
+    "empty level": (
+        lambda: wrap_generator(sum, levels=[("z", (0,))], image_shape=(1, 2, 2)),
+        ValueError,
+        "'z' has shape",
+    ),
+    "image shape of two": (
+        lambda: wrap_generator(sum, levels=[("z", (4,))], image_shape=(2, 2)),
+        ValueError,
+        "image_shape",
+    ),  # type: ignore[arg-type]
     "tied levels of two sizes": (lambda: Toy(tied=True), ValueError, "tied=True .* agree"),
-    "fewer blocks than levels": (lambda: mlviews.MLVGM([], [Level("z", (4,))], (1, 2, 2)), ValueError, "0 blocks for 1 levels"),
-    "too few latents": (lambda: Toy()(Toy().sample_latents(range(2))[:2]), ValueError, "Got 2 latents for 3 levels"),
-    "latents of another shape": (lambda: Toy()([torch.zeros(2, 4)] * 3), ValueError, r"'l1' got a latent of shape \(2, 4\)"),
+    "fewer blocks than levels": (
+        lambda: mlviews.MLVGM([], [Level("z", (4,))], (1, 2, 2)),
+        ValueError,
+        "0 blocks for 1 levels",
+    ),
+    "too few latents": (
+        lambda: Toy()(Toy().sample_latents(range(2))[:2]),
+        ValueError,
+        "Got 2 latents for 3 levels",
+    ),
+    "latents of another shape": (
+        lambda: Toy()([torch.zeros(2, 4)] * 3),
+        ValueError,
+        r"'l1' got a latent of shape \(2, 4\)",
+    ),
     "latents in one tensor": (lambda: Toy()(torch.zeros(3, 2)), ValueError, "Invalid latents of type Tensor"),
     "latents of numpy": (lambda: Toy()([torch.zeros(2, 4).numpy()] * 3), ValueError, "'l0' got ndarray"),
-    "latents of integers": (lambda: Toy()([torch.zeros(2, 4).long()] * 3), ValueError, "'l0' got torch.int64"),
-    "latents elsewhere": (lambda: Toy()([torch.zeros(2, 4, device="meta")] * 3), ValueError, "generator's device, cpu"),
+    "latents of integers": (
+        lambda: Toy()([torch.zeros(2, 4).long()] * 3),
+        ValueError,
+        "'l0' got torch.int64",
+    ),
+    "latents elsewhere": (
+        lambda: Toy()([torch.zeros(2, 4, device="meta")] * 3),
+        ValueError,
+        "generator's device, cpu",
+    ),
     "option of another generator": (
         lambda: load_generator("fashion", groups=4),
         ValueError,
         "Invalid option 'groups' of generator 'fashion'",
     ),
-    "labels for no classes": (lambda: Toy()(Toy().sample_latents([0]), torch.zeros(1).long()), ValueError, "has no classes"),
+    "labels for no classes": (
+        lambda: Toy()(Toy().sample_latents([0]), torch.zeros(1).long()),
+        ValueError,
+        "has no classes",
+    ),
     "labels of no classes": (lambda: Toy().sample_labels([0]), ValueError, "has no classes"),
-    "no labels": (lambda: classes()(classes().sample_latents([0])), ValueError, r"pass labels in \[0, 10\), e.g. g.sample_labels"),
-    "labels out of range": (lambda: classes()(classes().sample_latents([0]), torch.tensor([10])), ValueError, "labels from 10 to 10"),
-    "labels of floats": (lambda: classes()(classes().sample_latents([0]), torch.zeros(1)), ValueError, "expected int64"),
-    "fewer labels than latents": (lambda: classes()(classes().sample_latents([0, 1]), torch.zeros(1).long()), ValueError, "expected int64"),
+    "no labels": (
+        lambda: classes()(classes().sample_latents([0])),
+        ValueError,
+        r"pass labels in \[0, 10\), e.g. g.sample_labels",
+    ),
+    "labels out of range": (
+        lambda: classes()(classes().sample_latents([0]), torch.tensor([10])),
+        ValueError,
+        "labels from 10 to 10",
+    ),
+    "labels of floats": (
+        lambda: classes()(classes().sample_latents([0]), torch.zeros(1)),
+        ValueError,
+        "expected int64",
+    ),
+    "fewer labels than latents": (
+        lambda: classes()(classes().sample_latents([0, 1]), torch.zeros(1).long()),
+        ValueError,
+        "expected int64",
+    ),
     "negative number of classes": (lambda: Toy(num_classes=-1), ValueError, "Invalid num_classes=-1"),
-    "distances without labels": (lambda: classes().distances(*[classes().sample_latents([0])] * 2), ValueError, "pass labels"),
+    "distances without labels": (
+        lambda: classes().distances(*[classes().sample_latents([0])] * 2),
+        ValueError,
+        "pass labels",
+    ),
     "distances of other samples": (
         lambda: Toy().distances(Toy().sample_latents([0]), Toy().sample_latents([0, 1])),
         ValueError,
         "2 positives for 1 anchors",
     ),
-    "weights are a state dict": (lambda: load_generator("fashion", weights={}), ValueError, "Invalid weights file of type dict"),  # type: ignore[arg-type]
+    "weights are a state dict": (
+        lambda: load_generator("fashion", weights={}),
+        ValueError,
+        "Invalid weights file of type dict",
+    ),  # type: ignore[arg-type]
     "no views to decode": (lambda: Toy().decode_views([], 0), ValueError, "at least one"),
-    "shared blocks out of range": (lambda: Toy().decode_views([Toy().sample_latents([0])], 9), ValueError, "Invalid first=9"),
+    "shared blocks out of range": (
+        lambda: Toy().decode_views([Toy().sample_latents([0])], 9),
+        ValueError,
+        "Invalid first=9",
+    ),
     "a number of samples": (lambda: Toy().sample_latents(8), ValueError, "range\\(8\\)"),  # type: ignore[arg-type]
     "negative sample index": (lambda: Toy().sample_latents([-1]), ValueError, "Invalid indices from -1"),
     "fractional sample index": (lambda: Toy().sample_latents([0.5]), ValueError, "Invalid indices"),  # type: ignore[list-item]
     "negative range": (lambda: Toy().sample_latents(range(-2, 2)), ValueError, "Invalid indices"),
-    "truncation of another type": (lambda: Toy().sample_latents([0], truncation="high"), ValueError, "truncation='high'"),
+    "truncation of another type": (
+        lambda: Toy().sample_latents([0], truncation="high"),
+        ValueError,
+        "truncation='high'",
+    ),
     "unknown dtype": (source(dtype="bfloat"), ValueError, "Invalid dtype='bfloat'.*Did you mean 'bfloat16'"),
     "integer dtype": (source(dtype=torch.int8), ValueError, "Invalid dtype=torch.int8"),
     "float16 on the CPU": (source(dtype="float16"), ValueError, "float16' on the CPU.*use 'bfloat16'"),
     "compile of another type": (source(compile="max"), ValueError, "Invalid compile='max'"),
     # transforms
     "one transform for two views": (source(transform=[None]), ValueError, "Got 1 transforms for num_views=2"),
-    "transform that was not called": (source(transform=transforms.simclr), ValueError, "Invalid transform=<function simclr"),
-    "transform that returns nothing": (lambda: next(iter(toy_source(transform=lambda x: None))), ValueError, "returned NoneType"),
-    "transform that loses images": (lambda: next(iter(toy_source(transform=lambda x: x[:3]))), ValueError, "tensor of 8 images"),
-    "images of numpy": (lambda: transforms.gray(4)(torch.zeros(1).numpy(), [0], seed=0, epoch=0, view=0), ValueError, "Got ndarray"),
-    "perturber that returns nothing": (lambda: next(iter(toy_source(perturb=Nothing()))), ValueError, "one tensor per level"),
+    "transform that was not called": (
+        source(transform=transforms.simclr),
+        ValueError,
+        "Invalid transform=<function simclr",
+    ),
+    "transform that returns nothing": (
+        lambda: next(iter(toy_source(transform=lambda x: None))),
+        ValueError,
+        "returned NoneType",
+    ),
+    "transform that loses images": (
+        lambda: next(iter(toy_source(transform=lambda x: x[:3]))),
+        ValueError,
+        "tensor of 8 images",
+    ),
+    "images of numpy": (
+        lambda: transforms.gray(4)(torch.zeros(1).numpy(), [0], seed=0, epoch=0, view=0),
+        ValueError,
+        "Got ndarray",
+    ),
+    "perturber that returns nothing": (
+        lambda: next(iter(toy_source(perturb=Nothing()))),
+        ValueError,
+        "one tensor per level",
+    ),
     "transform of another type": (source(transform=3), ValueError, "Invalid transform=3"),
     "size of nothing": (lambda: transforms.simclr(0), ValueError, "Invalid size=0"),
     "color to gray": (
@@ -189,16 +359,34 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "3 channels for channels=1",
     ),
-    "temperature that no float32 holds": (lambda: load_generator("fashion-nvae", temperature=1e300), ValueError, "from 0.001 to 10"),
-    "number that no float holds": (lambda: load_generator("fashion-nvae", temperature=10**400), ValueError, "Invalid temperature"),
+    "temperature that no float32 holds": (
+        lambda: load_generator("fashion-nvae", temperature=1e300),
+        ValueError,
+        "from 0.001 to 10",
+    ),
+    "number that no float holds": (
+        lambda: load_generator("fashion-nvae", temperature=10**400),
+        ValueError,
+        "Invalid temperature",
+    ),
     "noise of another number of images": (
-        lambda: load_generator("fashion-nvae").encode(torch.rand(3, 1, 32, 32), load_generator("fashion-nvae").sample_latents([0])),
+        lambda: load_generator("fashion-nvae").encode(
+            torch.rand(3, 1, 32, 32), load_generator("fashion-nvae").sample_latents([0])
+        ),
         ValueError,
         "noise for 1 images, and 3 images",
     ),
     # configurations
-    "unknown preset": (lambda: MLViewSource.from_config("fashion-ml-randm"), ValueError, "Did you mean 'fashion-ml-random'"),
-    "unknown key": (from_config(batchsize=4), ValueError, "Unknown key 'batchsize'.*Did you mean 'batch_size'"),
+    "unknown preset": (
+        lambda: MLViewSource.from_config("fashion-ml-randm"),
+        ValueError,
+        "Did you mean 'fashion-ml-random'",
+    ),
+    "unknown key": (
+        from_config(batchsize=4),
+        ValueError,
+        "Unknown key 'batchsize'.*Did you mean 'batch_size'",
+    ),
     "no generator": (lambda: MLViewSource.from_config({"batch_size": 4}), ValueError, "names no generator"),
     "unknown generator key": (
         from_config(generator={"name": "fashion", "file": "x"}),
@@ -206,32 +394,84 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "Invalid option 'file' of generator 'fashion'",
     ),
     "generator without a name": (from_config(generator={"weights": "x"}), ValueError, "Invalid generator"),
-    "weights beside a generator": (from_config(generator=Toy(), weights="x"), ValueError, "given as an object, which has its own"),
+    "weights beside a generator": (
+        from_config(generator=Toy(), weights="x"),
+        ValueError,
+        "given as an object, which has its own",
+    ),
     "generator of another type": (from_config(generator=3), ValueError, "Invalid generator 3"),
     "unknown perturber": (from_config(perturb={0: "fixd"}), ValueError, "Did you mean 'fixed'"),
-    "unknown perturber option": (from_config(perturb={"name": "normal", "sigma": 1}), ValueError, "'sigma'.*std, truncation, mean"),
+    "unknown perturber option": (
+        from_config(perturb={"name": "normal", "sigma": 1}),
+        ValueError,
+        "'sigma'.*std, truncation, mean",
+    ),
     "perturb of another type": (from_config(perturb=3), ValueError, "Invalid perturber 3"),
     "walker without a file": (from_config(perturb={0: "walker"}), ValueError, "needs path"),
-    "bad std in a configuration": (from_config(perturb={0: {"name": "normal", "std": -1}}), ValueError, "Invalid std=-1"),
+    "bad std in a configuration": (
+        from_config(perturb={0: {"name": "normal", "std": -1}}),
+        ValueError,
+        "Invalid std=-1",
+    ),
     "unknown anchor option": (from_config(anchor={"sigma": 1}), ValueError, "'sigma'"),
-    "unknown transform": (from_config(transform={"name": "simclrr", "size": 28}), ValueError, "Did you mean 'simclr'"),
-    "unknown transform option": (from_config(transform={"name": "simclr", "sise": 28}), ValueError, "Did you mean 'size'"),
+    "unknown transform": (
+        from_config(transform={"name": "simclrr", "size": 28}),
+        ValueError,
+        "Did you mean 'simclr'",
+    ),
+    "unknown transform option": (
+        from_config(transform={"name": "simclr", "sise": 28}),
+        ValueError,
+        "Did you mean 'size'",
+    ),
     "transform by name only": (from_config(transform="simclr"), ValueError, "transform"),
-    "configuration of another type": (lambda: MLViewSource.from_config(3), ValueError, "Invalid config of type int"),
-    "missing configuration file": (lambda: MLViewSource.from_config("nowhere.yaml"), FileNotFoundError, "nowhere.yaml"),
+    "configuration of another type": (
+        lambda: MLViewSource.from_config(3),
+        ValueError,
+        "Invalid config of type int",
+    ),
+    "missing configuration file": (
+        lambda: MLViewSource.from_config("nowhere.yaml"),
+        FileNotFoundError,
+        "nowhere.yaml",
+    ),
     # files, probing
-    "missing weights": (lambda: load_generator("fashion", weights="nowhere.safetensors"), FileNotFoundError, "nowhere.safetensors"),
-    "a folder as weights": (lambda: load_generator("fashion", weights="."), FileNotFoundError, "No weights file"),
+    "missing weights": (
+        lambda: load_generator("fashion", weights="nowhere.safetensors"),
+        FileNotFoundError,
+        "nowhere.safetensors",
+    ),
+    "a folder as weights": (
+        lambda: load_generator("fashion", weights="."),
+        FileNotFoundError,
+        "No weights file",
+    ),
     "missing walker": (lambda: perturb.Walker.load("nowhere.safetensors"), FileNotFoundError, "nowhere"),
-    "missing data set": (lambda: load_fashion_mnist("nowhere", "test"), FileNotFoundError, "t10k-images-idx3-ubyte"),
+    "missing data set": (
+        lambda: load_fashion_mnist("nowhere", "test"),
+        FileNotFoundError,
+        "t10k-images-idx3-ubyte",
+    ),
     "unknown split": (lambda: load_fashion_mnist(".", "val"), ValueError, "Invalid split='val'"),
     "no steps": (lambda: train(toy_source(layout="pair"), 0), ValueError, "Invalid steps=0"),
     "training on one view": (lambda: train(toy_source(num_views=1), 1), ValueError, "num_views=1"),
     "training on another layout": (lambda: train(toy_source(layout="solo"), 1), ValueError, "layout='pair'"),
     "training on gray views": (lambda: train(toy_source(layout="pair"), 1), ValueError, "1 channels"),
-    "negative learning rate": (lambda: train(toy_source(layout="pair"), 1, lr=-1.0), ValueError, "Invalid lr=-1.0"),
-    "no temperature": (lambda: train(toy_source(layout="pair"), 1, temperature=0.0), ValueError, r"Invalid temperature=0\.0"),
-    "unknown method": (lambda: train(toy_source(layout="pair"), 1, "simclrr"), ValueError, "Did you mean 'simclr'"),
+    "negative learning rate": (
+        lambda: train(toy_source(layout="pair"), 1, lr=-1.0),
+        ValueError,
+        "Invalid lr=-1.0",
+    ),
+    "no temperature": (
+        lambda: train(toy_source(layout="pair"), 1, temperature=0.0),
+        ValueError,
+        r"Invalid temperature=0\.0",
+    ),
+    "unknown method": (
+        lambda: train(toy_source(layout="pair"), 1, "simclrr"),
+        ValueError,
+        "Did you mean 'simclr'",
+    ),
 }
 
 
@@ -284,23 +524,40 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a walker": (lambda path: (Walker(4).save(path), path)[1], "'mlviews.walker', not 'mlviews.film'"),
     "no format": (lambda path: film_file(path, {}), "'no format'"),
     "no configuration": (lambda path: film_file(path, {"format": "mlviews.film"}), "no valid configuration"),
-    "configuration is not JSON": (lambda path: film_file(path, {"format": "mlviews.film", "config": "{"}), "no valid configuration"),
-    "configuration is a list": (lambda path: film_file(path, {"format": "mlviews.film", "config": "[]"}), "no valid configuration"),
-    "unknown option": (lambda path: film_file(path, {"format": "mlviews.film", "config": '{"depth": 3}'}), "no valid configuration"),
+    "configuration is not JSON": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": "{"}),
+        "no valid configuration",
+    ),
+    "configuration is a list": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": "[]"}),
+        "no valid configuration",
+    ),
+    "unknown option": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": '{"depth": 3}'}),
+        "no valid configuration",
+    ),
     "no levels": (
         lambda path: film_file(path, {"format": "mlviews.film", "config": '{"dims": [], "channels": []}'}),
         "no valid configuration",
     ),
-    "no groups": (lambda path: film_file(path, {"format": "mlviews.film", "config": '{"groups": 0}'}), "no valid configuration"),
+    "no groups": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": '{"groups": 0}'}),
+        "no valid configuration",
+    ),
     "sizes beyond memory": (
-        lambda path: film_file(path, {"format": "mlviews.film", "config": '{"channels": [8, 80000000, 8, 8]}'}),
+        lambda path: film_file(
+            path, {"format": "mlviews.film", "config": '{"channels": [8, 80000000, 8, 8]}'}
+        ),
         "another architecture",
     ),
     "impossible sizes": (
         lambda path: film_file(path, {"format": "mlviews.film", "config": '{"channels": [7, 7]}'}),
         "no valid configuration",
     ),
-    "another architecture": (lambda path: film_file(path, {"format": "mlviews.film", "config": "{}"}), "another architecture"),
+    "another architecture": (
+        lambda path: film_file(path, {"format": "mlviews.film", "config": "{}"}),
+        "another architecture",
+    ),
     "missing tensor": (lambda path: film_file(path, **{"rgb.bias": None}), "missing rgb.bias"),
     "unknown tensor": (lambda path: film_file(path, extra=torch.zeros(1)), "unknown extra"),
     "tensor of another shape": (
@@ -338,7 +595,9 @@ WALKER = {"net.0.weight": (4, 4), "net.0.bias": (4,), "net.2.weight": (4, 4), "n
         ({"net.2.weight": (4, 5)}, "{}", "net.2.weight has shape"),
     ],
 )
-def test_walker_files_with_bad_content(changes: dict[str, Any], provenance: str, message: str, tmp_path: Path) -> None:
+def test_walker_files_with_bad_content(
+    changes: dict[str, Any], provenance: str, message: str, tmp_path: Path
+) -> None:
     shapes = {name: shape for name, shape in (WALKER | changes).items() if shape is not None}
     save_file(
         {name: torch.zeros(shape) for name, shape in shapes.items()},
@@ -363,7 +622,9 @@ def test_a_bad_yaml_file(tmp_path: Path) -> None:
 
 
 def test_a_damaged_idx_file(tmp_path: Path) -> None:
-    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03" + b"\x00\x00\x00\x09" * 3 + b"short")
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(
+        b"\x00\x00\x08\x03" + b"\x00\x00\x00\x09" * 3 + b"short"
+    )
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(b"")
     with pytest.raises(ValueError, match="not a whole idx file"):
         load_fashion_mnist(tmp_path, "test")

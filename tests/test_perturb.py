@@ -29,7 +29,9 @@ N = Normal(1.0)
         ({2: Normal(0.0), 3: Normal(0.0, mean=1.0)}, [(3,)]),
     ],
 )
-def test_which_levels_move(spec: Perturber | dict[int | str, Perturber] | None, expected: list[tuple[int, ...]]) -> None:
+def test_which_levels_move(
+    spec: Perturber | dict[int | str, Perturber] | None, expected: list[tuple[int, ...]]
+) -> None:
     assert [assignment.levels for assignment in assign(spec, LEVELS)] == expected
 
 

@@ -1,4 +1,4 @@
-"""What a seed means: samples are those of version 0.1, and what is drawn for a step never takes more room than one level."""
+"""What a seed means: samples are those of version 0.1, and drawing them never takes more room than one level."""
 
 from __future__ import annotations
 
@@ -30,14 +30,12 @@ def test_samples_are_those_on_record(name: str) -> None:
     source.set_epoch(3)
     batch = source.batch(30, 32)
     with np.load(Path(__file__).parent / "golden" / "samples.npz") as file:
-        recorded = {
-            key.removeprefix(f"{name}/"): torch.from_numpy(file[key])
-            for key in file
-            if key.startswith(f"{name}/")
-        }
+        keys = [key for key in file if key.startswith(f"{name}/")]
+        recorded = {key.removeprefix(f"{name}/"): torch.from_numpy(file[key]) for key in keys}
     assert torch.equal(batch.indices, recorded["indices"])
     for view, latents in enumerate(batch.latents):
-        # To the bit on one machine; another processor may round the inverse of the distribution function otherwise.
+        # To the bit on one machine; another processor may round the inverse of the distribution function
+        # otherwise.
         flat = torch.cat([z.flatten(1) for z in latents], dim=1)
         torch.testing.assert_close(flat, recorded[f"latents{view}"], atol=2e-6, rtol=0)
     for crop, images in enumerate(batch.views):

@@ -30,13 +30,30 @@ def test_philox_known_answers(rounds: int, counter: str, key: str, expected: str
     assert [f"{int(word):08x}" for word in philox4x32(words, (low, high), rounds)] == expected.split()
 
 
-def draw(distribution: Uniform | TruncatedNormal, count: int = 40_000, size: int = 5, seed: int = 0, epoch: int = 0, kind: int = ANCHOR,
-         view: int = 0, level: int = 0) -> torch.Tensor:  # fmt: skip
+def draw(
+    distribution: Uniform | TruncatedNormal,
+    count: int = 40_000,
+    size: int = 5,
+    seed: int = 0,
+    epoch: int = 0,
+    kind: int = ANCHOR,
+    view: int = 0,
+    level: int = 0,
+) -> torch.Tensor:
     plan = Draw({"x": Field(size, kind, view, level, distribution)}, CPU)
     return plan(torch.arange(count), seed, epoch)["x"]
 
 
-@pytest.mark.parametrize("law", [TruncatedNormal(), TruncatedNormal(1.0, 2.0), TruncatedNormal(0.2, 0.9, 3.0), TruncatedNormal(2.0, 0.05), TruncatedNormal(1.0, 6.0)])
+@pytest.mark.parametrize(
+    "law",
+    [
+        TruncatedNormal(),
+        TruncatedNormal(1.0, 2.0),
+        TruncatedNormal(0.2, 0.9, 3.0),
+        TruncatedNormal(2.0, 0.05),
+        TruncatedNormal(1.0, 6.0),
+    ],
+)
 def test_normal_is_scipys(law: TruncatedNormal) -> None:
     cut = law.truncation or 40.0
     expected = stats.truncnorm(-cut, cut, loc=law.mean, scale=law.std)
@@ -86,7 +103,10 @@ def test_columns_and_neighbouring_samples_are_independent() -> None:
 def test_ranks_draw_independent_numbers() -> None:
     """Ranks differ by their sample indices only: the streams of two of them are as good as two seeds."""
     plan = Draw({"x": Field(1, NOISE, 1, 0, TruncatedNormal())}, CPU)
-    first, second = plan(torch.arange(0, 40_000, 2), 0, 0)["x"][:, 0], plan(torch.arange(1, 40_000, 2), 0, 0)["x"][:, 0]
+    first, second = (
+        plan(torch.arange(0, 40_000, 2), 0, 0)["x"][:, 0],
+        plan(torch.arange(1, 40_000, 2), 0, 0)["x"][:, 0],
+    )
     assert len(set(first.tolist()) & set(second.tolist())) < 20
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.03
 
@@ -124,7 +144,9 @@ def test_no_fields_draw_nothing() -> None:
     assert len(Draw({}, CPU)(torch.arange(3), 0, 0)) == 0
 
 
-@pytest.mark.parametrize("indices", [range(2, 5), [2, 3, 4], torch.tensor([2, 3, 4]), torch.tensor([2, 3, 4], dtype=torch.int32)])
+@pytest.mark.parametrize(
+    "indices", [range(2, 5), [2, 3, 4], torch.tensor([2, 3, 4]), torch.tensor([2, 3, 4], dtype=torch.int32)]
+)
 def test_indices_may_be_ranges_lists_and_tensors(indices: object) -> None:
     assert sampling.as_indices(indices, CPU).tolist() == [2, 3, 4]  # type: ignore[arg-type]
 
@@ -138,5 +160,9 @@ def test_permutations_are_uniform() -> None:
     """Each of the six orders of three as often as the others, over epochs."""
     found = [tuple(sampling.permutation(3, 5, epoch, torch.device("cpu")).tolist()) for epoch in range(3000)]
     counts = [found.count(order) for order in itertools.permutations(range(3))]
-    assert sum((count - 500) ** 2 / 500 for count in counts) < 15.1  # chi squared of 5 degrees of freedom, p 0.01
-    assert torch.equal(sampling.permutation(1000, 1, 0, torch.device("cpu")).sort().values, torch.arange(1000))
+    assert (
+        sum((count - 500) ** 2 / 500 for count in counts) < 15.1
+    )  # chi squared of 5 degrees of freedom, p 0.01
+    assert torch.equal(
+        sampling.permutation(1000, 1, 0, torch.device("cpu")).sort().values, torch.arange(1000)
+    )

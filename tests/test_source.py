@@ -25,7 +25,8 @@ from mlviews.perturb import Fixed, Normal, Resample, Walker
 T_X = {"transform": transforms.byol(12)}
 
 
-# -- content is a function of (seed, epoch, index, view) -----------------------------------------------------------
+# -- content is a function of (seed, epoch, index, view)
+# -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, T_X], ids=["raw", "T_x"])
@@ -44,14 +45,20 @@ def test_ranks_partition_the_epoch(world_size: int, options: dict[str, object]) 
 
 def test_one_step_of_all_ranks_is_one_stretch_of_the_epoch() -> None:
     steps = zip(*[toy_source(rank=rank, world_size=2) for rank in range(2)], strict=True)
-    assert [[int(i) for batch in step for i in batch.indices] for step in steps] == [list(range(16 * k, 16 * k + 16)) for k in range(3)]
+    assert [[int(i) for batch in step for i in batch.indices] for step in steps] == [
+        list(range(16 * k, 16 * k + 16)) for k in range(3)
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16, 48])
 def test_latents_are_the_same_to_the_bit(batch_size: int) -> None:
     def latents(**options: object) -> list[Tensor]:
         batches = list(toy_source(perturb={0: Resample(), "1:": Normal(0.5)}, **options))
-        return [torch.cat([batch.latents[view][level] for batch in batches]) for view in range(2) for level in range(3)]
+        return [
+            torch.cat([batch.latents[view][level] for batch in batches])
+            for view in range(2)
+            for level in range(3)
+        ]
 
     for one, other in zip(latents(batch_size=batch_size), latents(), strict=True):
         assert torch.equal(one, other)
@@ -64,7 +71,9 @@ def test_micro_batches_do_not_matter() -> None:
 def test_micro_batches_bound_what_the_generator_sees() -> None:
     source = toy_source(micro_batch_size=3, num_views=2, perturb=Normal(1.0))
     seen = []
-    source.generator.blocks[2].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    source.generator.blocks[2].register_forward_hook(
+        lambda module, inputs, output: seen.append(len(inputs[0]))
+    )
     next(iter(source))
     assert seen == [6, 6, 4]
 
@@ -90,12 +99,15 @@ def test_anchors_are_the_generators_samples(fashion: MLVGM) -> None:
     source = MLViewSource(fashion, {1: Normal(1.0)}, batch_size=4, num_samples=8, seed=9)
     source.set_epoch(2)
     anchors = torch.cat([anchor for anchor, _ in source])
-    torch.testing.assert_close(anchors, fashion(fashion.sample_latents(range(8), seed=9, epoch=2)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        anchors, fashion(fashion.sample_latents(range(8), seed=9, epoch=2)), atol=1e-5, rtol=0
+    )
 
 
 def test_a_second_process_makes_the_same_samples(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); from conftest import by_index, toy_source; from mlviews import transforms;"
+        "import sys, torch; sys.path.insert(0, 'tests'); from conftest import by_index, toy_source;"
+        "from mlviews import transforms;"
         "torch.save(by_index(toy_source(transform=transforms.byol(12))), sys.argv[1])"
     )
     path = tmp_path / "second.pt"
@@ -125,7 +137,8 @@ def test_levels_that_do_not_move_are_run_once() -> None:
     assert [block.rows for block in source.generator.blocks] == [8, 8, 32]
 
 
-# -- length, epochs, iterators -------------------------------------------------------------------------------------
+# -- length, epochs, iterators
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,9 +153,17 @@ def test_levels_that_do_not_move_are_run_once() -> None:
         (55, 8, 3, False, 3),
     ],
 )
-def test_length_is_exact(num_samples: int, batch_size: int, world_size: int, drop_last: bool, expected: int) -> None:
+def test_length_is_exact(
+    num_samples: int, batch_size: int, world_size: int, drop_last: bool, expected: int
+) -> None:
     sources = [
-        toy_source(num_samples=num_samples, batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+        toy_source(
+            num_samples=num_samples,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+        )
         for rank in range(world_size)
     ]
     assert [len(source) for source in sources] == [expected] * world_size
@@ -154,7 +175,9 @@ def test_a_last_smaller_batch_is_as_large_on_every_rank() -> None:
     parts = [list(toy_source(num_samples=55, drop_last=False, rank=rank, world_size=3)) for rank in range(3)]
     assert [len(part[-1].indices) for part in parts] == [2, 2, 2]
     assert sorted(by_index(itertools.chain(*parts))) == list(range(54))
-    assert [batch.indices[-1] for batch in toy_source(num_samples=55, drop_last=False)][-1] == 54, "of one rank, none is left out"
+    assert [batch.indices[-1] for batch in toy_source(num_samples=55, drop_last=False)][-1] == 54, (
+        "of one rank, none is left out"
+    )
 
 
 def test_iter_has_no_side_effects() -> None:
@@ -213,7 +236,8 @@ def test_changing_the_epoch_during_a_pass_is_an_error() -> None:
         next(iterator)
 
 
-# -- resuming ------------------------------------------------------------------------------------------------------
+# -- resuming
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 6])
@@ -241,7 +265,9 @@ def test_resume_goes_on_where_it_stopped(stop: int, epoch: int) -> None:
 def test_resume_with_another_batch_size_and_number_of_ranks(batch_size: int, world_size: int) -> None:
     source = toy_source()
     before = list(itertools.islice(source, 2))
-    parts = [toy_source(batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [
+        toy_source(batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     for part in parts:
         part.load_state_dict(source.state_dict())
     assert_same(by_index([*before, *itertools.chain(*parts)]), by_index(toy_source()))
@@ -307,7 +333,8 @@ def test_state_is_plain_and_small() -> None:
     assert source.state_dict() == {"seed": 3, "epoch": 0, "position": 8}
 
 
-# -- layouts, storage, loaders -------------------------------------------------------------------------------------
+# -- layouts, storage, loaders
+# -------------------------------------------------------------------------------------
 
 
 def test_layouts(toy: Toy) -> None:
@@ -329,7 +356,9 @@ def test_layouts(toy: Toy) -> None:
 
 
 def test_layout_may_be_a_callable() -> None:
-    assert next(iter(toy_source(layout=lambda batch: {"x": batch.views[0], "id": batch.indices})))["id"].tolist() == list(range(8))
+    assert next(iter(toy_source(layout=lambda batch: {"x": batch.views[0], "id": batch.indices})))[
+        "id"
+    ].tolist() == list(range(8))
 
 
 def test_classes_are_drawn_per_sample_and_returned_as_targets() -> None:
@@ -349,7 +378,9 @@ def test_classes_are_drawn_per_sample_and_returned_as_targets() -> None:
     assert torch.cat([part.targets for part in parts]).equal(batch.targets)
 
 
-@pytest.mark.skipif(not torch.backends.cpu.get_cpu_capability().startswith("AVX512"), reason="this CPU has no AVX-512")
+@pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"), reason="this CPU has no AVX-512"
+)
 def test_bfloat16_views_are_float32_and_close(fashion: MLVGM) -> None:
     exact, rounded = (next(iter(toy_source(generator=fashion, dtype=dtype))) for dtype in (None, "bfloat16"))
     for one, other in zip(exact.views, rounded.views, strict=True):
@@ -378,7 +409,9 @@ def test_num_views_one_to_five() -> None:
         assert len(next(iter(toy_source(num_views=count, layout="pair")))) == count
 
 
-@pytest.mark.parametrize("options", [{}, {"perturb": None}, {"perturb": None, **T_X}, {"transform": lambda x: x}])
+@pytest.mark.parametrize(
+    "options", [{}, {"perturb": None}, {"perturb": None, **T_X}, {"transform": lambda x: x}]
+)
 def test_every_batch_has_storage_of_its_own(options: dict[str, object]) -> None:
     batches = list(itertools.islice(toy_source(**options), 2))
     copies = [[view.clone() for view in batch.views] for batch in batches]
@@ -410,13 +443,23 @@ def test_in_a_data_loader_with_workers_is_one_clear_error() -> None:
             next(iter(loader))
 
 
-# -- on the device -------------------------------------------------------------------------------------------------
+# -- on the device
+# -------------------------------------------------------------------------------------------------
 
 
 class Watch(TorchDispatchMode):
     """Lists the operations that make the host wait for the device, or copy between the two."""
 
-    SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item", "bincount")
+    SYNCS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "is_nonzero",
+        "equal",
+        "item",
+        "bincount",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -430,9 +473,15 @@ class Watch(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if any(name == sync or name.startswith(f"{sync}_") for sync in self.SYNCS):
             self.waits.append(name)
-        flat = [value for value in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(value, Tensor)]
+        flat = [
+            value
+            for value in torch.utils._pytree.tree_leaves((args, kwargs, out))
+            if isinstance(value, Tensor)
+        ]
         found = {value.device.type for value in flat if value.dim()}
-        self.devices |= {value.device.type for value in torch.utils._pytree.tree_leaves(out) if isinstance(value, Tensor)}
+        self.devices |= {
+            value.device.type for value in torch.utils._pytree.tree_leaves(out) if isinstance(value, Tensor)
+        }
         if len(found) > 1:
             self.waits.append(f"{name} between {sorted(found)}")
         return out
@@ -440,7 +489,11 @@ class Watch(TorchDispatchMode):
 
 SETTINGS = {
     "raw": {},
-    "resample, three views, micro-batches": {"perturb": {0: Resample()}, "num_views": 3, "micro_batch_size": 4},
+    "resample, three views, micro-batches": {
+        "perturb": {0: Resample()},
+        "num_views": 3,
+        "micro_batch_size": 4,
+    },
     "walker": {"perturb": {"1:": Walker(11)}},
     "crop and flip": {"transform": transforms.simclr(12, color=False)},
     "byol": T_X,
@@ -460,7 +513,10 @@ def test_a_step_never_waits_for_the_device(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("make", [Toy, FilmGenerator])
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_everything_is_made_on_the_device(options: dict[str, object], make: type[MLVGM]) -> None:
-    is_walker, options = options is SETTINGS["walker"], copy.deepcopy(options)  # a pipeline's constants must not outlive this mode
+    is_walker, options = (
+        options is SETTINGS["walker"],
+        copy.deepcopy(options),
+    )  # a pipeline's constants must not outlive this mode
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.device("cuda"):
@@ -490,7 +546,9 @@ def test_memory_is_flat_over_2000_batches() -> None:
 
 def _tensors() -> int:
     gc.collect()
-    return sum(issubclass(type(value), Tensor) for value in gc.get_objects())  # isinstance() follows weak references, dead ones too
+    return sum(
+        issubclass(type(value), Tensor) for value in gc.get_objects()
+    )  # isinstance() follows weak references, dead ones too
 
 
 def _resident() -> int:
@@ -498,17 +556,23 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# -- crops and pools -----------------------------------------------------------------------------------------------
+# -- crops and pools
+# -----------------------------------------------------------------------------------------------
 
 
 def test_crops_are_cut_from_the_views_they_name() -> None:
-    large, small = transforms.Augmentation(size=4, normalize=None), transforms.Augmentation(size=2, normalize=None)
+    large, small = (
+        transforms.Augmentation(size=4, normalize=None),
+        transforms.Augmentation(size=2, normalize=None),
+    )
     crops = toy_source(crops=(0, 1, 0, 1), transform=[large, large, small, small])
     batch, raw = next(iter(crops)), next(iter(toy_source()))
     assert [view.shape[-1] for view in batch.views] == [4, 4, 2, 2]
     assert len(batch.latents) == 2
     for crop, (view, augment) in enumerate(zip((0, 1, 0, 1), (large, large, small, small), strict=True)):
-        assert torch.equal(batch.views[crop], augment(raw.views[view], raw.indices, seed=3, epoch=0, view=crop))
+        assert torch.equal(
+            batch.views[crop], augment(raw.views[view], raw.indices, seed=3, epoch=0, view=crop)
+        )
     assert_same(by_index(toy_source(crops=[0, 1])), by_index(toy_source()), 0)
 
 
