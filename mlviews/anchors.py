@@ -1,7 +1,7 @@
 """Where anchors come from: which samples an epoch has, in which order, and what their latents and labels are.
 
-A step (:mod:`mlviews.step`) asks the anchors of its source for three things: the samples of a range of the epoch, the
-epoch that their latents are drawn in, and the latents themselves.
+A step (:mod:`mlviews.step`) asks the anchors of its source for three things: the samples of a range of the
+epoch, the epoch that their latents are drawn in, and the latents themselves.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Prior:
         return {**self.generator.anchor_fields(self.law), **self.generator.label_fields()}
 
     def __call__(self, drawn: Mapping[sampling.Name, Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """Return a tensor ``[B, *level.shape]`` per level, and int64 labels ``[B]`` where there are classes."""
+        """Return a tensor ``[B, *level.shape]`` per level, and int64 labels ``[B]`` if there are classes."""
         labels = self.generator.labels_of(drawn) if self.generator.num_classes else None
         return self.generator.anchor_latents(drawn), labels
 
@@ -69,7 +69,9 @@ class Pool(Prior):
     def __init__(self, generator: MLVGM, law: TruncatedNormal | None, size: int) -> None:
         super().__init__(generator, law)
         self.size = size
-        self._order: tuple[tuple[int, int, torch.device], Tensor] | None = None  # of one epoch, as long as it lasts
+        self._order: tuple[tuple[int, int, torch.device], Tensor] | None = (
+            None  # of one epoch, as long as it lasts
+        )
 
     def indices(self, start: int, stop: int, seed: int, epoch: int, device: torch.device) -> Tensor:
         key = seed, epoch, device

@@ -93,7 +93,8 @@ def options(owner: str, given: Iterable[Any], allowed: Collection[str], *, word:
     for name in given:
         if name not in allowed:
             raise ValueError(
-                f"Invalid {word} {name!r} of {owner}: it takes {listing(allowed) or 'none'}.{did_you_mean(name, allowed)}"
+                f"Invalid {word} {name!r} of {owner}: it takes "
+                f"{listing(allowed) or 'none'}.{did_you_mean(name, allowed)}"
             )
 
 

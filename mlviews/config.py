@@ -1,7 +1,7 @@
-"""One configuration schema for presets, :meth:`MLViewSource.from_config`, the command line and the integrations.
+"""The configuration schema of presets, :meth:`MLViewSource.from_config`, the command line and integrations.
 
-It is documented in ``mlviews/presets/README.md``; every key is an argument of :class:`mlviews.MLViewSource`, plus
-``preset``, ``weights`` and ``walkers``.
+It is documented in ``mlviews/presets/README.md``; every key is an argument of :class:`mlviews.MLViewSource`,
+plus ``preset``, ``weights`` and ``walkers``.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides
     """Return a configuration as a plain dictionary, with its preset's values where it gives none itself.
 
     Args:
-        config: a preset's name, the path of a YAML file, or a mapping (OmegaConf's included). A key in it replaces
-            the preset's value as a whole.
+        config: a preset's name, the path of a YAML file, or a mapping (OmegaConf's included). A key in it
+            replaces the preset's value as a whole.
         overrides: values that replace the configuration's.
 
     Raises:
@@ -54,7 +54,8 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides
     for key in values:
         if key not in KEYS:
             raise ValueError(
-                f"Unknown key {key!r} in the configuration: the keys are {listing(KEYS)}.{did_you_mean(key, KEYS)}"
+                f"Unknown key {key!r} in the configuration: the keys are "
+                f"{listing(KEYS)}.{did_you_mean(key, KEYS)}"
             )
     preset = values.pop("preset", None)
     if preset is None:
@@ -75,10 +76,13 @@ def _mapping(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[Any, A
         try:
             content = OmegaConf.to_container(content, resolve=True)
         except OmegaConfBaseException as error:
-            raise ValueError(f"The configuration cannot be resolved ({str(error).splitlines()[0]}).") from error
+            raise ValueError(
+                f"The configuration cannot be resolved ({str(error).splitlines()[0]})."
+            ) from error
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"Invalid config of type {type(content).__name__}: give a preset's name, a YAML file, or a mapping."
+            f"Invalid config of type {type(content).__name__}: give a preset's name, a YAML file, or a "
+            "mapping."
         )
     return dict(content)
 
@@ -92,9 +96,7 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is not a YAML mapping ({str(error).splitlines()[0]}).") from error
 
 
-def source_arguments(
-    config: str | Path | Mapping[Any, Any] | DictConfig, **overrides: Any
-) -> dict[str, Any]:
+def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides: Any) -> dict[str, Any]:
     """Return the arguments of :class:`mlviews.MLViewSource` that a configuration stands for.
 
     The generator and the walkers are loaded.
@@ -106,7 +108,8 @@ def source_arguments(
     arguments = load_config(config, **overrides)
     if "generator" not in arguments:
         raise ValueError(
-            "The configuration names no generator: add generator: NAME, {name: NAME, weights: FILE}, or a preset."
+            "The configuration names no generator: add generator: NAME, {name: NAME, weights: FILE}, or a "
+            "preset."
         )
     arguments["generator"] = _generator(arguments["generator"], arguments.pop("weights", None))
     spec = _with_files(arguments.get("perturb"), arguments.pop("walkers", None))
@@ -122,7 +125,7 @@ def source_arguments(
 
 
 def _walkers(spec: Any) -> dict[Any, dict[str, Any]]:
-    """Return the walkers among a configuration's perturbers by their keys; one for all levels has the key ``":"``."""
+    """Return the walkers among a configuration's perturbers; one for all levels has the key ``":"``."""
     if not isinstance(spec, Mapping):
         return {}
     levels = {":": spec} if "name" in spec else spec
@@ -134,7 +137,7 @@ def _walkers(spec: Any) -> dict[Any, dict[str, Any]]:
 
 
 def _with_files(spec: Any, files: Any) -> Any:
-    """Return the perturbers with the files that ``walkers`` gives: one file for all walkers, or one for each key.
+    """Return the perturbers with the files of ``walkers``: one for all of them, or one for each key.
 
     Raises:
         ValueError: if it gives a file to something else, or a walker has none.
@@ -154,7 +157,8 @@ def _with_files(spec: Any, files: Any) -> Any:
         walkers[key]["path"] = path
     if files is not None and not walkers:
         raise ValueError(
-            f"Invalid walkers={files!r}: this configuration has no walker; add perturb: {{LEVEL: {{name: walker}}}}."
+            f"Invalid walkers={files!r}: this configuration has no walker; add perturb: {{LEVEL: {{name: "
+            "walker}}."
         )
     for key, walker in walkers.items():
         if "path" not in walker:
@@ -168,14 +172,17 @@ def _with_files(spec: Any, files: Any) -> Any:
 def _generator(spec: Any, weights: Any) -> MLVGM:
     if isinstance(spec, MLVGM):
         if weights is not None:
-            raise ValueError(f"Invalid weights={weights!r}: the generator is given as an object, which has its own.")
+            raise ValueError(
+                f"Invalid weights={weights!r}: the generator is given as an object, which has its own."
+            )
         return spec
     options: dict[Any, Any] = {"name": spec} if isinstance(spec, str) else {}
     if isinstance(spec, Mapping):
         options = dict(spec)
     if "name" not in options or not all(isinstance(key, str) for key in options) or "device" in options:
         raise ValueError(
-            f"Invalid generator {spec!r}: give NAME, or {{name: NAME, weights: FILE}} and that generator's options."
+            f"Invalid generator {spec!r}: give NAME, or {{name: NAME, weights: FILE}} and that generator's "
+            "options."
         )
     if weights is not None:
         options["weights"] = weights

@@ -164,8 +164,10 @@ class Walker(nn.Module, Perturber):
         sizes = [level.size for level in levels]
         if self.width != sum(sizes) and any(size != self.width for size in sizes):
             raise ValueError(
-                f"A walker of width {self.width} cannot move levels {listing(level.name for level in levels)} of sizes "
-                f"{listing(sizes)}: it needs {sum(sizes)} for all of them together, or levels of its own width."
+                f"A walker of width {self.width} cannot move levels "
+                f"{listing(level.name for level in levels)} of sizes "
+                f"{listing(sizes)}: it needs {sum(sizes)} for all of them together, or levels of its own "
+                "width."
             )
 
     def save(self, path: str | Path) -> None:
@@ -246,7 +248,8 @@ def assign(
         for index in indices:
             if index in keys:
                 raise ValueError(
-                    f"Level {index} ({levels[index].name}) is given twice, by {keys[index]!r} and by {key!r}; "
+                    f"Level {index} ({levels[index].name}) is given twice, by {keys[index]!r} and by "
+                    f"{key!r}; "
                     f"name it once. {_levels_text(levels)}"
                 )
             keys[index] = key

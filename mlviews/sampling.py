@@ -318,7 +318,8 @@ def as_indices(indices: Iterable[int] | Tensor, device: torch.device) -> Tensor:
         )
     if values.device.type == "cpu" and (int(values.min()) < 0 or int(values.max()) > _MASK):
         raise ValueError(
-            f"Invalid indices from {int(values.min())} to {int(values.max())}: sample indices are in [0, 2**32)."
+            f"Invalid indices from {int(values.min())} to {int(values.max())}: sample indices are in [0, "
+            "2**32)."
         )
     return values.to(device, torch.int64)
 

@@ -1,12 +1,13 @@
 """The view source: a generator in the place of a data loader (paper, sec. 3.3, "continuous sampling").
 
-What one step makes is in :mod:`mlviews.step`. Here is the loader around it: epochs, the place in them, ranks and layouts.
-Every number in a batch is a function of ``(seed, epoch, global sample index, view, level)``, so the source keeps no random
-state, and its place in the epoch is all there is to save.
+What one step makes is in :mod:`mlviews.step`. Here is the loader around it: epochs, the place in them, ranks
+and layouts. Every number in a batch is a function of ``(seed, epoch, global sample index, view, level)``, so
+the source keeps no random state, and its place in the epoch is all there is to save.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlviews.config import ARGUMENTS, source_arguments
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Perturber, assign
+from mlviews.runs import callers
 from mlviews.runs.processes import check_device, check_dtype, resolve_rank
 from mlviews.sampling import TruncatedNormal
 from mlviews.step import Batch, Step, Transform
@@ -45,101 +47,144 @@ def lightly_layout(batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor, list
     return list(batch.views), batch.targets, [f"{number:010d}" for number in numbers]
 
 
-LAYOUTS: dict[str, Callable[[Batch], Any]] = {"pair": pair_layout, "solo": solo_layout, "lightly": lightly_layout}
+LAYOUTS: dict[str, Callable[[Batch], Any]] = {
+    "pair": pair_layout,
+    "solo": solo_layout,
+    "lightly": lightly_layout,
+}
+
+
+_ROUND = 1 << 20  # rounds of one trainer's epoch are this far apart: more epochs than any training has
 
 
 @dataclass
 class Cursor:
-    """The place of a source in its epochs. It changes by the four methods below and in no other way.
+    """The place of a source in its epochs. It changes by the methods below and in no other way.
 
-    ``position`` counts the samples that the latest pass has handed out, over all ranks; at the end of an epoch there is no
-    step left. A pass that begins goes on with the next epoch if the latest one reached its end, at ``position`` if a state
-    was loaded, and else at the epoch's start. A pass in progress is over as soon as anything else has moved the cursor:
-    it compares ``moves``.
+    The rule: **a pass goes on with samples that no pass has handed out, unless a state was loaded or an epoch
+        was named.**
+    A pass that begins after a loaded state goes on from its position. After a pass that handed anything out,
+    to its end or not, the next one begins the next epoch. A named epoch begins at its start, however often it
+    is named.
+
+    A trainer that names its epochs (Lightning, through ``sampler``) may pass over the source several times in
+    one of them. The second of these passes cannot be the next epoch, which the trainer will name later: it is
+    a further *round* of this one, with samples of its own.
+
+    A pass in progress is over as soon as anything else has moved the cursor: it compares ``moves``.
     """
 
-    epoch: int = 0
-    position: int = 0
-    resumes: bool = False  # the next pass starts at position, not at 0
-    moves: int = 0  # how often the cursor was set, or an epoch came to its end
+    epoch: int = 0  # of the counter streams: the epoch, plus _ROUND for each round of it before this one
+    position: int = 0  # samples that the latest pass has handed out, over all ranks
+    resumes: bool = False  # the next pass starts at position
+    exhausted: bool = (
+        False  # the epoch of a loaded state has no batch left, and a trainer goes on with that very epoch
+    )
+    by_trainer: bool = False  # a trainer named the epoch
+    moves: int = 0  # how often a pass began, or the cursor was set
 
     def begin(self, at_end: bool) -> tuple[int, int]:
         """Begin a pass; return its first position, and the count of moves that it is valid for."""
-        if at_end:
-            self.epoch += 1
-            self.position = 0
-            self.moves += 1
-        elif not self.resumes:
+        begun = self.position > 0
+        if self.exhausted:
+            self.exhausted = False
+        elif begun and (at_end or not self.resumes):
+            self.epoch += _ROUND if self.by_trainer else 1
             self.position = 0
         self.resumes = False
+        self.moves += 1
         return self.position, self.moves
 
     def advance(self, position: int) -> None:
         """Take note of what a pass has handed out."""
         self.position = position
 
-    def set_epoch(self, epoch: int, at_end: bool) -> None:
-        """Make the next pass this epoch: from where a loaded state left that very epoch, else from its start."""
-        if not (self.resumes and epoch == self.epoch and not at_end):
-            self.position = 0
+    def set_epoch(self, epoch: int, at_end: bool, by_trainer: bool = False) -> None:
+        """Make the next pass this epoch, from where a loaded state left it, else from its start."""
+        goes_on = self.resumes and epoch == self.epoch % _ROUND
+        self.exhausted = goes_on and at_end and by_trainer
+        if not goes_on or (at_end and not by_trainer):
+            self.epoch, self.position = epoch, 0
             self.resumes = False
-        self.epoch = epoch
+        self.by_trainer = by_trainer
         self.moves += 1
 
     def load(self, epoch: int, position: int) -> None:
         """Make the next pass go on at this place."""
         self.epoch, self.position = epoch, position
-        self.resumes = True
+        self.resumes, self.exhausted = True, False
         self.moves += 1
 
 
-class MLViewSource(IterableDataset[Any]):
-    """Fresh anchors and positives at every step, made on the training device; iterate over it like over a data loader.
+class TrainerEpochs:
+    """What Lightning finds as ``loader.sampler``: where a trainer names its epochs."""
 
-    Each pass is one epoch of ``num_samples`` new samples. A pass that reached its end is followed by the next epoch;
-    :meth:`set_epoch` chooses one. The samples of one step are consecutive, rank 0's first; a last, smaller batch is left
-    out unless ``drop_last=False``. Content does not depend on batch size, ranks, device (up to float rounding) or on
-    where a run was resumed. Epoch, ranks and device are looked up when the first batch is asked for, not before.
-    ``len(source)`` counts batches, ``source.num_samples`` samples.
+    def __init__(self, source: MLViewSource) -> None:
+        self._source = source
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next passes rounds of this epoch of the trainer's.
+
+        Raises:
+            ValueError: if it is not an integer in ``[0, 2**32)``.
+        """
+        self._source.set_epoch(epoch, by_trainer=True)
+
+
+class MLViewSource(IterableDataset[Any]):
+    """Fresh anchors and positives at every step, made on the training device; iterate over it like over a
+    data loader.
+
+    Each pass is one epoch of ``num_samples`` new samples. A pass goes on with samples that no pass has handed
+    out, unless a state was loaded or an epoch was named by :meth:`set_epoch`: after a pass that was left
+    early the next one begins the next epoch too. The samples of one step are consecutive, rank 0's first; a
+    last, smaller batch is left out unless ``drop_last=False``. Content does not depend on batch size, ranks,
+    device (up to float rounding) or on where a run was resumed. Epoch, ranks and device are looked up when
+    the first batch is asked for, not before. ``len(source)`` counts batches, ``source.num_samples`` samples.
 
     What to make:
 
     Args:
         generator: an :class:`~mlviews.MLVGM`; it is frozen, and moved to ``device``.
-        perturb: a perturber for all levels, or ``{level: perturber}`` with a level's index, its name or ``"start:stop"``.
-            Levels not named are fixed.
+        perturb: a perturber for all levels, or ``{level: perturber}`` with a level's index, its name or
+            ``"start:stop"``. Levels not named are fixed.
         anchor: the law of the anchors' latents; by default N(0, 1) truncated as the generator prefers.
-        transform: T_x, applied to every view: an :class:`~mlviews.transforms.Augmentation`, or any callable on images
-            ``[B, C, H, W]``; a sequence of them gives each view its own (or each crop); None for raw views in [0, 1].
+        transform: T_x, applied to every view: an :class:`~mlviews.transforms.Augmentation`, or any callable
+            on images ``[B, C, H, W]``; a sequence of them gives each view its own (or each crop); None for
+            raw views in [0, 1].
 
     How much of it:
 
         batch_size: samples per batch and rank.
         num_samples: samples per epoch over all ranks.
         num_views: views of each sample, the anchor included.
-        crops: for multi-crop training, the view that each image of a batch is cut from: ``(0, 1, 0, 1, 0, 1)`` with six
-            transforms makes two large crops and four small ones. Each crop is augmented on its own. None: one of each view.
-        pool: whether to keep to ``num_samples`` samples: every epoch then has the same latents, index by index, in a new
-            order and newly augmented. For methods that keep something per sample, and to compare a finite set with the
-            endless stream.
-        drop_last: whether to leave out a last, smaller batch. If it is kept, every rank gets as many of its samples, and up
-            to ``world_size - 1`` are left out.
+        crops: for multi-crop training, the view that each image of a batch is cut from: ``(0, 1, 0, 1, 0,
+            1)`` with six transforms makes two large crops and four small ones. Each crop is augmented on its
+            own. None: one of each view.
+        pool: whether to keep to ``num_samples`` samples: every epoch then has the same latents, index by
+            index, in a new order and newly augmented. For methods that keep something per sample, and to
+            compare a finite set with the endless stream.
+        drop_last: whether to leave out a last, smaller batch. If it is kept, every rank gets as many of its
+            samples, and up to ``world_size - 1`` are left out.
 
     In which order, and for whom:
 
         seed: an integer in ``[0, 2**64)``; the only source of randomness.
-        layout: "pair", "solo", "lightly", or a callable that gets a :class:`Batch`; see the functions ``*_layout``.
+        layout: "pair", "solo", "lightly", or a callable that gets a :class:`Batch`; see the functions
+            ``*_layout``.
         rank: the number of this process; None: torch.distributed's, else the variable RANK, else 0.
         world_size: the number of processes; None likewise.
 
     Where, and how:
 
         device: where views are made; None: where the generator is.
-        micro_batch_size: the most samples that the generator sees at once, to bound its memory; None: the whole batch.
-        dtype: "bfloat16" or "float16" for the generator's convolutions and products, under ``torch.autocast``; None:
-            float32. Views are float32 all the same. Content changes by the rounding.
-        compile: whether to run the generator under ``torch.compile`` (on a CPU this needs a C++ compiler, and gains
-            nothing).
+        micro_batch_size: the most samples that the generator sees at once, to bound its memory; None: the
+            whole batch.
+        dtype: "bfloat16" or "float16" for the generator's convolutions and products, under
+            ``torch.autocast``; None: float32. Views are float32 all the same. Content changes by the
+            rounding.
+        compile: whether to run the generator under ``torch.compile`` (on a CPU this needs a C++ compiler, and
+            gains nothing).
 
     Raises:
         ValueError: for any argument out of range, naming the values that are allowed.
@@ -173,7 +218,7 @@ class MLViewSource(IterableDataset[Any]):
                 f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM. "
                 f"Wrap a callable with mlviews.wrap_generator(fn, levels=..., image_shape=...)."
             )
-        self.generator = generator
+        self._generator = generator
         self.assignments = assign(perturb, generator.levels)
         self.batch_size = integer("batch_size", batch_size, 1)
         self.num_samples = integer("num_samples", num_samples, 1, 1 << 32)
@@ -211,7 +256,8 @@ class MLViewSource(IterableDataset[Any]):
 
     @classmethod
     def from_config(cls, config: str | Path | Mapping[Any, Any], **overrides: Any) -> MLViewSource:
-        """Make a source of a preset's name, a YAML file, or a mapping (the schema: ``mlviews/presets/README.md``).
+        """Make a source of a preset's name, a YAML file, or a mapping (the schema:
+        ``mlviews/presets/README.md``).
 
         Args:
             config: the preset, the file, or the mapping.
@@ -239,6 +285,21 @@ class MLViewSource(IterableDataset[Any]):
         return source
 
     @property
+    def generator(self) -> MLVGM:
+        """The generator.
+
+        Raises:
+            ValueError: if accelerate asks, which takes the ``generator`` of a data set for one of random
+                numbers when it is about to share out batches that are each process's already.
+        """
+        if callers.accelerate_asks():
+            raise ValueError(
+                "accelerate would share out the batches of one process: give it the source itself, "
+                "accelerator.prepare(source), which has each process's share, and not DataLoader(source)."
+            )
+        return self._generator
+
+    @property
     def device(self) -> torch.device:
         """The device that views are made on."""
         device = self.generator.device
@@ -249,38 +310,52 @@ class MLViewSource(IterableDataset[Any]):
         return requested
 
     def prepare(self) -> torch.device:
-        """Move the generator and the walkers to the source's device, as the first batch would; return the device."""
+        """Move the generator and the walkers to the source's device, as the first batch would; return the
+        device.
+        """
         return self.step.prepare()
 
     def batch(self, start: int, stop: int) -> Batch:
         """Return the samples ``start`` to ``stop`` (exclusive) of the current epoch.
 
         Raises:
-            ValueError: if the range is empty or outside ``[0, num_samples]``, or if the generator, a perturber or a
-                transform returns something of the wrong shape.
+            ValueError: if the range is empty or outside ``[0, num_samples]``, or if the generator, a
+                perturber or a transform returns something of the wrong shape.
         """
         start = integer("start", start, 0, self.num_samples - 1)
         stop = integer("stop", stop, start + 1, self.num_samples)
         return self.step(start, stop, self.epoch)
 
-    # -- the epoch ---------------------------------------------------------------------------------------------
+    # -- the epoch -------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
         """Pass over the epoch. Nothing happens, and nothing is looked up, before the first ``next()``."""
         if get_worker_info() is not None:
             raise ValueError(
-                "MLViewSource cannot run inside DataLoader workers (num_workers > 0): the generator lives on the training "
-                "device, and every worker would make the same views. Iterate over the source itself, or use "
+                "MLViewSource cannot run inside DataLoader workers (num_workers > 0): the generator lives on "
+                "the "
+                "training device, and every worker would make the same views. Iterate over the source "
+                "itself, or use "
                 "num_workers=0, batch_size=None."
             )
-        rank, world_size = resolve_rank(*self.requested_rank)
+        if callers.lightning_forgets():
+            warnings.warn(
+                "Lightning's checkpoints do not hold the place of a torch DataLoader: a resumed run would "
+                "begin with "
+                "samples that were trained on. Pass the source itself, MLViewDataModule, or torchdata's "
+                "StatefulDataLoader.",
+                UserWarning,
+                stacklevel=2,
+            )
+        rank, world_size = self._ranks()
         len(self)  # the launcher's ranks may have come after the source was made
         position, moves = self.cursor.begin(at_end=not self._step_size(self.cursor.position, world_size))
         while count := self._step_size(position, world_size):
             if self.cursor.moves != moves:
                 raise RuntimeError(
-                    "The epoch or the position was set during a pass, or another pass came to its end and the next epoch "
-                    "began: that ends it; start a new one with iter(source)."
+                    "The epoch or the position was set during a pass, or another pass began, and the next "
+                    "epoch began "
+                    "with it: that ends it; start a new one with iter(source)."
                 )
             start, stop = position + count * rank // world_size, position + count * (rank + 1) // world_size
             batch = self.batch(start, stop)
@@ -288,8 +363,14 @@ class MLViewSource(IterableDataset[Any]):
             self.cursor.advance(position)
             yield self.layout(batch)
 
+    def _ranks(self) -> tuple[int, int]:
+        """Return rank and world size; 0 of 1 where accelerate's first process reads the batches of all."""
+        return (0, 1) if callers.accelerate_shares_out() else resolve_rank(*self.requested_rank)
+
     def _step_size(self, position: int, world_size: int) -> int:
-        """Return the samples of the step that starts at this position of the epoch, over all ranks; 0 at its end."""
+        """Return the samples of the step that starts at this position of the epoch, over all ranks; 0 at its
+        end.
+        """
         left, full = self.num_samples - position, self.batch_size * world_size
         if left >= full:
             return full
@@ -304,7 +385,7 @@ class MLViewSource(IterableDataset[Any]):
         count = self.batches_after(0)
         if count:
             return count
-        world_size = resolve_rank(*self.requested_rank)[1]
+        world_size = self._ranks()[1]
         remedy = f"needs at least {world_size}, one for each rank. Raise num_samples."
         if self.drop_last:
             remedy = (
@@ -317,8 +398,10 @@ class MLViewSource(IterableDataset[Any]):
         )
 
     def batches_after(self, position: int) -> int:
-        """Return the batches that each rank has left when ``position`` samples of an epoch are handed out, over all ranks."""
-        world_size = resolve_rank(*self.requested_rank)[1]
+        """Return the batches that each rank has left when ``position`` samples of an epoch are handed out,
+        over all ranks.
+        """
+        world_size = self._ranks()[1]
         full, left = divmod(self.num_samples - position, self.batch_size * world_size)
         return full + bool(self._step_size(self.num_samples - left, world_size))
 
@@ -327,22 +410,30 @@ class MLViewSource(IterableDataset[Any]):
         """The current epoch: of the latest pass, or the one set since."""
         return self.cursor.epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next pass this epoch, from its start (or from where :meth:`load_state_dict` left that very epoch).
+    def set_epoch(self, epoch: int, *, by_trainer: bool = False) -> None:
+        """Make the next pass this epoch, from its start (or from where :meth:`load_state_dict` left that very
+        epoch).
+
+        Args:
+            epoch: an integer in ``[0, 2**32)``.
+            by_trainer: whether a trainer names its own epoch, and may pass over the source more than once in
+                it.
 
         Raises:
-            ValueError: if it is not an integer in ``[0, 2**32)``.
+            ValueError: if it is no such integer.
         """
         epoch = sampling.check_epoch(epoch)
-        world_size = resolve_rank(*self.requested_rank)[1]
-        self.cursor.set_epoch(epoch, at_end=not self._step_size(self.cursor.position, world_size))
+        if callers.accelerate_asks() and epoch <= self.epoch:
+            return  # it counts the passes that came to their end in this process, which names no epoch
+        at_end = not self._step_size(self.cursor.position, self._ranks()[1])
+        self.cursor.set_epoch(epoch, at_end, by_trainer)
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
     @property
-    def sampler(self) -> MLViewSource:
-        """The source itself: Lightning and others set the epoch through ``loader.sampler.set_epoch``."""
-        return self
+    def sampler(self) -> TrainerEpochs:
+        """Lightning sets the epoch through ``loader.sampler.set_epoch``."""
+        return TrainerEpochs(self)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the latest pass is: ``seed``, ``epoch``, ``position``; for a pool its size too.
@@ -356,15 +447,16 @@ class MLViewSource(IterableDataset[Any]):
         """Make the next pass go on where the state was taken, on any number of ranks and with any batch size.
 
         Raises:
-            ValueError: if the state is incomplete, belongs to another seed or to a pool of another size, or lies beyond
-                this epoch's end.
+            ValueError: if the state is incomplete, belongs to another seed or to a pool of another size, or
+                lies beyond this epoch's end.
         """
         if not isinstance(state, Mapping):
             raise ValueError(f"Invalid state {state!r}: pass what state_dict() returned.")
         missing = {"seed", "epoch", "position"} - set(state)
         if missing:
             raise ValueError(
-                f"Invalid state {dict(state)!r}: it lacks {listing(sorted(missing))}; pass what state_dict() returned."
+                f"Invalid state {dict(state)!r}: it lacks {listing(sorted(missing))}; "
+                "pass what state_dict() returned."
             )
         if state["seed"] != self.seed:
             raise ValueError(
@@ -373,8 +465,8 @@ class MLViewSource(IterableDataset[Any]):
             )
         if self.pool and state.get("num_samples", self.num_samples) != self.num_samples:
             raise ValueError(
-                f"The state belongs to a pool of num_samples={state['num_samples']!r}, this one has {self.num_samples}, "
-                "in another order: make it with as many."
+                f"The state belongs to a pool of num_samples={state['num_samples']!r}, "
+                f"this one has {self.num_samples}, in another order: make it with as many."
             )
         position = integer("position", state["position"], 0, self.num_samples)
         self.cursor.load(sampling.check_epoch(state["epoch"]), position)
@@ -397,7 +489,8 @@ def _crops(crops: object, num_views: int) -> tuple[int, ...]:
         return tuple(range(num_views))
     if not isinstance(crops, Sequence) or isinstance(crops, str) or not 0 < len(crops) <= sampling.MAX_VIEWS:
         raise ValueError(
-            f"Invalid crops={crops!r}: give the view of each crop, e.g. (0, 1, 0, 1), or None for one of each view."
+            f"Invalid crops={crops!r}: give the view of each crop, e.g. (0, 1, 0, 1), "
+            "or None for one of each view."
         )
     return tuple(integer("crops", view, 0, num_views - 1) for view in crops)
 
@@ -408,7 +501,9 @@ def _transforms(
     """Return T_x of each view, or of each crop."""
     transforms = list(transform) if isinstance(transform, Sequence) else [transform] * count
     if len(transforms) != count:
-        raise ValueError(f"Got {len(transforms)} transforms for {views}: give one for all of them, or one for each.")
+        raise ValueError(
+            f"Got {len(transforms)} transforms for {views}: give one for all of them, or one for each."
+        )
     for view_transform in transforms:
         is_factory = view_transform in FACTORIES  # type: ignore[comparison-overlap]
         if view_transform is not None and (not callable(view_transform) or is_factory):

@@ -1,7 +1,9 @@
-"""One step of a view source: indices -> noise -> anchors -> positives -> images -> T_x -> batch (paper, sec. 3.3).
+"""One step of a view source (paper, sec. 3.3).
 
-A step keeps no state between calls: every number in a batch is a function of ``(seed, epoch, global sample index, view,
-level)``. It issues no host synchronization.
+indices -> noise -> anchors -> positives -> images -> T_x -> batch
+
+A step keeps no state between calls: every number in a batch is a function of ``(seed, epoch, global sample
+index, view, level)``. It issues no host synchronization.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from mlviews.runs.processes import check_dtype
 from mlviews.transforms import Augmentation
 
 Transform = Callable[[Tensor], Tensor]
-"""T_x: an :class:`~mlviews.transforms.Augmentation`, or any callable on images ``[B, C, H, W]`` with randomness of its own."""
+"""T_x: an :class:`~mlviews.transforms.Augmentation`, or any other callable on images ``[B, C, H, W]``."""
 
 Drawn = Mapping[sampling.Name, Tensor]
 
@@ -34,7 +36,7 @@ class Batch(NamedTuple):
     indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
     targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
     latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
-    first_index: int | None  # of consecutive indices, as a number, so that no layout asks the device; None in a pool
+    first_index: int | None  # of consecutive indices, so that no layout has to ask the device; else None
 
 
 class Step:
@@ -92,7 +94,7 @@ class Step:
         targets = torch.full_like(indices, -1) if labels is None else labels
         return Batch(views, indices, targets, latents, start if self.anchors.endless else None)
 
-    # -- stages ------------------------------------------------------------------------------------------------
+    # -- stages ----------------------------------------------------------------------------------------------
 
     def prepare(self) -> torch.device:
         """Put the generator and the walkers on the step's device, and plan there what to draw."""
@@ -128,7 +130,8 @@ class Step:
             if perturber.law(self.anchors.law) is not None:
                 noise = [self.generator.noise_of(drawn, view, level) for level in levels]
             moved = perturber(inputs, noise)
-            if not isinstance(moved, Sequence) or [getattr(z, "shape", None) for z in moved] != [z.shape for z in inputs]:
+            shapes = [z.shape for z in inputs]
+            if not isinstance(moved, Sequence) or [getattr(z, "shape", None) for z in moved] != shapes:
                 raise ValueError(
                     f"Perturber {perturber!r} must return one tensor per level, shaped like the anchor's: "
                     f"levels {listing(levels)}."
@@ -144,7 +147,8 @@ class Step:
             for start in range(0, count, self.micro_batch_size):
                 rows = slice(start, start + self.micro_batch_size)
                 views = [once(lambda z, rows=rows: z[rows], view) for view in latents]  # type: ignore[misc]
-                chunks.append(self.decode_views(views, self.first_moved, None if labels is None else labels[rows]))
+                rows_labels = None if labels is None else labels[rows]
+                chunks.append(self.decode_views(views, self.first_moved, rows_labels))
         if len(chunks) == 1:
             return chunks[0]
         return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
@@ -162,7 +166,8 @@ class Step:
             if isinstance(augmented, Tensor):
                 kind = f"a tensor of shape {tuple(augmented.shape)}"
             raise ValueError(
-                f"The transform of view {crop} returned {kind}: it must return a tensor of {len(images)} images."
+                f"The transform of view {crop} returned {kind}: it must return a tensor of {len(images)} "
+                "images."
             )
         return augmented
 

@@ -25,8 +25,7 @@ from mlviews.perturb import Fixed, Normal, Resample, Walker
 T_X = {"transform": transforms.byol(12)}
 
 
-# -- content is a function of (seed, epoch, index, view)
-# -----------------------------------------------------------
+# -- content is a function of (seed, epoch, index, view) -----------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, T_X], ids=["raw", "T_x"])
@@ -137,8 +136,7 @@ def test_levels_that_do_not_move_are_run_once() -> None:
     assert [block.rows for block in source.generator.blocks] == [8, 8, 32]
 
 
-# -- length, epochs, iterators
-# -------------------------------------------------------------------------------------
+# -- length, epochs, iterators -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,12 +210,59 @@ def test_a_completed_pass_is_followed_by_the_next_epoch() -> None:
     assert source.epoch == 1
 
 
-def test_an_abandoned_pass_is_not_followed_by_the_next_epoch() -> None:
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_no_pass_hands_out_what_another_has(steps: int) -> None:
     source = toy_source()
-    expected = next(iter(source))
-    again = next(iter(source))
-    assert torch.equal(expected.views[1], again.views[1])
+    passes = [list(itertools.islice(source, steps)) for _ in range(4)]
+    assert source.epoch == 3
+    anchors = {tuple(row) for batches in passes for batch in batches for row in batch.latents[0][0].tolist()}
+    assert len(anchors) == 4 * steps * 8
+
+
+def test_a_pass_that_handed_nothing_out_leaves_the_epoch() -> None:
+    source = toy_source()
+    iter(source)
+    list(itertools.islice(source, 0))
+    assert next(iter(source)).indices[0] == 0
     assert source.epoch == 0
+
+
+def test_rounds_of_a_trainers_epoch_are_new_and_never_its_next_epochs() -> None:
+    source, plain = toy_source(), toy_source()
+    seen = []
+    for epoch in range(3):
+        source.sampler.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        first = by_index(source)
+        assert_same(first, by_index(plain), tolerance=0)
+        seen += [first, by_index(source), by_index(itertools.islice(source, 2))]
+    samples = [tuple(views[0].flatten().tolist()) for batches in seen for views in batches.values()]
+    assert len(set(samples)) == len(samples) == 3 * (48 + 48 + 16)
+
+
+def test_a_round_is_resumed() -> None:
+    source, other = toy_source(), toy_source()
+    source.sampler.set_epoch(1)
+    list(source)
+    before = list(itertools.islice(source, 2))  # of the second round
+    other.load_state_dict(source.state_dict())
+    other.sampler.set_epoch(1)
+    rest = list(other)
+    whole = toy_source()
+    whole.sampler.set_epoch(1)
+    list(whole)
+    assert_same(by_index([*before, *rest]), by_index(whole), tolerance=0)
+
+
+def test_a_trainer_that_goes_on_with_a_used_up_epoch_gets_nothing_of_it() -> None:
+    source = toy_source()
+    list(source)
+    other = toy_source()
+    other.load_state_dict(source.state_dict())
+    other.sampler.set_epoch(0)
+    assert list(other) == []
+    other.sampler.set_epoch(1)
+    assert len(list(other)) == 6
 
 
 def test_set_epoch_replays_an_epoch_and_is_found_through_the_sampler() -> None:
@@ -236,8 +281,7 @@ def test_changing_the_epoch_during_a_pass_is_an_error() -> None:
         next(iterator)
 
 
-# -- resuming
-# ------------------------------------------------------------------------------------------------------
+# -- resuming ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 6])
@@ -333,8 +377,7 @@ def test_state_is_plain_and_small() -> None:
     assert source.state_dict() == {"seed": 3, "epoch": 0, "position": 8}
 
 
-# -- layouts, storage, loaders
-# -------------------------------------------------------------------------------------
+# -- layouts, storage, loaders -------------------------------------------------------------------------------
 
 
 def test_layouts(toy: Toy) -> None:
@@ -443,8 +486,7 @@ def test_in_a_data_loader_with_workers_is_one_clear_error() -> None:
             next(iter(loader))
 
 
-# -- on the device
-# -------------------------------------------------------------------------------------------------
+# -- on the device -------------------------------------------------------------------------------------------
 
 
 class Watch(TorchDispatchMode):
@@ -556,8 +598,7 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# -- crops and pools
-# -----------------------------------------------------------------------------------------------
+# -- crops and pools -----------------------------------------------------------------------------------------
 
 
 def test_crops_are_cut_from_the_views_they_name() -> None:

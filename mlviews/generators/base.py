@@ -122,8 +122,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         self.eval()
         return self.requires_grad_(False)
 
-    # -- hooks
-    # ---------------------------------------------------------------------------------------------------
+    # -- hooks -----------------------------------------------------------------------------------------------
 
     def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
         """Return what each block takes as its latent, e.g. W from Z. Default: the latents themselves.
@@ -151,8 +150,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         image: Tensor = state
         return image
 
-    # -- the forward pass
-    # ----------------------------------------------------------------------------------------
+    # -- the forward pass ------------------------------------------------------------------------------------
 
     def run(
         self, inputs: Sequence[Any], state: Any = None, *, start: int = 0, stop: int | None = None
@@ -272,8 +270,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         starts, ends = self.coordinates(anchors, labels), self.coordinates(positives, labels)
         return [(end - start).flatten(1).norm(dim=1) for start, end in zip(starts, ends, strict=True)]
 
-    # -- sampling
-    # ------------------------------------------------------------------------------------------------
+    # -- sampling --------------------------------------------------------------------------------------------
 
     def sample_latents(
         self,
@@ -396,8 +393,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         uniform = drawn["label"][:, 0]
         return (uniform * self.num_classes).long().clamp_(max=self.num_classes - 1)
 
-    # -- state
-    # ---------------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
