@@ -78,7 +78,7 @@ class Pool(Prior):
         if self._order is None or self._order[0] != key:
             with torch.inference_mode(False):  # it is kept, and may be needed outside
                 self._order = key, sampling.permutation(self.size, seed, epoch, device)
-        return self._order[1][start:stop]
+        return self._order[1][start:stop].clone()  # a layout may work in place
 
     def latent_epoch(self, epoch: int) -> int:
         return 0

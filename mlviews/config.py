@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig
 
 from mlviews import checks, perturb, transforms
+from mlviews.documents import plain, read_yaml
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators import MLVGM, load_generator
+from mlviews.weights.download import is_remote
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -50,7 +50,7 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides
         ValueError: for an unknown preset or key, or a file that is not YAML.
         FileNotFoundError: for a missing file.
     """
-    values = {**_mapping(config), **overrides}
+    values = {**_mapping(config), **_with_paths(plain(overrides), None)}
     for key in values:
         if key not in KEYS:
             raise ValueError(
@@ -61,9 +61,6 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides
     if preset is None:
         return values
     base = _mapping(PRESETS / f"{checks.choice('preset', preset, list_presets())}.yaml")
-    for spec in _walkers(base.get("perturb")).values():
-        if "path" in spec:  # a bundled walker lies beside its preset
-            spec["path"] = str(PRESETS / spec["path"])
     return {**base, **values}
 
 
@@ -71,29 +68,46 @@ def _mapping(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[Any, A
     """Return the configuration as it was written, as a plain dictionary."""
     if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
         return {"preset": config}
-    content = _read(Path(config)) if isinstance(config, str | Path) else config
-    if isinstance(content, DictConfig):
-        try:
-            content = OmegaConf.to_container(content, resolve=True)
-        except OmegaConfBaseException as error:
-            raise ValueError(
-                f"The configuration cannot be resolved ({str(error).splitlines()[0]})."
-            ) from error
+    content: Any = config
+    folder = None
+    if isinstance(config, str | Path):
+        path = Path(config).expanduser()
+        content, folder = read_yaml(path), path.parent
+    content = plain(content)
     if not isinstance(content, Mapping):
         raise ValueError(
             f"Invalid config of type {type(content).__name__}: give a preset's name, a YAML file, or a "
             "mapping."
         )
-    return dict(content)
+    return _with_paths(dict(content), folder)
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"No configuration file {path}.")
-    try:
-        return OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML mapping ({str(error).splitlines()[0]}).") from error
+def _with_paths(values: dict[Any, Any], folder: Path | None) -> dict[Any, Any]:
+    """Return the configuration with the paths of its files as they are from here.
+
+    ``~`` is the user's folder. A file that lies beside the YAML file that names it is that one.
+    """
+
+    def located(value: Any) -> Any:
+        if not isinstance(value, str | Path) or is_remote(value):
+            return value
+        path = Path(value).expanduser()
+        if folder is not None and (folder / path).exists():
+            path = folder / path
+        return str(path)
+
+    for key in ("weights", "walkers"):
+        if isinstance(values.get(key), Mapping):
+            values[key] = {level: located(file) for level, file in values[key].items()}
+        elif key in values:
+            values[key] = located(values[key])
+    generator = values.get("generator")
+    if isinstance(generator, Mapping) and "weights" in generator:
+        values["generator"] = {**generator, "weights": located(generator["weights"])}
+    for walker in _walkers(values.get("perturb")).values():
+        if "path" in walker:
+            walker["path"] = located(walker["path"])
+    return values
 
 
 def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides: Any) -> dict[str, Any]:
@@ -145,7 +159,10 @@ def _with_files(spec: Any, files: Any) -> Any:
     spec = copy.deepcopy(spec)
     walkers = _walkers(spec)
     if isinstance(files, Mapping):
-        paths = dict(files)
+        # Command lines and JSON have no integers for keys: "1" is the walker of level 1, if there is no "1"
+        # besides.
+        keys = {str(key): key for key in walkers}
+        paths = {keys.get(str(key), key): path for key, path in files.items()}
     else:
         paths = {} if files is None else dict.fromkeys(walkers, files)
     for key, path in paths.items():

@@ -140,7 +140,9 @@ class Walker(nn.Module, Perturber):
             )
         self.provenance = dict(provenance or {})
         self.keep_norm = checks.flag("keep_norm", keep_norm)
-        self.net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        # float32 whatever torch's default is, as latents are.
+        hidden = nn.Linear(width, width, dtype=torch.float32)
+        self.net = nn.Sequential(hidden, nn.ReLU(), nn.Linear(width, width, dtype=torch.float32))
         for layer in (self.net[0], self.net[2]):
             # Near the identity at first (paper, sec. 3.2).
             nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
@@ -201,6 +203,10 @@ class Walker(nn.Module, Perturber):
             return cls(tensors["net.0.bias"].numel(), json.loads(provenance), json.loads(keep_norm))
 
         return weights.fit(empty, tensors, path)
+
+
+BUILT_IN = (Fixed, Normal, Resample, Walker)
+"""The perturbers that leave their arguments as they are."""
 
 
 class Assignment(NamedTuple):

@@ -52,6 +52,12 @@ LAYOUTS: dict[str, Callable[[Batch], Any]] = {
     "solo": solo_layout,
     "lightly": lightly_layout,
 }
+BUILT_IN_LAYOUTS = tuple(LAYOUTS.values())
+
+
+def separate(batch: Batch) -> Batch:
+    """Return the batch with every latent in storage of its own, so that its reader may work in place."""
+    return batch._replace(latents=[[z.clone() for z in view] for view in batch.latents])
 
 
 _ROUND = 1 << 20  # rounds of one trainer's epoch are this far apart: more epochs than any training has
@@ -324,7 +330,7 @@ class MLViewSource(IterableDataset[Any]):
         """
         start = integer("start", start, 0, self.num_samples - 1)
         stop = integer("stop", stop, start + 1, self.num_samples)
-        return self.step(start, stop, self.epoch)
+        return separate(self.step(start, stop, self.epoch))
 
     # -- the epoch -------------------------------------------------------------------------------------------
 
@@ -358,10 +364,10 @@ class MLViewSource(IterableDataset[Any]):
                     "with it: that ends it; start a new one with iter(source)."
                 )
             start, stop = position + count * rank // world_size, position + count * (rank + 1) // world_size
-            batch = self.batch(start, stop)
+            batch = self.step(start, stop, self.epoch)
             position += count
             self.cursor.advance(position)
-            yield self.layout(batch)
+            yield self.layout(batch if self.layout in BUILT_IN_LAYOUTS else separate(batch))
 
     def _ranks(self) -> tuple[int, int]:
         """Return rank and world size; 0 of 1 where accelerate's first process reads the batches of all."""

@@ -19,7 +19,7 @@ from mlviews.anchors import Prior
 from mlviews.errors import listing
 from mlviews.generators.base import MLVGM
 from mlviews.latents import once, with_levels
-from mlviews.perturb import Assignment
+from mlviews.perturb import BUILT_IN, Assignment
 from mlviews.runs.processes import check_dtype
 from mlviews.transforms import Augmentation
 
@@ -129,6 +129,10 @@ class Step:
             noise = None
             if perturber.law(self.anchors.law) is not None:
                 noise = [self.generator.noise_of(drawn, view, level) for level in levels]
+            if type(perturber) not in BUILT_IN:
+                # A user's perturber may work in place; anchors and noise serve other views and the layout too.
+                inputs = [z.clone() for z in inputs]
+                noise = None if noise is None else [w.clone() for w in noise]
             moved = perturber(inputs, noise)
             shapes = [z.shape for z in inputs]
             if not isinstance(moved, Sequence) or [getattr(z, "shape", None) for z in moved] != shapes:
@@ -156,10 +160,12 @@ class Step:
     def augment(self, images: Tensor, indices: Tensor, epoch: int, crop: int) -> Tensor:
         """Return T_x of the images of one view (Augmentation: a function of the samples' indices)."""
         transform = self.transforms[crop]
-        if transform is None:  # a view that is cut twice makes two tensors
-            return images if self.crops.index(self.crops[crop]) == crop else images.clone()
         if isinstance(transform, Augmentation):
             return transform(images, indices, seed=self.seed, epoch=epoch, view=crop)
+        # A copy: views come in one tensor, may be cut more than once, and a transform may work in place.
+        images = images.clone()
+        if transform is None:
+            return images
         augmented = transform(images)
         if not isinstance(augmented, Tensor) or len(augmented) != len(images):
             kind = type(augmented).__name__

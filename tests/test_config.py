@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import inspect
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from omegaconf import OmegaConf
 
 import mlviews
 from mlviews import MLViewSource, WeightsError, transforms
-from mlviews.config import KEYS, load_config
+from mlviews.config import ARGUMENTS, KEYS, load_config
 from mlviews.perturb import Normal, Resample, Walker
 
 DOCUMENT = (Path(mlviews.__file__).parent / "presets" / "README.md").read_text()
@@ -154,3 +157,111 @@ def test_the_documented_example_works() -> None:
     example = DOCUMENT.split("```yaml\n")[1].split("```")[0]
     source = MLViewSource.from_config(OmegaConf.create(example))
     assert [assignment.levels for assignment in source.assignments] == [(1, 2), (3,)]
+
+
+def test_the_keys_are_the_sources_arguments() -> None:
+    assert list(ARGUMENTS) == list(inspect.signature(MLViewSource).parameters)
+
+
+def test_overrides_replace_values_of_presets_files_and_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "views.yaml"
+    path.write_text("preset: fashion-none\nbatch_size: 4\n")
+    for config in ("fashion-none", path, {"preset": "fashion-none", "batch_size": 4}):
+        source = MLViewSource.from_config(config, batch_size=2, seed=9, transform=None)
+        assert (source.batch_size, source.seed, source.transforms) == (2, 9, [None, None])
+    with pytest.raises(ValueError, match=r"Unknown key 'batchsize'.*Did you mean 'batch_size'"):
+        MLViewSource.from_config("fashion-none", batchsize=2)
+
+
+WALKER = {"name": "walker"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda file: {"perturb": {1: WALKER}, "walkers": file},
+        lambda file: {"perturb": {1: WALKER}, "walkers": {"1": file}},
+        lambda file: {"perturb": {"1": WALKER}, "walkers": {1: file}},
+        lambda file: {"perturb": {np.int64(1): WALKER}, "walkers": {np.int32(1): file}},
+        lambda file: {"perturb": OmegaConf.create({1: WALKER}), "walkers": file},
+        lambda file: {"perturb": OmegaConf.create({"1": {"name": "walker", "path": file}})},
+        lambda file: {"perturb": {1: OmegaConf.create({"name": "walker", "path": file})}, "pool": np.True_},
+        lambda file: {"perturb": {1: WALKER}, "walkers": Path(file), "seed": np.int64(3)},
+        lambda file: {**OmegaConf.create({"perturb": {1: WALKER}, "walkers": file}), "device": "cpu"},
+        lambda file: OmegaConf.create({"perturb": {1: WALKER}, "walkers": file, "seed": "???"}),
+    ],
+)
+def test_keys_and_values_of_other_libraries_mean_the_same(config: Any, tmp_path: Path) -> None:
+    Walker(16).save(tmp_path / "w.safetensors")
+    source = MLViewSource.from_config(
+        {"generator": "fashion", "batch_size": 4, **config(str(tmp_path / "w.safetensors"))}
+    )
+    assert [assignment.levels for assignment in source.assignments] == [(1,)]
+    assert isinstance(source.assignments[0].perturber, Walker)
+    assert source.seed in (0, 3)
+
+
+def test_paths_are_those_beside_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "experiment"
+    Walker(16).save(folder / "w.safetensors")
+    (folder / "views.yaml").write_text(
+        "generator: fashion\nperturb: {1: {name: walker, path: w.safetensors}}\n"
+    )
+    Walker(16).save(tmp_path / "home" / "other.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert MLViewSource.from_config("experiment/views.yaml").assignments
+    assert MLViewSource.from_config("experiment/views.yaml", walkers="~/other.safetensors").assignments
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
+        MLViewSource.from_config("experiment/views.yaml", walkers="missing.safetensors")
+
+
+NINE = ", ".join(["x"] * 9)
+BOMBS = {
+    "aliases of aliases": f"k0: &a0 [{NINE}]\n"
+    + "".join(f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+    "a list in itself": "perturb: &a [*a]\n",
+    "a mapping in itself": "perturb: &a {b: *a}\n",
+    "lists in lists": "perturb: " + "[" * 2000 + "]" * 2000 + "\n",
+    "mappings in mappings": "perturb: " + "{a: " * 200 + "}" * 200 + "\n",
+    "two megabytes": "seed: " + "1" * 2_000_000 + "\n",
+    "many keys": "".join(f"k{i}: 1\n" for i in range(20_000)),
+    "a python object": "seed: !!python/object/apply:os.system [touch executed]\n",
+    "no text": "\xff\xfe\x00",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_files_take_no_more_time_than_their_length(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bomb.yaml"
+    path.write_bytes(f"generator: fashion\n{BOMBS[name]}".encode("latin-1"))
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"bomb\.yaml") as raised:
+        MLViewSource.from_config(path)
+    assert time.process_time() - begin < 2
+    assert len(str(raised.value)) < 600
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("text", [
+    "weights: 'http://127.0.0.1:9/${oc.env:SECRET}/w.safetensors'",
+    "seed: ${oc.env:SECRET}\nweights: 'http://127.0.0.1:9/${seed}/w.safetensors'",
+    "weights: ${ oc.env:SECRET,x }/name",
+    "generator: {name: fashion, weights: 'hf://${oc.decode:${oc.env:SECRET}}/name'}",
+])  # fmt: skip
+def test_a_file_reads_no_environment(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    (tmp_path / "views.yaml").write_text(f"preset: fashion-none\n{text}\n")
+    with pytest.raises(ValueError, match="environment variables") as raised:
+        MLViewSource.from_config(tmp_path / "views.yaml")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_file_may_repeat_its_own_values(tmp_path: Path) -> None:
+    (tmp_path / "views.yaml").write_text("preset: fashion-none\nbatch_size: 4\nnum_samples: ${batch_size}\n")
+    assert MLViewSource.from_config(tmp_path / "views.yaml").num_samples == 4

@@ -8,19 +8,22 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Toy, assert_same, by_index, toy_source
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
 from mlviews.generators.film import FilmGenerator
-from mlviews.perturb import Fixed, Normal, Resample, Walker
+from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker
+from mlviews.sampling import TruncatedNormal
+from mlviews.step import Batch
 
 T_X = {"transform": transforms.byol(12)}
 
@@ -674,3 +677,68 @@ def test_a_view_cut_twice_is_two_tensors() -> None:
     one, other = next(iter(toy_source(num_views=1, crops=(0, 0)))).views
     assert torch.equal(one, other)
     assert one.data_ptr() != other.data_ptr()
+
+
+# -- users' code may work in place ----------------------------------------------------------------------------
+
+
+class Doubling(Perturber):
+    """A perturber that works in place."""
+
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal:
+        return anchor
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        return [z.mul_(2).add_(w.mul_(3)) for z, w in zip(latents, noise or (), strict=True)]
+
+
+class DoublingACopy(Doubling):
+    """The same, out of place."""
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        return [2 * z + 3 * w for z, w in zip(latents, noise or (), strict=True)]
+
+
+def storages(batch: Batch) -> list[int]:
+    """Where the tensors of a batch are kept."""
+    tensors = [*batch.views, batch.indices, batch.targets, *(z for view in batch.latents for z in view)]
+    return [tensor.untyped_storage().data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_a_perturber_may_work_in_place(views: int) -> None:
+    sources = [toy_source(perturb={"1:": kind()}, num_views=views) for kind in (Doubling, DoublingACopy)]
+    for mine, theirs in zip(*(source.batch(0, 8).latents for source in sources), strict=True):
+        for z, expected in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(z, expected)
+
+
+@pytest.mark.parametrize("transform", [lambda x: x.mul_(-1), lambda x: -x], ids=["in place", "copy"])
+def test_a_transform_may_work_in_place(transform: Callable[[Tensor], Tensor]) -> None:
+    raw = toy_source(crops=(0, 1, 0, 1)).batch(0, 8).views
+    views = toy_source(crops=(0, 1, 0, 1), transform=transform).batch(0, 8).views
+    for view, expected in zip(views, raw, strict=True):
+        assert torch.equal(view, -expected)
+
+
+@pytest.mark.parametrize("transform", [None, nn.Identity(), transforms.Augmentation(size=4)])
+@pytest.mark.parametrize("options", [{}, {"crops": (0, 1, 0, 1)}, {"perturb": None}, {"pool": True}])
+def test_no_two_outputs_share_storage(transform: object, options: dict[str, object]) -> None:
+    places = storages(toy_source(transform=transform, **options).batch(0, 8))
+    assert len(set(places)) == len(places)
+
+
+def test_a_layout_may_work_in_place() -> None:
+    def spoil(batch: Batch) -> Batch:
+        for tensor in [*batch.views, batch.indices, batch.targets, *batch.latents[0]]:
+            tensor.zero_()
+        return batch
+
+    for options in ({}, {"pool": True}, {"perturb": None}):
+        spoiled, source = toy_source(layout=spoil, **options), toy_source(**options)
+        for epoch in range(2):
+            for mine, theirs in zip(spoiled, source, strict=True):
+                assert torch.equal(mine.latents[1][0], theirs.latents[1][0]), epoch
+        expected, batch = source.batch(8, 16), spoiled.batch(8, 16)
+        assert torch.equal(batch.indices, expected.indices)
+        assert torch.equal(batch.views[1], expected.views[1])

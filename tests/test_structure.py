@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # it.
 LAYERS = [
     ["mlviews._version", "mlviews._moved", "mlviews.errors"],
-    ["mlviews.checks"],
+    ["mlviews.checks", "mlviews.documents"],
     ["mlviews.latents", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.perturb"],
