@@ -25,6 +25,7 @@ ANCHOR, NOISE, AUGMENT, LABEL, ORDER = range(5)
 MAX_VIEWS, MAX_LEVELS = 1 << 12, 1 << 16  # the most that the word has room for
 
 _MASK = 0xFFFFFFFF
+_LARGEST = 1e30  # mean or standard deviation; farther out float32 has no numbers for the tails
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
@@ -81,8 +82,10 @@ class TruncatedNormal:
     def __post_init__(self) -> None:
         for name in ("std", "mean"):
             value = getattr(self, name)
-            if not is_number(value):
-                raise ValueError(f"Invalid {name}={value!r}: it must be a finite number.")
+            if not is_number(value) or abs(value) > _LARGEST:
+                raise ValueError(
+                    f"Invalid {name}={value!r}: it must be a finite number, of at most {_LARGEST:g}."
+                )
         if self.std < 0:
             raise ValueError(
                 f"Invalid std={self.std!r}: a standard deviation is 0 or more (0 moves nothing)."

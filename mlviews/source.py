@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +314,10 @@ class MLViewSource(IterableDataset[Any]):
         if requested is None or (requested.type == device.type and requested.index in (None, device.index)):
             return device
         return requested
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle is made of: it has a place of its own."""
+        return {**self.__dict__, "cursor": replace(self.cursor)}
 
     def prepare(self) -> torch.device:
         """Move the generator and the walkers to the source's device, as the first batch would; return the

@@ -74,7 +74,8 @@ class Step:
         self.transforms, self.crops, self.num_views = transforms, crops, num_views
         self.seed, self.device = seed, device
         self.micro_batch_size, self.dtype = micro_batch_size, dtype
-        self.decode_views = torch.compile(generator.decode_views) if compile else generator.decode_views
+        self.compile = compile
+        self._compiled: Callable[..., list[Tensor]] | None = None
         # The first level that differs between views: all blocks before it run once per sample.
         self.first_moved = assignments[0].levels[0] if assignments else len(generator.levels)
         self._plan: sampling.Draw | None = None
@@ -130,7 +131,7 @@ class Step:
             if perturber.law(self.anchors.law) is not None:
                 noise = [self.generator.noise_of(drawn, view, level) for level in levels]
             if type(perturber) not in BUILT_IN:
-                # A user's perturber may work in place; anchors and noise serve other views and the layout too.
+                # A user's perturber may work in place, and anchors and noise serve other views too.
                 inputs = [z.clone() for z in inputs]
                 noise = None if noise is None else [w.clone() for w in noise]
             moved = perturber(inputs, noise)
@@ -157,6 +158,15 @@ class Step:
             return chunks[0]
         return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
+    @property
+    def decode_views(self) -> Callable[..., list[Tensor]]:
+        """The generator's function, compiled if that was asked for."""
+        if not self.compile:
+            return self.generator.decode_views
+        if self._compiled is None:
+            self._compiled = torch.compile(self.generator.decode_views)
+        return self._compiled
+
     def augment(self, images: Tensor, indices: Tensor, epoch: int, crop: int) -> Tensor:
         """Return T_x of the images of one view (Augmentation: a function of the samples' indices)."""
         transform = self.transforms[crop]
@@ -178,8 +188,8 @@ class Step:
         return augmented
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the plan, which is made anew where the step is unpickled."""
-        return {**self.__dict__, "_plan": None}
+        """Leave out what a copy of the step makes anew: the plan, and compiled code."""
+        return {**self.__dict__, "_plan": None, "_compiled": None}
 
 
 def move(module: nn.Module, device: torch.device | None) -> None:

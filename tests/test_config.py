@@ -188,7 +188,7 @@ WALKER = {"name": "walker"}
         lambda file: {"perturb": {1: OmegaConf.create({"name": "walker", "path": file})}, "pool": np.True_},
         lambda file: {"perturb": {1: WALKER}, "walkers": Path(file), "seed": np.int64(3)},
         lambda file: {**OmegaConf.create({"perturb": {1: WALKER}, "walkers": file}), "device": "cpu"},
-        lambda file: OmegaConf.create({"perturb": {1: WALKER}, "walkers": file, "seed": "???"}),
+        lambda file: {"perturb": {1: WALKER}, "walkers": file, "seed": "???"},
     ],
 )
 def test_keys_and_values_of_other_libraries_mean_the_same(config: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ LAYERS = [
     ["mlviews.latents", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.perturb"],
+    ["mlviews.identity"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.step"],
     ["mlviews.source"],
