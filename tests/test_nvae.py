@@ -22,7 +22,9 @@ from typer.testing import CliRunner
 
 from mlviews import WeightsError, load_generator
 from mlviews.evaluation.data import bundled_slice
-from mlviews.generators.nvae.network import NVAE, Gaussian, Head, NVAEConfig, widen
+from mlviews.generators.nvae import NVAE, NVAEConfig
+from mlviews.generators.nvae.cells import widen
+from mlviews.generators.nvae.likelihood import Gaussian, Head
 from mlviews.generators.nvae.reading import causal_mask, source_shapes
 from mlviews.generators.nvae.reading import load as load_nvae
 from mlviews.weights.checkpoints import Checkpoint, convert

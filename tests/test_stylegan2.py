@@ -38,7 +38,7 @@ def small() -> StyleGAN2:
 def wide() -> StyleGAN2:
     """Wide enough for the fast convolutions, in both kinds of layers."""
     g = load_stylegan2(checkpoint(64, base=4096))
-    assert [m.filter is not None for m in g.modules() if isinstance(m, StyledConvolution) and m._suits_forms] == [True, False] * 2
+    assert [m.filter is not None for m in g.modules() if isinstance(m, StyledConvolution) and m.suits_winograd] == [True, False] * 2
     return g
 
 
