@@ -190,8 +190,9 @@ class StyledConvolution(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style, factor = self.modulation(w, x.dtype.itemsize < 4)
         # What is fastest step by step, in place, is nothing that a compiler or a gradient can take.
-        needs_grad = torch.is_grad_enabled() and (x.requires_grad or style.requires_grad)
-        tracked = torch.compiler.is_compiling() or needs_grad
+        tracked = torch.compiler.is_compiling() or (
+            torch.is_grad_enabled() and (x.requires_grad or style.requires_grad)
+        )
         if self.suits_winograd and not tracked and x.dtype == torch.float32 and x.device.type == "cpu":
             return self._by_winograd(x, style, factor)
 
