@@ -376,6 +376,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     def _drawn(
         self, fields: Mapping[sampling.Name, Field], indices: Iterable[int] | Tensor, seed: int, epoch: int
     ) -> sampling.Drawn:
+        """Draw the fields for the samples with these indices."""
         return sampling.Draw(fields, self.device)(sampling.as_indices(indices, self.device), seed, epoch)
 
     # -- what a step draws, by name, and how it is read ------------------------------------------------------
@@ -420,6 +421,11 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     # -- state -----------------------------------------------------------------------------------------------
 
     @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, coarse to fine."""
+        return tuple(level.name for level in self.levels)
+
+    @property
     def device(self) -> torch.device:
         """The device that the generator is on."""
         place: Tensor = self._place  # type: ignore[assignment]
@@ -429,6 +435,8 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """Stay in eval mode, whoever calls ``.train()``: a source's images must not drift."""
         super().train(False)
         return self
+
+    # -- checks ----------------------------------------------------------------------------------------------
 
     def _no_images(self) -> Tensor:
         """Return the images of an empty batch, so that no block has to deal with one."""
@@ -493,15 +501,11 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
                 f"on the generator's device, {self.device}."
             )
         if labels.device.type == "cpu" and rows:  # looking at values elsewhere would wait for the device
-            low, high = int(labels.min()), int(labels.max())
+            low = int(labels.min())
+            high = int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"Invalid labels from {low} to {high}: they are in [0, {self.num_classes}).")
         return labels
-
-    @property
-    def level_names(self) -> tuple[str, ...]:
-        """Names of the levels, coarse to fine."""
-        return tuple(level.name for level in self.levels)
 
 
 def as_levels(levels: Any) -> tuple[Level, ...]:
