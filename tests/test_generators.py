@@ -18,10 +18,13 @@ from mlviews.perturb import Resample
 
 
 def views_of(g: MLVGM, first: int, count: int = 3, batch: int = 4) -> list[list[Tensor]]:
-    """Latents of several views that agree below level ``first``."""
+    """Return latents of several views that agree below level ``first``."""
     anchors = g.sample_latents(range(batch))
-    others = [g.sample_latents(range(batch), seed=view) for view in range(1, count)]
-    return [anchors, *([*anchors[:first], *other[first:]] for other in others)]
+    views = [anchors]
+    for view in range(1, count):
+        fresh = g.sample_latents(range(batch), seed=view)
+        views.append([*anchors[:first], *fresh[first:]])
+    return views
 
 
 def test_definition_1_is_the_blocks_in_order(toy: Toy) -> None:
@@ -49,19 +52,21 @@ def test_blocks_before_the_first_perturbed_level_run_once(toy: Toy, first: int) 
 
 
 def test_equal_views_have_storage_of_their_own(toy: Toy) -> None:
-    one, other = toy.decode_views(views_of(toy, 3, count=2), 3)
-    assert torch.equal(one, other)
-    one.zero_()
-    assert other.abs().sum() > 0
+    first, second = toy.decode_views(views_of(toy, 3, count=2), 3)
+    assert torch.equal(first, second)
+    first.zero_()
+    assert second.abs().sum() > 0
 
 
 def test_tuple_states_are_shared_too() -> None:
+    State = tuple[Tensor, tuple[Tensor]]
+
     class Pair(nn.Module):
-        def forward(self, z: Tensor, state: tuple[Tensor, tuple[Tensor]] | None) -> tuple[Tensor, tuple[Tensor]]:
+        def forward(self, z: Tensor, state: State | None) -> State:
             return (z, (z,)) if state is None else (state[0] + z, (state[1][0] * z,))
 
     class Tupled(MLVGM):
-        def to_image(self, state: tuple[Tensor, tuple[Tensor]]) -> Tensor:
+        def to_image(self, state: State) -> Tensor:
             return torch.sigmoid(state[0] + state[1][0]).view(-1, 1, 2, 2)
 
     g = Tupled([Pair(), Pair(), Pair()], [Level(name, (4,)) for name in "abc"], (1, 2, 2))
@@ -71,7 +76,7 @@ def test_tuple_states_are_shared_too() -> None:
 
 
 def conditional() -> MLVGM:
-    """Ten classes; the label is the image's brightness."""
+    """Return a generator of ten classes, whose label is the image's brightness."""
     return wrap_generator(
         lambda z, labels: (z[1].sigmoid() * 0.01 + labels[:, None] / 10).view(-1, 1, 2, 2),
         levels=[("a", (3,)), ("b", (4,))],
@@ -102,29 +107,32 @@ def test_labels_are_uniform_and_depend_on_the_index_only() -> None:
 
 @pytest.mark.parametrize("kind", ["fashion", "fashion-nvae", "bigbigan", "stylegan2", "nvae"])
 def test_every_generator(kind: str, tmp_path: Path) -> None:
-    """What all of them have in common: empty batches, copies, and no trace of the caller's default device and precision."""
-    weights = external({"stylegan2": "stylegan2-cars"}.get(kind, kind), tmp_path / "w.pt") if not kind.startswith("fashion") else None
+    """All take empty batches, are copied, and keep no trace of the caller's default device and precision."""
+    weights = None
+    if not kind.startswith("fashion"):
+        weights = external("stylegan2-cars" if kind == "stylegan2" else kind, tmp_path / "w.pt")
     g = load_generator(kind, weights=weights)
     z = g.sample_latents(range(3))
     images = g(z)
     assert images.std() > 1e-3
     assert g([level[:0] for level in z]).shape == (0, *g.image_shape)
-    assert [view.shape for view in g.decode_views([[level[:0] for level in z]] * 2, 1)] == [(0, *g.image_shape)] * 2
+    no_views = g.decode_views([[level[:0] for level in z]] * 2, 1)
+    assert [view.shape for view in no_views] == [(0, *g.image_shape)] * 2
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            other = load_generator(kind, weights=weights)
+            elsewhere = load_generator(kind, weights=weights)
     finally:
         torch.set_default_dtype(torch.float32)
-    for made in (copy.deepcopy(g), pickle.loads(pickle.dumps(g)), other):
-        torch.testing.assert_close(made(z), images, atol=1e-5, rtol=0)
+    for equal in (copy.deepcopy(g), pickle.loads(pickle.dumps(g)), elsewhere):
+        torch.testing.assert_close(equal(z), images, atol=1e-5, rtol=0)
     moved = g.sample_latents(range(3), seed=1)
     assert all((distance > 0).all() and distance.shape == (3,) for distance in g.distances(z, moved))
 
 
 def test_distances_are_l2_norms_of_each_level(toy: Toy) -> None:
-    one, other = toy.sample_latents(range(4)), toy.sample_latents(range(4), seed=1)
-    for distance, a, b in zip(toy.distances(one, other), one, other, strict=True):
+    anchors, positives = toy.sample_latents(range(4)), toy.sample_latents(range(4), seed=1)
+    for distance, a, b in zip(toy.distances(anchors, positives), anchors, positives, strict=True):
         torch.testing.assert_close(distance, (a - b).square().sum(1).sqrt())
 
 
@@ -187,8 +195,8 @@ def test_samples_depend_on_seed_epoch_and_index_only(toy: Toy) -> None:
     whole = toy.sample_latents(range(10), seed=5, epoch=2)
     for level, value in enumerate(toy.sample_latents([7, 1], seed=5, epoch=2)):
         assert torch.equal(value, whole[level][[7, 1]])
-    for other in (toy.sample_latents(range(10), seed=6, epoch=2), toy.sample_latents(range(10), seed=5, epoch=3)):
-        assert not torch.equal(other[0], whole[0])
+    for seed, epoch in ((6, 2), (5, 3)):
+        assert not torch.equal(toy.sample_latents(range(10), seed=seed, epoch=epoch)[0], whole[0])
 
 
 def test_truncation_is_the_generators_unless_given(toy: Toy) -> None:
@@ -255,15 +263,18 @@ def test_bundled_generator_shares_prefixes_exactly(fashion: MLVGM, first: int) -
 
 
 def test_film_sizes_follow_the_configuration() -> None:
-    g = FilmGenerator(FilmConfig(dims=(2, 3), channels=(8, 16), image_channels=3, groups=4, upsample="nearest", deep_first=True))
+    config = FilmConfig(
+        dims=(2, 3), channels=(8, 16), image_channels=3, groups=4, upsample="nearest", deep_first=True
+    )
+    g = FilmGenerator(config)
     assert g.image_shape == (3, 8, 8)
     assert g(g.sample_latents(range(2))).shape == (2, 3, 8, 8)
 
 
 def test_generators_are_listed_with_what_they_need(fashion: MLVGM) -> None:
-    found = {info.name: info for info in mlviews.list_generators()}
-    assert found["fashion"].levels == fashion.levels
-    assert found["fashion"].image_shape == (1, 32, 32)
-    assert "bundled" in found["fashion"].weights
-    assert [level.shape for level in found["bigbigan"].levels or ()] == [(20,)] * 6
-    assert found["bigbigan"].image_shape == (3, 128, 128)
+    infos = {info.name: info for info in mlviews.list_generators()}
+    assert infos["fashion"].levels == fashion.levels
+    assert infos["fashion"].image_shape == (1, 32, 32)
+    assert "bundled" in infos["fashion"].weights
+    assert [level.shape for level in infos["bigbigan"].levels or ()] == [(20,)] * 6
+    assert infos["bigbigan"].image_shape == (3, 128, 128)

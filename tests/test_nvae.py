@@ -22,7 +22,9 @@ from typer.testing import CliRunner
 
 from mlviews import WeightsError, load_generator
 from mlviews.evaluation.data import bundled_slice
-from mlviews.generators.nvae.network import NVAE, Gaussian, Head, NVAEConfig, widen
+from mlviews.generators.nvae import NVAE, NVAEConfig
+from mlviews.generators.nvae.cells import widen
+from mlviews.generators.nvae.likelihood import Gaussian, Head
 from mlviews.generators.nvae.reading import causal_mask, source_shapes
 from mlviews.generators.nvae.reading import load as load_nvae
 from mlviews.weights.checkpoints import Checkpoint, convert
@@ -34,7 +36,15 @@ from mlviews.zoo.train_nvae import RECIPES, Recipe, Trainer, balance
 ROOT = Path(__file__).parents[1]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("nvae-*.npz"))
 NAMES = [path.stem.removeprefix("nvae-") for path in GOLDEN]
-TINY = NVAEConfig(image_size=16, groups=(2, 1), latents=(3, 2), encoder=(4, 8, 8), decoder=(4, 8, 12), gated=True, mixtures=2)
+TINY = NVAEConfig(
+    image_size=16,
+    groups=(2, 1),
+    latents=(3, 2),
+    encoder=(4, 8, 8),
+    decoder=(4, 8, 12),
+    gated=True,
+    mixtures=2,
+)
 
 
 def official(path: Path) -> tuple[Checkpoint, Any]:
@@ -57,7 +67,7 @@ def nvlabs() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def tiny() -> NVAE:
-    """Our own small network, with weights that leave nothing trivial."""
+    """Return a small network whose weights leave nothing trivial."""
     g = NVAE(TINY)
     g.load_state_dict(fill({name: tuple(value.shape) for name, value in g.state_dict().items()}, 1))
     return g
@@ -190,7 +200,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             NVAE.load(tmp_path / name)
 
 
-# -- the generator -------------------------------------------------------------------------------------------------
+# -- the generator -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", ["group", "scale"])
@@ -215,8 +225,8 @@ def test_a_level_costs_what_comes_after_it(tiny: NVAE) -> None:
 def test_levels_by_group_or_by_scale_are_the_same_generator(tiny: NVAE) -> None:
     g = NVAE(TINY, levels="scale")
     g.load_state_dict(tiny.state_dict())
-    assert [(level.name, level.shape) for level in tiny.levels] == [("4x4.0", (3, 4, 4)), ("4x4.1", (3, 4, 4)), ("8x8", (2, 8, 8))]
-    assert [(level.name, level.shape) for level in g.levels] == [("4x4", (6, 4, 4)), ("8x8", (2, 8, 8))]
+    assert list(tiny.levels) == [("4x4.0", (3, 4, 4)), ("4x4.1", (3, 4, 4)), ("8x8", (2, 8, 8))]
+    assert list(g.levels) == [("4x4", (6, 4, 4)), ("8x8", (2, 8, 8))]
     z = tiny.sample_latents(range(3))
     merged = [torch.cat(z[:2], 1), z[2]]
     assert torch.equal(g(merged), tiny(z))
@@ -238,9 +248,11 @@ def test_encoding_with_noise_samples_the_posterior(tiny: NVAE) -> None:
     images = torch.rand(2, 1, 16, 16)
     noise = tiny.sample_latents(range(2), truncation=None)
     mean = tiny.encode(images)
-    for one, other in zip(tiny.encode(images, [torch.zeros_like(z) for z in noise]), mean, strict=True):
-        torch.testing.assert_close(one, other)
-    assert all((one - other).abs().mean() > 1e-3 for one, other in zip(tiny.encode(images, noise), mean, strict=True))
+    without_noise = tiny.encode(images, [torch.zeros_like(z) for z in noise])
+    sample = tiny.encode(images, noise)
+    for level in range(3):
+        torch.testing.assert_close(without_noise[level], mean[level])
+        assert (sample[level] - mean[level]).abs().mean() > 1e-3
 
 
 def test_gradients_reach_the_latents_and_the_images(tiny: NVAE) -> None:
@@ -259,7 +271,8 @@ def test_bad_arguments(tiny: NVAE) -> None:
             NVAE(TINY, temperature=temperature)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'group' or 'scale'"):
         NVAE.load(FOLDER / "fashion-nvae.safetensors", levels="scales")
-    for images in (torch.rand(2, 3, 16, 16), torch.rand(1, 16, 16), torch.zeros(2, 1, 16, 16, dtype=torch.uint8), [0.0]):
+    whole_numbers = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    for images in (torch.rand(2, 3, 16, 16), torch.rand(1, 16, 16), whole_numbers, [0.0]):
         with pytest.raises(ValueError, match="Invalid images"):
             tiny.encode(images)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not fit together"):
@@ -274,15 +287,16 @@ def test_half_precision(tiny: NVAE) -> None:
     assert len(g.encode(torch.rand(2, 1, 16, 16))) == 3
 
 
-# -- parts ---------------------------------------------------------------------------------------------------------
+# -- parts ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("groups", "side"), [(1, 3), (6, 5), (2, 3)])
 def test_a_wide_transposed_convolution_is_upsampling_and_a_convolution(groups: int, side: int) -> None:
-    x, weight = torch.randn(2, 6, 5, 7), torch.randn(12 if groups < 6 else 6, 6 // groups, side, side)
+    x = torch.randn(2, 6, 5, 7)
+    weight = torch.randn(12 if groups < 6 else 6, 6 // groups, side, side)
     expected = F.conv2d(F.interpolate(x, scale_factor=2.0), weight, padding=side // 2, groups=groups)
-    found = F.conv_transpose2d(x, widen(weight, groups), stride=2, padding=side // 2, groups=groups)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    actual = F.conv_transpose2d(x, widen(weight, groups), stride=2, padding=side // 2, groups=groups)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("colors", "bits"), [(1, 8), (3, 2)])
@@ -291,21 +305,27 @@ def test_the_mixtures_probabilities_sum_to_one(colors: int, bits: int) -> None:
     values = torch.linspace(0, 1, 2**bits)
     images = torch.tensor(list(itertools.product(values.tolist(), repeat=colors))).view(-1, colors, 1, 1)
     parameters = 2 * torch.randn(1, sum(head.sizes), 1, 1, generator=torch.Generator().manual_seed(3))
-    assert head.log_probability(parameters.expand(len(images), -1, -1, -1), images).logsumexp(0).item() == pytest.approx(0, abs=1e-4)
+    log = head.log_probability(parameters.expand(len(images), -1, -1, -1), images)
+    assert log.logsumexp(0).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_divergence_is_torchs() -> None:
-    one, other = (Gaussian.of(torch.randn(2, 6, 4, 4), 0.01) for _ in range(2))
-    found = torch.distributions.kl_divergence(torch.distributions.Normal(*one), torch.distributions.Normal(*other))
-    torch.testing.assert_close(one.divergence(other), found.sum((1, 2, 3)))
-    torch.testing.assert_close(one.log_density(other.mean), torch.distributions.Normal(*one).log_prob(other.mean).sum((1, 2, 3)))
+    posterior, prior = (Gaussian.of(torch.randn(2, 6, 4, 4), 0.01) for _ in range(2))
+    torch_posterior = torch.distributions.Normal(*posterior)
+    divergence = torch.distributions.kl_divergence(torch_posterior, torch.distributions.Normal(*prior))
+    torch.testing.assert_close(posterior.divergence(prior), divergence.sum((1, 2, 3)))
+    log_density = torch_posterior.log_prob(prior.mean)
+    torch.testing.assert_close(posterior.log_density(prior.mean), log_density.sum((1, 2, 3)))
 
 
 def test_a_flow_keeps_volumes(nvlabs: Checkpoint) -> None:
-    """Each masked cell is triangular with ones on its diagonal, whence the Jacobian determinant that the bound relies on."""
+    """Each masked cell is triangular with ones on its diagonal: the bound relies on that determinant."""
     flows = load_nvae(nvlabs).encoder.flows[0]
-    z = torch.randn(4, 3, 3)
-    jacobian = torch.autograd.functional.jacobian(lambda value: flows(value[None])[0].flatten(), z).view(36, 36)
+
+    def flat(z: Tensor) -> Tensor:
+        return flows(z[None])[0].flatten()
+
+    jacobian = torch.autograd.functional.jacobian(flat, torch.randn(4, 3, 3)).view(36, 36)
     assert (jacobian - torch.eye(36)).abs().max() > 1e-2
     assert torch.linalg.det(jacobian.double()).item() == pytest.approx(1, abs=1e-4)
 
@@ -319,7 +339,7 @@ def test_causal_masks() -> None:
     assert torch.equal(causal_mask(4, 1, 5, False, True), causal_mask(4, 1, 5, False, False).flip(2, 3))
 
 
-# -- training ------------------------------------------------------------------------------------------------------
+# -- training ------------------------------------------------------------------------------------------------
 
 SMALL = Recipe(TINY, batch=8, ramp=16)
 
@@ -337,26 +357,27 @@ def test_training_resumes_exactly(tmp_path: Path) -> None:
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     resumed += [second.step() for _ in range(2)]
     assert resumed == history
-    for one, other in zip(whole.average.parameters(), second.average.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for expected, actual in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_training_lowers_the_bound() -> None:
-    made = trainer(total=800)
-    history = [made.step()["nats"] for _ in range(30)]
+    run = trainer(total=800)
+    history = [run.step()["nats"] for _ in range(30)]
     assert history[-1] < history[0] - 50
 
 
 def test_export_is_the_moving_average(tmp_path: Path) -> None:
-    made = trainer()
+    run = trainer()
     for _ in range(2):
-        made.step()
-    made.export(tmp_path / "w.safetensors", {"seed": 1})
+        run.step()
+    run.export(tmp_path / "w.safetensors", {"seed": 1})
     g = NVAE.load(tmp_path / "w.safetensors")
     z = g.sample_latents(range(4))
-    torch.testing.assert_close(g(z), made.average(z), atol=1e-5, rtol=0)
-    assert not torch.allclose(g(z), made.network(z).detach(), atol=1e-6)
-    assert json.loads(read_safetensors(tmp_path / "w.safetensors", NVAE.FORMAT)[1]["provenance"]) == {"seed": 1}
+    torch.testing.assert_close(g(z), run.average(z), atol=1e-5, rtol=0)
+    assert not torch.allclose(g(z), run.network(z).detach(), atol=1e-6)
+    metadata = read_safetensors(tmp_path / "w.safetensors", NVAE.FORMAT)[1]
+    assert json.loads(metadata["provenance"]) == {"seed": 1}
 
 
 def test_idle_groups_are_charged_less_during_warm_up() -> None:
@@ -366,7 +387,9 @@ def test_idle_groups_are_charged_less_during_warm_up() -> None:
     assert factors[2] > factors[1]
 
 
-def test_a_short_training_from_the_command_line_and_its_likelihood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_training_from_the_command_line_and_its_likelihood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     generator = torch.Generator().manual_seed(0)
@@ -376,27 +399,30 @@ def test_a_short_training_from_the_command_line_and_its_likelihood(tmp_path: Pat
     monkeypatch.setitem(RECIPES, "fashion-nvae", dataclasses.replace(SMALL, model=model))
     app = typer.Typer()
     app.command()(train_nvae.main)
-    for images in ("64", "128"):
-        done = CliRunner().invoke(app, ["fashion-nvae", "--data", str(data), "--out", str(out), "--snapshots", "64", "--images", images])
-        assert done.exit_code == 0, done.output
-    assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["images", "64", "128"]
+    options = ["--data", str(data), "--out", str(out), "--snapshots", "64"]
+    for count in ("64", "128"):
+        result = CliRunner().invoke(app, ["fashion-nvae", *options, "--images", count])
+        assert result.exit_code == 0, result.output
+    first_column = [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()]
+    assert first_column == ["images", "64", "128"]
     g, provenance = quality._load(out / "fashion-nvae.safetensors", 0.8)
     assert isinstance(g, NVAE)
     assert (g.config, g.temperature, len(g.levels), provenance["images"]) == (model, 0.8, 2, 128)
 
     images = torch.randint(256, (300, 1, 32, 32), generator=generator).to(torch.uint8)
-    found = quality.likelihood_figures(g, images, 0, lambda count: None)
+    figures = quality.likelihood_figures(g, images, 0, lambda count: None)
     log, divergences = g.elbo(images.float() / 255, g.sample_latents(range(300), truncation=None))
     nats = (torch.stack(divergences).sum(0) - log).mean().item()
-    assert found["bits_per_dimension"] == pytest.approx(nats / math.log(2) / 784, rel=1e-4)
-    assert sum(found["nats"]["rate_of_each_group"]) + found["nats"]["distortion"] == pytest.approx(nats, rel=1e-4)
-    assert 0 < found["reconstruction"]["mse"] < 1
+    assert figures["bits_per_dimension"] == pytest.approx(nats / math.log(2) / 784, rel=1e-4)
+    parts = figures["nats"]
+    assert sum(parts["rate_of_each_group"]) + parts["distortion"] == pytest.approx(nats, rel=1e-4)
+    assert 0 < figures["reconstruction"]["mse"] < 1
     quality.draw_reconstructions(g, images, tmp_path / "reconstructions.png")
     quality.draw_levels(g, g.sample_latents(range(3)), 0, tmp_path / "levels.png", resample=True)
     assert (tmp_path / "levels.png").stat().st_size > 1000
 
 
-# -- the bundled model ---------------------------------------------------------------------------------------------
+# -- the bundled model ---------------------------------------------------------------------------------------
 
 
 def test_the_bundled_file_is_the_one_that_was_measured(bundled: NVAE) -> None:
@@ -404,14 +430,15 @@ def test_the_bundled_file_is_the_one_that_was_measured(bundled: NVAE) -> None:
     record = json.loads((FOLDER / "fashion-nvae.quality.json").read_text())
     assert record["weights"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert record["weights"]["bytes"] == path.stat().st_size <= 4_000_000
-    assert record["weights"]["parameters"] == sum(value.numel() for value in bundled.parameters()) <= 1_000_000
+    parameters = sum(value.numel() for value in bundled.parameters())
+    assert record["weights"]["parameters"] == parameters <= 1_000_000
     provenance = json.loads(read_safetensors(path, NVAE.FORMAT)[1]["provenance"])
     assert record["provenance"] == provenance
     assert provenance["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES["fashion-nvae"])))
 
 
 def test_bundled_levels(bundled: NVAE) -> None:
-    assert [(level.name, level.shape) for level in bundled.levels] == [("4x4", (24, 4, 4)), ("8x8", (8, 8, 8)), ("16x16", (4, 16, 16))]
+    assert list(bundled.levels) == [("4x4", (24, 4, 4)), ("8x8", (8, 8, 8)), ("16x16", (4, 16, 16))]
     assert bundled.image_shape == (1, 32, 32)
     images = bundled(bundled.sample_latents(range(16)))
     assert 0 <= images.min() < 0.02

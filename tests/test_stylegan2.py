@@ -23,10 +23,13 @@ from mlviews.weights.checkpoints import Checkpoint
 GOLDENS = sorted((Path(__file__).parent / "golden").glob("stylegan2-*.npz"))
 
 
-def checkpoint(resolution: int = 32, classes: int = 0, concatenated: bool = False, base: int = 512, **facts: Any) -> Checkpoint:
-    """A small network in the TensorFlow layout: 16 channels at 32 pixels, or base / 32."""
+def checkpoint(
+    resolution: int = 32, classes: int = 0, concatenated: bool = False, base: int = 512, **facts: Any
+) -> Checkpoint:
+    """Return a small network in the TensorFlow layout: 16 channels at 32 pixels, or base / 32."""
     facts = parity.tf(resolution, base, 64, classes, dim=8, layers=2, **facts)
-    return Checkpoint("stylegan2-tf", parity.weights(parity.variables(facts, concatenated), 1), facts, "small.pkl")
+    tensors = parity.weights(parity.variables(facts, concatenated), 1)
+    return Checkpoint("stylegan2-tf", tensors, facts, "small.pkl")
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +39,29 @@ def small() -> StyleGAN2:
 
 @pytest.fixture(scope="module")
 def wide() -> StyleGAN2:
-    """Wide enough for the fast convolutions, in both kinds of layers."""
+    """Return a network that is wide enough for the fast convolutions, in both kinds of layers."""
     g = load_stylegan2(checkpoint(64, base=4096))
-    assert [m.filter is not None for m in g.modules() if isinstance(m, StyledConvolution) and m._suits_forms] == [True, False] * 2
+    layers = [module for module in g.modules() if isinstance(module, StyledConvolution)]
+    assert [layer.filter is not None for layer in layers if layer.suits_winograd] == [True, False] * 2
     return g
 
 
-# -- against the official code ------------------------------------------------------------------------------------
+# -- against the official code -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_images_are_the_official_ones(path: Path) -> None:
     with np.load(path) as golden:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
-        layout, facts, seed, psi = str(golden["layout"]), json.loads(str(golden["facts"])), int(golden["seed"]), float(golden["psi"])
+        layout = str(golden["layout"])
+        facts = json.loads(str(golden["facts"]))
+        seed = int(golden["seed"])
+        psi = float(golden["psi"])
         images = torch.from_numpy(golden["images"])
     g = load_stylegan2(Checkpoint(layout, parity.weights(shapes, seed), facts, path.name), truncation_psi=psi)
     labels = g.sample_labels(range(len(images)), seed) if g.num_classes else None
-    made = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
-    torch.testing.assert_close(made, images, atol=1e-4, rtol=0)
+    actual = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
+    torch.testing.assert_close(actual, images, atol=1e-4, rtol=0)
     assert images.std() > 0.05
 
 
@@ -82,10 +89,13 @@ def test_concatenated_labels_are_normalised_with_z() -> None:
     torch.testing.assert_close(g.condition([z] * 6, labels)[0], x, atol=1e-5, rtol=1e-4)
 
 
-# -- levels -------------------------------------------------------------------------------------------------------
+# -- levels --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("groups", "sizes"), [(1, [8]), (3, [3, 3, 2]), (4, [2, 2, 2, 2]), (5, [2, 2, 2, 1, 1]), (None, [1] * 8)])
+@pytest.mark.parametrize(
+    ("groups", "sizes"),
+    [(1, [8]), (3, [3, 3, 2]), (4, [2, 2, 2, 2]), (5, [2, 2, 2, 1, 1]), (None, [1] * 8)],
+)
 def test_groups_are_as_even_as_possible(groups: int | None, sizes: list[int]) -> None:
     g = load_stylegan2(checkpoint(), groups=groups)
     assert [run.length for run in g.runs] == sizes
@@ -94,39 +104,40 @@ def test_groups_are_as_even_as_possible(groups: int | None, sizes: list[int]) ->
     torch.testing.assert_close(g(z), load_stylegan2(checkpoint())(z[:1] * 8), atol=1e-6, rtol=0)
 
 
-def test_one_draw_feeds_every_level_and_is_mapped_once(small: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_draw_feeds_every_level_and_is_mapped_once(small: StyleGAN2) -> None:
     z = small.sample_latents(range(3))
     assert all(value is z[0] for value in z)
     rows = []
-    forward = small.mapping.forward
-    monkeypatch.setattr(small.mapping, "forward", lambda z, labels: (rows.append(len(z)), forward(z, labels))[1])
+    counter = small.mapping.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     w = small.condition(z, None)
     assert all(value is w[0] for value in w)
     moved = z[0] + 1
-    other = small.condition([z[0], z[1], moved, z[3]], None)
+    changed = small.condition([z[0], z[1], moved, z[3]], None)
+    counter.remove()
     assert rows == [3, 6]
-    torch.testing.assert_close(other[1], w[0])
-    torch.testing.assert_close(other[2], small.condition([moved] * 4, None)[0])
+    torch.testing.assert_close(changed[1], w[0])
+    torch.testing.assert_close(changed[2], small.condition([moved] * 4, None)[0])
 
 
 def test_a_level_moves_its_own_styles_only(small: StyleGAN2) -> None:
     """The paper's definition: w_i' = f(T_i(z)) on the layers of group i, w = f(z) on all others."""
     z, moved = small.sample_latents(range(2))[0], small.sample_latents(range(2), seed=1)[0]
-    each = load_stylegan2(checkpoint())
+    ungrouped = load_stylegan2(checkpoint())
     for group in range(4):
         styles = [moved if group * 2 <= style < group * 2 + 2 else z for style in range(8)]
         grouped = [moved if level == group else z for level in range(4)]
-        torch.testing.assert_close(small(grouped), each(styles), atol=1e-6, rtol=0)
+        torch.testing.assert_close(small(grouped), ungrouped(styles), atol=1e-6, rtol=0)
 
 
 def test_distances_are_in_w_over_the_styles_of_a_group(small: StyleGAN2) -> None:
     z, moved = small.sample_latents(range(3))[0], small.sample_latents(range(3), seed=1)[0]
-    found = small.distances([z] * 4, [z, moved, z, moved])
-    w, other = small.condition([z] * 4, None)[0], small.condition([moved] * 4, None)[0]
-    expected = torch.cat([other - w] * 2, dim=1).norm(dim=1)
-    assert found[0].abs().max() == 0
-    torch.testing.assert_close(found[1], expected)
-    torch.testing.assert_close(found[3], expected)
+    distances = small.distances([z] * 4, [z, moved, z, moved])
+    w = small.condition([z] * 4, None)[0]
+    w_moved = small.condition([moved] * 4, None)[0]
+    expected = torch.cat([w_moved - w] * 2, dim=1).norm(dim=1)
+    assert distances[0].abs().max() == 0
+    torch.testing.assert_close(distances[1], expected)
+    torch.testing.assert_close(distances[3], expected)
 
 
 @pytest.mark.parametrize("first", range(5))
@@ -138,7 +149,7 @@ def test_shared_prefixes_change_no_image(wide: StyleGAN2, first: int) -> None:
         torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
 
 
-# -- options ------------------------------------------------------------------------------------------------------
+# -- options -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop", [48, 64, (32, 64), (10, 46), 2])
@@ -157,7 +168,7 @@ def test_what_is_cropped_away_is_not_computed() -> None:
     shapes = []
     for module in g.modules():
         if isinstance(module, StyledConvolution):
-            module.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[2:])))
+            module.register_forward_hook(lambda module, inputs, image: shapes.append(tuple(image.shape[2:])))
     assert g(g.sample_latents(range(1))).shape == (1, 3, 16, 16)
     # Each convolution is worked out from the one after it: a halo of one pixel, even where upsampling begins.
     assert shapes == [(4, 4), (8, 8), (8, 8), (16, 16), (14, 14), (24, 24), (20, 20), (36, 36), (32, 32)]
@@ -165,12 +176,13 @@ def test_what_is_cropped_away_is_not_computed() -> None:
 
 @pytest.mark.parametrize(("crop", "size"), [(48, 16), ((32, 64), (8, 64)), (None, 32)])
 def test_size_is_the_mean_of_pixels(crop: Any, size: Any) -> None:
-    """Before values beyond [0, 1] are clipped, as resizing in the paper's code."""
+    """It is taken before values beyond [0, 1] are clipped, like resizing in the paper's code."""
     whole, small = (load_stylegan2(checkpoint(64), crop=crop, **kwargs) for kwargs in ({}, {"size": size}))
     z = whole.sample_latents(range(2))
     state = whole.run(whole.condition(z, None))[0]
     factor = tuple(a // b for a, b in zip(state.shape[2:], small.image_shape[1:], strict=True))
-    torch.testing.assert_close(small(z), (F.avg_pool2d(state, factor) / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+    expected = (F.avg_pool2d(state, factor) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(small(z), expected, atol=1e-5, rtol=0)
 
 
 def test_psi_moves_towards_the_mean_image() -> None:
@@ -214,14 +226,15 @@ def test_labels_are_drawn_and_returned() -> None:
     z = g.sample_latents(range(4))
     first, second = (g(z, torch.full((4,), label)) for label in (0, 1))
     assert (first - second).abs().mean() > 1e-3
-    source = MLViewSource(g, {2: perturb.Normal(0.8, 1.0)}, batch_size=8, num_samples=8, layout=lambda batch: batch)
+    perturbers = {2: perturb.Normal(0.8, 1.0)}
+    source = MLViewSource(g, perturbers, batch_size=8, num_samples=8, layout=lambda batch: batch)
     batch = next(iter(source))
     assert torch.equal(batch.targets, g.sample_labels(range(8)))
     torch.testing.assert_close(batch.views[1], g(batch.latents[1], batch.targets), atol=1e-5, rtol=0)
     assert g.distances(batch.latents[0], batch.latents[1], batch.targets)[2].min() > 0
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
 
 
 def test_fast_convolutions_are_convolutions() -> None:
@@ -229,16 +242,17 @@ def test_fast_convolutions_are_convolutions() -> None:
     parts: list[tuple[int, ...]] = []
     padded = F.pad(x, (1, 1, 1, 1))
     forms = winograd.weight_forms(weight), winograd.input_forms(), winograd.output_forms()
-    made = winograd.convolve(padded, *forms, (22, 12), lambda part, samples, rows: parts.append(part.shape))
-    torch.testing.assert_close(made, F.conv2d(x, weight, padding=1)[:, :, :22], atol=1e-4, rtol=0)
+    actual = winograd.convolve(padded, *forms, (22, 12), lambda part, *_: parts.append(part.shape))
+    torch.testing.assert_close(actual, F.conv2d(x, weight, padding=1)[:, :, :22], atol=1e-4, rtol=0)
     assert sum(shape[0] * shape[2] for shape in parts) == 3 * 22
 
     taps = ((0.2, 0.7, 0.9, 0.2), (0.3, 0.6, 0.8, 0.3))
     forms = winograd.weight_forms(weight.flip(2, 3)), winograd.input_forms(taps), winograd.output_forms()
     spread = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-    expected = F.conv2d(spread, torch.outer(*map(torch.tensor, taps)).expand(7, 1, 4, 4), padding=1, groups=7)
-    made = winograd.convolve(padded, *forms, (48, 24), lambda *_: None)
-    torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+    kernel = torch.outer(*map(torch.tensor, taps)).expand(7, 1, 4, 4)
+    expected = F.conv2d(spread, kernel, padding=1, groups=7)
+    actual = winograd.convolve(padded, *forms, (48, 24), lambda *_: None)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
 def test_decode_is_differentiable_and_equal(wide: StyleGAN2) -> None:
@@ -252,7 +266,11 @@ def test_decode_is_differentiable_and_equal(wide: StyleGAN2) -> None:
 def test_gradients_are_those_of_differences() -> None:
     g = load_stylegan2(checkpoint(16, conv_clamp=2.0, base=64), groups=2).double()
     z = [torch.randn(1, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *z: g.run(g.condition(z, None))[0], z, atol=1e-6, rtol=1e-5, fast_mode=True)
+
+    def image(*z: Tensor) -> Tensor:
+        return g.run(g.condition(z, None))[0]
+
+    assert torch.autograd.gradcheck(image, z, atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
 @pytest.mark.parametrize("crop", [None, 24])

@@ -38,7 +38,7 @@ class Level(NamedTuple):
 
 
 class _FrozenOnceMade(type):
-    """Freezes a generator when its constructor is through, the constructors of subclasses included."""
+    """The metaclass that freezes a generator after its constructor, those of subclasses included."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         generator = super().__call__(*args, **kwargs)
@@ -46,8 +46,7 @@ class _FrozenOnceMade(type):
 
 
 class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
-    """A Multiple Latent Variable Generative Model (paper, Definition 1): frozen, in eval mode, images in [0,
-    1].
+    """A Multiple Latent Variable Generative Model (paper, Definition 1), frozen and in eval mode.
 
     Subclass it by handing ``__init__`` one block per level, in order. A block is a module called as
     ``block(z_i, state)`` that returns the next state; the first one gets ``state=None``. A state is a tensor
@@ -60,8 +59,8 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         image_shape: ``(C, H, W)`` of one image.
         tied: whether the levels share one draw (StyleGAN2: a single z feeds every style). Sampled latents are
             then equal at every level, and perturbers move each level on its own.
-        truncation: the truncation of the anchors that :meth:`sample_latents` draws when not told otherwise,
-            in standard deviations; ``None`` for the full normal.
+        truncation: where :meth:`sample_latents` truncates anchors by default, in standard deviations;
+            ``None`` for the full normal.
         num_classes: the number of classes of a generator that takes a label for every sample besides its
             latents; 0 for all others.
 
@@ -108,16 +107,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = TruncatedNormal(1.0, truncation).truncation
         _check_structure(self.levels, len(self.blocks), tied)
-        # An empty tensor that follows .to(): a generator without parameters (a wrapped callable) has a device
-        # too.
+        # An empty tensor that follows .to(), so that a generator without parameters (a wrapped callable) has
+        # a device and a precision too.
         self.register_buffer("_place", torch.empty(0, dtype=torch.float32), persistent=False)
 
     def freeze(self) -> MLVGM:
-        """Put the generator in eval mode and stop its weights from learning: a source's images must not
-        drift.
+        """Put the generator in eval mode, stop its weights from learning, and return it.
 
-        Every generator is frozen when it is made, and again when a source or a measurement takes it. Code that
-        trains a generator undoes it by ``requires_grad_(True)``.
+        A source's images must not drift: every generator is frozen when it is made, and again when a source
+        or a measurement takes it. Code that trains a generator undoes it by ``requires_grad_(True)``.
         """
         self.eval()
         return self.requires_grad_(False)
@@ -127,11 +125,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
         """Return what each block takes as its latent, e.g. W from Z. Default: the latents themselves.
 
-        Where levels are tied, those that were not moved hold the very same tensor (``is``), which is worth
-        mapping only
-        once: see :func:`mlviews.latents.distinct`. ``labels`` is int64 ``[B]`` for a class-conditional generator,
-            else None.
-        Each result is a tensor whose first dimension is the batch, or a (nested) tuple of such tensors.
+        Levels of a tied generator that were not moved hold the very same tensor (``is``), which is worth
+        mapping only once: see :func:`mlviews.latents.distinct`.
+
+        Args:
+            latents: one float tensor ``[B, *level.shape]`` per level.
+            labels: int64 ``[B]`` for a class-conditional generator, else None.
+
+        Returns:
+            For each block a tensor whose first dimension is the batch, or a (nested) tuple of such tensors.
         """
         return latents
 
@@ -155,9 +157,14 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     def run(
         self, inputs: Sequence[Any], state: Any = None, *, start: int = 0, stop: int | None = None
     ) -> Any:
-        """Run blocks ``start`` to ``stop`` (exclusive;
+        """Run some blocks, and return the state after them.
 
-        ``None``: all) on conditioned latents, from ``state`` on.
+        Args:
+            inputs: what :meth:`condition` returned, one for each block; those of blocks that do not run are
+                not looked at.
+            state: the state before block ``start``; ``None`` for the first.
+            start: the first block.
+            stop: the block after the last one; ``None`` for all.
         """
         for index in range(start, len(self.blocks) if stop is None else stop):
             state = self.blocks[index](inputs[index], state)
@@ -168,8 +175,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     ) -> Tensor:
         """Return images ``[B, C, H, W]`` in [0, 1] of latents, differentiable with respect to them.
 
-        ``state`` is what the blocks before level ``start`` made of these latents, one of :meth:`states`;
-        these blocks are not run again.
+        Args:
+            latents: as for :meth:`forward`.
+            labels: as for :meth:`forward`.
+            state: what the blocks before level ``start`` made of these latents, one of :meth:`states`; these
+                blocks are not run again.
+            start: the first level whose block is run.
+
+        Raises:
+            ValueError: as :meth:`forward`.
         """
         latents = self._checked(latents)
         rows = len(latents[0])
@@ -191,7 +205,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         inputs = self.condition(latents, self._checked_labels(labels, len(latents[0])))
         states: list[Any] = [None]
         for index in range(len(self.blocks)):
-            state = None if states[-1] is None else _stack([states[-1]])  # a copy, as in decode
+            state = None if states[-1] is None else _stack([states[-1]])  # it is a copy, as in decode
             states.append(self.run(inputs, state, start=index, stop=index + 1))
         return states
 
@@ -248,26 +262,31 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
             return [image, *(image.clone() for _ in range(count - 1))]
         # From here on all views make one batch [count * B, ...].
         inputs = [anchor_inputs, *(self.condition(latents, labels) for latents in views[1:])]
-        stacked = [_stack(parts) for parts in zip(*(view[first:] for view in inputs), strict=True)]
+        by_level = zip(*(view_inputs[first:] for view_inputs in inputs), strict=True)
+        stacked = [None] * first + [_stack(level_inputs) for level_inputs in by_level]
         state = _stack([state] * count) if first else None
-        state = self.run([None] * first + stacked, state, start=first)
-        return list(self._images(state, count * rows).chunk(count))
+        state = self.run(stacked, state, start=first)
+        images = self._images(state, count * rows)  # [count * B, C, H, W]
+        return list(images.chunk(count))
 
     @torch.no_grad()
     def distances(self, anchors: Latents, positives: Latents, labels: Tensor | None = None) -> list[Tensor]:
-        """Return how far each level was moved, ``[B]`` per level: the L2 norm in the level's space (paper,
-        sec. 3.1).
+        """Return how far each level was moved, ``[B]`` per level.
+
+        It is the L2 norm in the level's space (paper, sec. 3.1), that of :meth:`coordinates`.
 
         Raises:
             ValueError: as :meth:`forward`, and if there are not as many positives as anchors.
         """
-        anchors, positives = self._checked(anchors), self._checked(positives)
+        anchors = self._checked(anchors)
+        positives = self._checked(positives)
         if len(anchors[0]) != len(positives[0]):
             raise ValueError(
                 f"Got {len(positives[0])} positives for {len(anchors[0])} anchors: give one of each sample."
             )
         labels = self._checked_labels(labels, len(anchors[0]))
-        starts, ends = self.coordinates(anchors, labels), self.coordinates(positives, labels)
+        starts = self.coordinates(anchors, labels)
+        ends = self.coordinates(positives, labels)
         return [(end - start).flatten(1).norm(dim=1) for start, end in zip(starts, ends, strict=True)]
 
     # -- sampling --------------------------------------------------------------------------------------------
@@ -323,9 +342,17 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         view: int = 1,
         levels: Iterable[int] | None = None,
     ) -> list[Tensor]:
-        """Return noise for these levels (None: all), float32 ``[B, *level.shape]`` each.
+        """Return noise for some levels, float32 ``[B, *level.shape]`` each.
 
         It is what the perturbers of a source's view get for these samples, if they ask for noise of this law.
+
+        Args:
+            indices: ``B`` global sample indices, as for :meth:`sample_latents`.
+            law: the distribution of the noise.
+            seed: an integer in ``[0, 2**64)``.
+            epoch: an integer in ``[0, 2**32)``.
+            view: the view, from 1; the anchor is view 0.
+            levels: indices of the levels; None for all.
 
         Raises:
             ValueError: for a seed, epoch, index or view out of range.
@@ -335,8 +362,9 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return [self.noise_of(drawn, view, level) for level in levels]
 
     def sample_labels(self, indices: Iterable[int] | Tensor, seed: int = 0, epoch: int = 0) -> Tensor:
-        """Return labels of the samples with these global indices, int64 ``[B]``, uniform over the classes, as
-        a source does.
+        """Return labels of the samples with these global indices, int64 ``[B]``, as a source draws them.
+
+        They are uniform over the classes.
 
         Raises:
             ValueError: if the generator has no classes, or for a seed, epoch or index out of range.
@@ -348,9 +376,10 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     def _drawn(
         self, fields: Mapping[sampling.Name, Field], indices: Iterable[int] | Tensor, seed: int, epoch: int
     ) -> sampling.Drawn:
+        """Draw the fields for the samples with these indices."""
         return sampling.Draw(fields, self.device)(sampling.as_indices(indices, self.device), seed, epoch)
 
-    # What a step draws, by name, and how it is read.
+    # -- what a step draws, by name, and how it is read ------------------------------------------------------
 
     def anchor_fields(self, law: TruncatedNormal) -> dict[sampling.Name, Field]:
         """Name what to draw for anchors: ``("anchor", level)``; one field where all levels share one draw."""
@@ -361,12 +390,11 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
 
     def anchor_latents(self, drawn: Mapping[sampling.Name, Tensor]) -> list[Tensor]:
         """Read the anchors' latents ``[B, *level.shape]`` of all levels."""
-        if self.tied:
-            return [drawn["anchor", 0].contiguous().view(-1, *self.levels[0].shape)] * len(self.levels)
-        return [
-            drawn["anchor", index].contiguous().view(-1, *level.shape)
-            for index, level in enumerate(self.levels)
+        levels = self.levels[:1] if self.tied else self.levels
+        latents = [
+            drawn["anchor", index].contiguous().view(-1, *level.shape) for index, level in enumerate(levels)
         ]
+        return latents * len(self.levels) if self.tied else latents
 
     def noise_fields(
         self, law: TruncatedNormal, view: int, levels: Iterable[int]
@@ -382,18 +410,20 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return drawn["noise", view, level].reshape(-1, *self.levels[level].shape)
 
     def label_fields(self) -> dict[sampling.Name, Field]:
-        """Name what to draw for the samples' classes:
-
-        ``"label"``; nothing for a generator without classes.
-        """
+        """Name what to draw for labels: ``"label"``; nothing for a generator without classes."""
         return {"label": sampling.LABEL_FIELD} if self.num_classes else {}
 
     def labels_of(self, drawn: Mapping[sampling.Name, Tensor]) -> Tensor:
         """Read the labels, int64 ``[B]``."""
-        uniform = drawn["label"][:, 0]
+        uniform = drawn["label"][:, 0]  # [B], in [0, 1]
         return (uniform * self.num_classes).long().clamp_(max=self.num_classes - 1)
 
     # -- state -----------------------------------------------------------------------------------------------
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, coarse to fine."""
+        return tuple(level.name for level in self.levels)
 
     @property
     def device(self) -> torch.device:
@@ -402,12 +432,14 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return place.device
 
     def train(self, mode: bool = True) -> MLVGM:
-        """Stay in eval mode: a source's images must not drift, whoever calls ``.train()`` around it."""
+        """Stay in eval mode, whoever calls ``.train()``: a source's images must not drift."""
         super().train(False)
         return self
 
+    # -- checks ----------------------------------------------------------------------------------------------
+
     def _no_images(self) -> Tensor:
-        """Return the images of an empty batch, so that no block has to care."""
+        """Return the images of an empty batch, so that no block has to deal with one."""
         return torch.empty((0, *self.image_shape), device=self.device)
 
     def _images(self, state: Any, rows: int) -> Tensor:
@@ -436,9 +468,8 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         rows = len(latents[0]) if isinstance(latents[0], Tensor) and latents[0].ndim else 0
         for value, level in zip(latents, self.levels, strict=True):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.device != self.device:
-                kind = (
-                    f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-                )
+                is_tensor = isinstance(value, Tensor)
+                kind = f"{value.dtype} on {value.device}" if is_tensor else type(value).__name__
                 raise ValueError(
                     f"Level {level.name!r} got {kind}: expected a float tensor on the generator's device, "
                     f"{self.device}."
@@ -452,6 +483,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return once(lambda z: z.to(dtype), latents)
 
     def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor | None:
+        """Check labels, which there are if there are classes, and return them."""
         if labels is None and self.num_classes:
             raise ValueError(
                 f"This generator is class-conditional: pass labels in [0, {self.num_classes}), "
@@ -469,15 +501,11 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
                 f"on the generator's device, {self.device}."
             )
         if labels.device.type == "cpu" and rows:  # looking at values elsewhere would wait for the device
-            low, high = int(labels.min()), int(labels.max())
+            low = int(labels.min())
+            high = int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"Invalid labels from {low} to {high}: they are in [0, {self.num_classes}).")
         return labels
-
-    @property
-    def level_names(self) -> tuple[str, ...]:
-        """Names of the levels, coarse to fine."""
-        return tuple(level.name for level in self.levels)
 
 
 def as_levels(levels: Any) -> tuple[Level, ...]:
@@ -529,6 +557,7 @@ def _check_structure(levels: Sequence[Level], blocks: int, tied: bool) -> None:
 
 
 def _image_shape(shape: Any) -> tuple[int, int, int]:
+    """Return an image's shape as three integers, or raise a ValueError."""
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
@@ -543,5 +572,5 @@ def _image_shape(shape: Any) -> tuple[int, int, int]:
 def _stack(parts: Sequence[Any]) -> Any:
     """Concatenate the states (or blocks' inputs) of several views into one batch."""
     if isinstance(parts[0], tuple):
-        return tuple(_stack(same) for same in zip(*parts, strict=True))
+        return tuple(_stack(members) for members in zip(*parts, strict=True))
     return torch.cat(list(parts))

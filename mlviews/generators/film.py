@@ -1,23 +1,22 @@
 """``film``: a small convolutional MLVGM, one block per resolution, each with a latent of its own.
 
-Block 1 maps its latent to 4x4 features; every later block doubles the resolution, and its latent
-scales and shifts the channels after each group norm (FiLM, Perez et al. 2018). A latent thus acts on everything that
-its block draws, at that block's resolution and no coarser.
+Block 1 maps its latent to 4x4 features; every later block doubles the resolution, and its latent scales and
+shifts the channels after each group norm (FiLM, Perez et al. 2018). A latent thus acts on everything that its
+block draws, at that block's resolution and no coarser.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlviews.generators.base import MLVGM, Level
-from mlviews.weights import files as weights
+from mlviews.weights import configs
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class FilmConfig:
 
     dims: tuple[int, ...] = (8, 16, 16, 16)  # scalars of each level's latent
     channels: tuple[int, ...] = (128, 112, 64, 24)  # of each block's output, at 4, 8, 16, 32 pixels
-    deep_first: bool = False  # a modulated convolution in block 1 too; without it, the coarsest level decides less on its own
+    deep_first: bool = (
+        False  # a modulated convolution in block 1 too: the coarsest level decides more by itself
+    )
     image_channels: int = 1
     groups: int = 8  # of the group norms
     upsample: str = "bilinear"  # or "nearest"
@@ -38,7 +39,10 @@ class FilmConfig:
 
 
 class Film(nn.Module):
-    """Group norm whose scale and shift come from a latent, then leaky ReLU: ``[B, C, H, W], [B, d] -> [B, C, H, W]``."""
+    """A group norm whose scale and shift come from a latent, then leaky ReLU.
+
+    ``x [B, C, H, W], z [B, d] -> [B, C, H, W]``.
+    """
 
     def __init__(self, dim: int, channels: int, groups: int) -> None:
         super().__init__()
@@ -46,8 +50,9 @@ class Film(nn.Module):
         self.style = nn.Linear(dim, 2 * channels)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        scale, shift = self.style(z)[:, :, None, None].chunk(2, dim=1)
-        return F.leaky_relu(torch.addcmul(shift, self.norm(x), 1 + scale), 0.2, inplace=True)
+        scale, shift = self.style(z)[:, :, None, None].chunk(2, dim=1)  # [B, C, 1, 1] each
+        x = torch.addcmul(shift, self.norm(x), 1 + scale)
+        return F.leaky_relu(x, 0.2, inplace=True)
 
 
 class FirstBlock(nn.Module):
@@ -61,14 +66,14 @@ class FirstBlock(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if deep else None
 
     def forward(self, z: Tensor, state: Tensor | None) -> Tensor:
-        x: Tensor = self.linear(z).view(-1, self.channels, 4, 4)
+        x: Tensor = self.linear(z).view(-1, self.channels, 4, 4)  # [B, C, 4, 4]
         if self.film is not None and self.conv is not None:
             x = self.conv(self.film(x, z))
         return x
 
 
 class UpBlock(nn.Module):
-    """``z [B, d], state [B, C', H, W] -> [B, C, 2H, 2W]``; the first convolution runs before the upsampling."""
+    """``z [B, d], state [B, C', H, W] -> [B, C, 2H, 2W]``; the first convolution is before the upsampling."""
 
     def __init__(self, dim: int, channels_in: int, channels: int, groups: int, upsample: str) -> None:
         super().__init__()
@@ -79,40 +84,41 @@ class UpBlock(nn.Module):
         self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, z: Tensor, state: Tensor) -> Tensor:
-        x: Tensor = self.conv_in(self.film_in(state, z))
-        x = F.interpolate(
-            x,
-            scale_factor=2.0,
-            mode=self.upsample,
-            align_corners=False if self.upsample == "bilinear" else None,
-        )
-        x = self.conv_out(self.film_out(x, z))
+        x: Tensor = self.conv_in(self.film_in(state, z))  # [B, C, H, W]
+        align_corners = False if self.upsample == "bilinear" else None  # torch takes it for bilinear only
+        x = F.interpolate(x, scale_factor=2.0, mode=self.upsample, align_corners=align_corners)
+        x = self.conv_out(self.film_out(x, z))  # [B, C, 2H, 2W]
         return x
 
 
 class FilmGenerator(MLVGM):
-    """The architecture of the bundled ``fashion`` generator."""
+    """The architecture of the bundled ``fashion`` generator: images ``[B, C, H, W]`` in [0, 1].
+
+    Args:
+        config: the architecture; by default that of ``fashion``.
+    """
 
     FORMAT = "mlviews.film"
 
     def __init__(self, config: FilmConfig | None = None) -> None:
         config = config or FilmConfig()
-        blocks: list[nn.Module] = [
-            FirstBlock(config.dims[0], config.channels[0], config.groups, config.deep_first)
-        ]
-        for dim, before, channels in zip(config.dims[1:], config.channels, config.channels[1:], strict=False):
+        first = FirstBlock(config.dims[0], config.channels[0], config.groups, config.deep_first)
+        blocks: list[nn.Module] = [first]
+        for dim, (before, channels) in zip(config.dims[1:], pairwise(config.channels), strict=False):
             blocks.append(UpBlock(dim, before, channels, config.groups, config.upsample))
-        levels = [Level(f"{4 * 2**i}x{4 * 2**i}", (dim,)) for i, dim in enumerate(config.dims)]
+        sides = [4 * 2**index for index in range(len(config.dims))]
+        levels = [Level(f"{side}x{side}", (dim,)) for side, dim in zip(sides, config.dims, strict=True)]
         super().__init__(blocks, levels, (config.image_channels, config.image_size, config.image_size))
         self.config = config
         self.norm = nn.GroupNorm(config.groups, config.channels[-1])
         self.rgb = nn.Conv2d(config.channels[-1], config.image_channels, 3, padding=1)
         for weight in self.parameters():
-            if weight.ndim == 4:  # the faster layout on a CPU
+            if weight.ndim == 4:  # this layout is the faster one on a CPU
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def to_image(self, state: Tensor) -> Tensor:
-        return torch.sigmoid(self.rgb(F.leaky_relu(self.norm(state), 0.2, inplace=True)))
+        x = F.leaky_relu(self.norm(state), 0.2, inplace=True)
+        return torch.sigmoid(self.rgb(x))
 
     @classmethod
     def load(cls, path: str | Path) -> FilmGenerator:
@@ -122,13 +128,4 @@ class FilmGenerator(MLVGM):
             FileNotFoundError: if there is no such file.
             mlviews.WeightsError: if it is damaged or holds something else.
         """
-        tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-
-        def build() -> FilmGenerator:
-            stored = json.loads(metadata["config"])
-            options: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
-            }
-            return cls(FilmConfig(**options))
-
-        return weights.fit(build, tensors, path)
+        return configs.load(path, cls.FORMAT, FilmConfig, cls)

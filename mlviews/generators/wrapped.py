@@ -11,18 +11,20 @@ from mlviews.generators.base import MLVGM, Latents, Level, as_levels
 
 
 class _Collect(nn.Module):
-    """A block that only hands its latent on: a wrapped callable needs all of them at once, and the labels
-    with the last.
+    """A block that only collects its latent: a wrapped callable needs the latents of all levels at once.
+
+    The last block's input is a latent and the labels, for a generator with classes.
     """
 
     def forward(
         self, z: Tensor | tuple[Tensor, Tensor], state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...]:
-        return (*(state or ()), *(z if isinstance(z, tuple) else (z,)))
+        tensors = z if isinstance(z, tuple) else (z,)
+        return tensors if state is None else (*state, *tensors)
 
 
 class WrappedGenerator(MLVGM):
-    """See :func:`wrap_generator`."""
+    """A callable as a generator; see :func:`wrap_generator`."""
 
     def __init__(
         self,
@@ -35,11 +37,14 @@ class WrappedGenerator(MLVGM):
         self.fn = fn
 
     def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
-        return latents if labels is None else [*latents[:-1], (latents[-1], labels)]
+        if labels is None:
+            return latents
+        return [*latents[:-1], (latents[-1], labels)]
 
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
         count = len(self.levels)
-        return self.fn(list(state[:count]), *state[count:])
+        latents, labels = state[:count], state[count:]  # one tensor of labels, or none
+        return self.fn(list(latents), *labels)
 
 
 def wrap_generator(
@@ -53,13 +58,13 @@ def wrap_generator(
 ) -> MLVGM:
     """Make any callable a generator.
 
-    Its blocks are not known, so views share no work; everything else works as for a subclass of
+    Views share no work, as its blocks are not known; everything else works as for a subclass of
     :class:`MLVGM`.
 
     Args:
-        fn: the callable. It takes the list of latents (one float tensor ``[B, *shape]`` per level), and int64
-            labels ``[B]`` if it has classes; it returns float images ``[B, C, H, W]`` in [0, 1]. If it is a
-            module, it is frozen, put in eval mode and moved with the generator.
+        fn: takes the list of latents (one float tensor ``[B, *shape]`` per level), and int64 labels ``[B]``
+            if it has classes; returns float images ``[B, C, H, W]`` in [0, 1]. If it is a module, it is
+            frozen, put in eval mode and moved with the generator.
         levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
         image_shape: ``(C, H, W)`` of one image.
         tied: whether levels share one draw, see :class:`MLVGM`.
@@ -70,8 +75,9 @@ def wrap_generator(
         ValueError: if ``fn`` is not callable, or the levels or the image shape are invalid.
 
     Examples:
-        >>> g = wrap_generator(lambda z: z[0].sigmoid().view(-1, 1, 4, 4), levels=[("z", (16,))],
-        image_shape=(1, 4, 4))
+        >>> def decode(z):
+        ...     return z[0].sigmoid().view(-1, 1, 4, 4)
+        >>> g = wrap_generator(decode, levels=[("z", (16,))], image_shape=(1, 4, 4))
         >>> g(g.sample_latents(range(2))).shape
         torch.Size([2, 1, 4, 4])
     """

@@ -1,7 +1,11 @@
-"""NVAE: the network, and the reading of the files that people have."""
+"""NVAE: its network, and the reading of other projects' files.
+
+config < cells, likelihood < encoder < network < reading.
+"""
 
 from __future__ import annotations
 
-from mlviews.generators.nvae.network import NVAE, NVAEConfig
+from mlviews.generators.nvae.config import NVAEConfig
+from mlviews.generators.nvae.network import NVAE
 
 __all__ = ["NVAE", "NVAEConfig"]

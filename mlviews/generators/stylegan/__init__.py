@@ -1,4 +1,7 @@
-"""The StyleGAN family: the networks, and the reading of the files that people have."""
+"""The StyleGAN family: its networks, and the reading of other projects' files.
+
+regions < mapping < stylegan2 < reading.
+"""
 
 from __future__ import annotations
 
