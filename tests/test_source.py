@@ -679,7 +679,7 @@ def test_a_view_cut_twice_is_two_tensors() -> None:
     assert one.data_ptr() != other.data_ptr()
 
 
-# -- users' code may work in place ----------------------------------------------------------------------------
+# -- users' code may work in place ---------------------------------------------------------------------------
 
 
 class Doubling(Perturber):
@@ -742,3 +742,28 @@ def test_a_layout_may_work_in_place() -> None:
         expected, batch = source.batch(8, 16), spoiled.batch(8, 16)
         assert torch.equal(batch.indices, expected.indices)
         assert torch.equal(batch.views[1], expected.views[1])
+
+
+def test_a_wrapped_callable_may_work_in_place() -> None:
+    def spoil(latents: list[Tensor]) -> Tensor:
+        image = latents[0].view(-1, 1, 2, 2).clone().sigmoid()
+        for z in latents:
+            z.zero_()
+        return image
+
+    generator = wrap_generator(spoil, levels=[("a", (4,)), ("b", (3,))], image_shape=(1, 2, 2))
+    z = generator.sample_latents(range(3))
+    generator(z)
+    assert z[0].abs().sum() > 0
+    for perturb in (None, {"b": Normal(1.0)}):
+        batch = MLViewSource(generator, perturb, batch_size=4, num_samples=4).batch(0, 4)
+        assert torch.equal(batch.latents[0][0].view(-1, 1, 2, 2).sigmoid(), batch.views[0])
+
+
+def test_a_callable_that_hands_its_latents_out_as_images_keeps_them_apart() -> None:
+    generator = wrap_generator(lambda z: z[0].view(-1, 1, 2, 2), levels=[("a", (4,))], image_shape=(1, 2, 2))
+    for perturb in (None, Normal(1.0)):
+        source = MLViewSource(generator, perturb, batch_size=4, num_samples=4, transform=lambda x: x.zero_())
+        batch = source.batch(0, 4)
+        assert batch.latents[0][0].abs().sum() > 0
+        assert len(set(storages(batch))) == len(storages(batch))

@@ -108,8 +108,10 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         self.truncation = TruncatedNormal(1.0, truncation).truncation
         _check_structure(self.levels, len(self.blocks), tied)
         # An empty tensor that follows .to(), so that a generator without parameters (a wrapped callable) has
-        # a device and a precision too.
-        self.register_buffer("_place", torch.empty(0, dtype=torch.float32), persistent=False)
+        # a device and a precision too. With parameters it has theirs, whatever torch's defaults are.
+        weight = next((weight for weight in self.blocks.parameters() if weight.is_floating_point()), None)
+        place = torch.empty(0, dtype=torch.float32) if weight is None else weight.detach().new_empty(0)
+        self.register_buffer("_place", place, persistent=False)
 
     def freeze(self) -> MLVGM:
         """Put the generator in eval mode, stop its weights from learning, and return it.

@@ -42,9 +42,11 @@ class WrappedGenerator(MLVGM):
         return [*latents[:-1], (latents[-1], labels)]
 
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
+        # Copies, as the callable may work in place: the latents of all levels, and one tensor of labels or
+        # none.
+        tensors = [tensor.clone() for tensor in state]
         count = len(self.levels)
-        latents, labels = state[:count], state[count:]  # one tensor of labels, or none
-        return self.fn(list(latents), *labels)
+        return self.fn(tensors[:count], *tensors[count:])
 
 
 def wrap_generator(
