@@ -16,20 +16,40 @@ from conftest import external
 import mlviews
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in ROOT.rglob("README.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts))
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if path.relative_to(ROOT).parts[0] != "runs"
+    and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
 
 
 SHORTER = {  # than on the pages
     "60_000": "256",
+    "2_560": "256",
     "range(100)": "range(1)",
     '"cuda"': '"cpu"',
-    "target_loss=0.7": "target_loss=0.7, steps=10, train_pairs=4, pairs=8, evaluations=2, monte_carlo=500, width=8, progress=False",
+    "target_loss=0.7": (
+        "target_loss=0.7, steps=10, train_pairs=4, pairs=8, "
+        "evaluations=2, monte_carlo=500, width=8, progress=False"
+    ),
 }
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 5), ("mlviews/generators/README.md", 1), ("mlviews/impact/README.md", 1)])
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [
+        ("README.md", 6),
+        ("mlviews/generators/README.md", 1),
+        ("mlviews/generators/WRITING.md", 5),
+        ("mlviews/impact/README.md", 1),
+    ],
+)
 def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python blocks run in order, as one session, at a size that takes seconds, with small weights of the layouts they name."""
+    """The Python blocks run in order, as one session, at a size that takes seconds.
+
+    Weights that they name are small files of the same layouts.
+    """
     external("stylegan2-cars", tmp_path / "stylegan2-car-config-f.pkl")
     external("bigbigan", tmp_path / "BigBiGAN_x1.pth")
     monkeypatch.chdir(tmp_path)
@@ -46,7 +66,9 @@ def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest
         assert len(next(iter(session["source"]))) == 2
     elif page == "README.md":
         assert tuple(session["anchor"].shape) == (256, 3, 28, 28)
-        assert [one.levels for one in session["source"].assignments] == [(0,), (1,), (2,), (3,)]
+        assert [assignment.levels for assignment in session["source"].assignments] == [(0,), (1,), (2,), (3,)]
+    elif page.endswith("WRITING.md"):  # its blocks hold their own assertions
+        assert len(session["report"].impacts) == 3
     else:
         assert tuple(session["x"].shape) == (8, 3, 128, 128)
 
@@ -60,7 +82,13 @@ def test_docstring_examples_run(name: str) -> None:
 
 
 def test_tables_are_up_to_date() -> None:
-    done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/tables.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -73,15 +101,36 @@ def test_a_stale_table_is_found() -> None:
     assert tables["render"](stale) == text
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    missing = [target for target in targets if not target.startswith("http") and not (page.parent / target).exists()]
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text())
+    missing = []
+    for target, anchor in links:
+        file = page.parent / target if target else page
+        if target.startswith("http"):
+            continue
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            missing.append((target, anchor))
     assert missing == []
 
 
 def test_overhead_script(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/overhead.py", "--batch-size", "4", "--steps", "10", "--out", str(tmp_path / "overhead.json")]
+    command = [
+        sys.executable,
+        "benchmarks/overhead.py",
+        "--batch-size",
+        "4",
+        "--steps",
+        "10",
+        "--out",
+        str(tmp_path / "overhead.json"),
+    ]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "all but generator and T_x" in out
     assert '"overhead_of_generator"' in (tmp_path / "overhead.json").read_text()
