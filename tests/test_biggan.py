@@ -18,8 +18,10 @@ from fill import fill
 from torch import Tensor
 
 from mlviews import MLViewSource, WeightsError
+from mlviews.generators import winograd
+from mlviews.generators.biggan import BigGAN, BigGANConfig
 from mlviews.generators.biggan import network as biggan
-from mlviews.generators.biggan.network import BigGAN, Conv
+from mlviews.generators.biggan.network import Conv
 from mlviews.generators.biggan.reading import HUB_EPS, TORCH_EPS
 from mlviews.generators.biggan.reading import load as load_biggan
 from mlviews.perturb import Normal
@@ -102,7 +104,8 @@ def test_convolutions_by_few_products(channels: int, out_channels: int, size: in
     generator = torch.Generator().manual_seed(0)
     kernel = torch.randn(out_channels, channels, 3, 3, generator=generator) / channels**0.5
     x = torch.randn(rows, channels, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
-    conv = Conv(kernel, size, up=up)
+    conv = Conv(channels, out_channels, size, up=up)
+    conv.load_state_dict({"kernel": kernel})
     expected = F.conv2d(F.interpolate(x, scale_factor=2) if up else x, kernel, padding=1)
     torch.testing.assert_close(conv(x), expected, atol=1e-4, rtol=0)
     with torch.no_grad():
@@ -112,8 +115,10 @@ def test_convolutions_by_few_products(channels: int, out_channels: int, size: in
 def test_strips_of_rows_and_images_change_nothing(bigbigan: BigGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     z = bigbigan.sample_latents(range(3))
     expected = bigbigan(z)
-    for name, value in {"_STRIP": 1 << 14, "_MIN_TILES": 5, "_CACHED": 1 << 16}.items():
-        monkeypatch.setattr(biggan, name, value)
+    monkeypatch.setattr(winograd, "_STRIP", 1 << 14)
+    monkeypatch.setattr(winograd, "_MIN_TILES", 5)
+    monkeypatch.setattr(biggan, "_SCORES", 1 << 13)
+    monkeypatch.setattr(biggan, "_CACHED", 1 << 16)
     torch.testing.assert_close(bigbigan(z), expected, atol=5e-5, rtol=0)
 
 
@@ -291,3 +296,30 @@ def test_it_is_frozen_and_moves(tensors: Tensors) -> None:
     assert not any(parameter.requires_grad for parameter in g.parameters())
     moved = g.to("meta")
     assert moved(moved.sample_latents(range(2))).shape == (2, 3, 32, 32)
+
+
+def test_a_random_network_needs_no_file() -> None:
+    config = BigGANConfig(channels=(64, 32, 16), chunk=5, attention={8: (4, 16)}, num_classes=3, embedding=6)
+    g = BigGAN(config)
+    z, labels = g.sample_latents(range(4)), g.sample_labels(range(4))
+    images = g(z, labels)
+    assert images.shape == (4, 3, 16, 16)
+    assert images.std() > 0.05
+    torch.testing.assert_close(images, g.decode(z, labels), atol=1e-4, rtol=0)
+    assert not any(parameter.requires_grad for parameter in g.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": (8,)},
+        {"channels": (8, 0)},
+        {"attention": {4: (1, 1)}},
+        {"attention": {8: (3, 2)}},
+        {"num_classes": 2},
+        {"embedding": 2},
+    ],
+)
+def test_a_config_fits_together(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="does not fit together"):
+        BigGANConfig(**({"channels": (8, 8), "attention": {}} | changes))
