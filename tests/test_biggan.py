@@ -32,8 +32,13 @@ ROOT = Path(__file__).parents[1]
 CASES: dict[str, Any] = {}
 for _path in sorted((ROOT / "tests" / "golden").glob("biggan-*.npz")):
     with np.load(_path) as _file:
-        CASES[_path.stem.removeprefix("biggan-")] = json.loads(str(_file["facts"])) | {"images": torch.from_numpy(_file["images"])}
-TINY, SMALL = "tiny-32", "small-128"  # conditional, with attention at two sizes; BigBiGAN's architecture with few channels
+        CASES[_path.stem.removeprefix("biggan-")] = json.loads(str(_file["facts"])) | {
+            "images": torch.from_numpy(_file["images"])
+        }
+TINY, SMALL = (
+    "tiny-32",
+    "small-128",
+)  # conditional, with attention at two sizes; BigBiGAN's architecture with few channels
 Tensors = dict[str, Tensor]
 
 
@@ -77,8 +82,13 @@ def test_images_are_the_official_codes(case: str) -> None:
     expected = facts["images"]
     g = load(filled(case), label=facts["label"], bn_eps=facts["bn_eps"])
     z = g.sample_latents(range(len(expected)), facts["seed"])
-    for images in (g(z, labels_for(g, len(expected))), g.decode(z, labels_for(g, len(expected)))):  # two ways to compute
-        torch.testing.assert_close(images[:, :, :: facts["step"], :: facts["step"]], expected, atol=3e-4, rtol=0)
+    for images in (
+        g(z, labels_for(g, len(expected))),
+        g.decode(z, labels_for(g, len(expected))),
+    ):  # two ways to compute
+        torch.testing.assert_close(
+            images[:, :, :: facts["step"], :: facts["step"]], expected, atol=3e-4, rtol=0
+        )
 
 
 def test_levels_and_sizes_follow_from_the_tensors(bigbigan: BigGAN, conditional: BigGAN) -> None:
@@ -94,16 +104,25 @@ def test_levels_and_sizes_follow_from_the_tensors(bigbigan: BigGAN, conditional:
 def test_shared_prefix_changes_no_image(conditional: BigGAN, first: int) -> None:
     anchors, others = conditional.sample_latents(range(3)), conditional.sample_latents(range(3), seed=1)
     views, labels = [anchors, [*anchors[:first], *others[first:]]], labels_for(conditional, 3)
-    for shared, alone in zip(conditional.decode_views(views, first, labels), [conditional(z, labels) for z in views], strict=True):
+    for shared, alone in zip(
+        conditional.decode_views(views, first, labels), [conditional(z, labels) for z in views], strict=True
+    ):
         torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("up", [True, False])
-@pytest.mark.parametrize(("channels", "out_channels", "size", "rows"), [(256, 32, 4, 3), (300, 16, 8, 2), (256, 64, 16, 1), (8, 8, 4, 2)])
-def test_convolutions_by_few_products(channels: int, out_channels: int, size: int, rows: int, up: bool) -> None:
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "size", "rows"),
+    [(256, 32, 4, 3), (300, 16, 8, 2), (256, 64, 16, 1), (8, 8, 4, 2)],
+)
+def test_convolutions_by_few_products(
+    channels: int, out_channels: int, size: int, rows: int, up: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     kernel = torch.randn(out_channels, channels, 3, 3, generator=generator) / channels**0.5
-    x = torch.randn(rows, channels, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(rows, channels, size, size, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
     conv = Conv(channels, out_channels, size, up=up)
     conv.load_state_dict({"kernel": kernel})
     expected = F.conv2d(F.interpolate(x, scale_factor=2) if up else x, kernel, padding=1)
@@ -128,7 +147,9 @@ def test_other_weights_take_effect_and_caches_are_not_pickled(bigbigan: BigGAN) 
     z = g.sample_latents(range(2))
     before = g(z)
     assert len(pickle.dumps(g)) == size
-    g.load_state_dict({name: value * 0.5 if value.ndim == 4 else value for name, value in g.state_dict().items()})
+    g.load_state_dict(
+        {name: value * 0.5 if value.ndim == 4 else value for name, value in g.state_dict().items()}
+    )
     after = g(z)
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after, pickle.loads(pickle.dumps(g))(z), atol=1e-5, rtol=0)
@@ -139,7 +160,9 @@ def test_labels_are_drawn_and_returned(conditional: BigGAN) -> None:
     indices, views, targets = next(iter(source))
     assert torch.equal(targets, conditional.sample_labels(indices))
     assert targets.unique().numel() > 1
-    torch.testing.assert_close(views[0], conditional(conditional.sample_latents(indices), targets), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        views[0], conditional(conditional.sample_latents(indices), targets), atol=1e-5, rtol=0
+    )
 
 
 def test_one_label_folded_is_that_label_given(tensors: Tensors, conditional: BigGAN) -> None:
@@ -205,7 +228,11 @@ def test_epsilon_of_the_norms_follows_from_the_singular_values(tensors: Tensors)
 def test_other_spellings_are_read(tensors: Tensors, conditional: BigGAN) -> None:
     z, labels = conditional.sample_latents(range(2)), labels_for(conditional, 2)
     own = {name.replace(".stored_", ".bn.stored_"): value for name, value in tensors.items()}
-    counters = {name.replace("stored_mean", "accumulation_counter"): torch.ones(1) for name in own if name.endswith("stored_mean")}
+    counters = {
+        name.replace("stored_mean", "accumulation_counter"): torch.ones(1)
+        for name in own
+        if name.endswith("stored_mean")
+    }
     assert torch.equal(load(own | counters)(z, labels), conditional(z, labels))
     more = {name.replace(".u0", ".u1"): value for name, value in tensors.items() if name.endswith(".u0")}
     assert torch.equal(load(tensors | more)(z, labels), conditional(z, labels))

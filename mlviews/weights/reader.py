@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,7 +61,8 @@ class Reader:
         shape = tuple(self.tensors[name].shape)
         if not _agree(shape, sizes):
             expected = listing("any" if size is None else size for size in sizes)
-            raise self.error(f"{name} has shape {shape}, expected ({expected})")
+            comma = "," if len(sizes) == 1 else ""
+            raise self.error(f"{name} has shape {shape}, expected ({expected}{comma})")
         if 0 in shape:
             raise self.error(f"{name} has shape {shape}, which is empty")
         return shape
@@ -82,10 +83,11 @@ class Reader:
             raise self.error(f"{name} holds {value.dtype}, expected floating-point numbers")
         return value.to("cpu", torch.float32)
 
-    def check_names(self, expected: Collection[str]) -> None:
+    def check_names(self, expected: Iterable[str]) -> None:
         """Raise a WeightsError unless the tensors are those with the expected names, and no others."""
-        missing = sorted(expected - self.tensors.keys())
-        unknown = sorted(self.tensors.keys() - expected)
+        names = set(expected)
+        missing = sorted(names - self.tensors.keys())
+        unknown = sorted(self.tensors.keys() - names)
         if missing or unknown:
             raise self.error(f"missing {some(missing)}; unknown {some(unknown)}")
 

@@ -107,7 +107,7 @@ class Linear(nn.Linear):
 class Conv(nn.Module):
     """A 3x3 convolution ``[B, C, H, W] -> [B, C', H, W]``.
 
-    With ``up``, it comes after upsampling to nearest neighbours: ``-> [B, C', 2H, 2W]``.
+    With ``up``, it comes after upsampling to nearest neighbors: ``-> [B, C', 2H, 2W]``.
 
     In float32 on a CPU, where products of matrices are what costs, it takes as few as it can (minimal
     filtering, Winograd 1980), unless there are so few channels that the sums around them cost more.
@@ -159,7 +159,7 @@ class Conv(nn.Module):
 
     def _merged(self) -> Tensor:
         """Return the kernel with the upsampling before it, ``[C, C', 4, 4]``."""
-        # An output before or after a pixel's middle sees it and one neighbour: (a, b + c) or (a + b, c) of
+        # An output before or after a pixel's middle sees it and one neighbor: (a, b + c) or (a + b, c) of
         # the taps (a, b, c).
         axis = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
         return _on_both_axes(axis, self.kernel.transpose(0, 1))
@@ -203,7 +203,7 @@ def _forget(conv: Conv, _: Any) -> None:
 
 
 def _gather_up() -> Tensor:
-    """Return the forms of a pixel and its neighbours: itself, and differences, on both axes: ``[9, 9]``."""
+    """Return the forms of a pixel and its neighbors: itself, and differences, on both axes: ``[9, 9]``."""
     differences = torch.tensor(((1, -1, 0), (0, 1, 0), (0, -1, 1)), dtype=torch.float32, device="cpu")
     return torch.kron(differences, differences)
 
@@ -417,7 +417,7 @@ class BigGAN(MLVGM):
         self.classes = _random(config.num_classes, config.embedding) if config.num_classes else None
 
     def condition(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
-        """Return the chunks of z; all but the first come after the class's embedding, if there are classes."""
+        """Return the chunks of z; all but the first come after the class's embedding, where it has one."""
         if self.classes is None or labels is None:
             return list(latents)
         embedding = self.classes[labels]  # [B, embedding]
