@@ -69,8 +69,10 @@ def _generator(config: BigGANConfig, tensors: dict[str, Tensor]) -> BigGAN:
     """Return the generator that has these very tensors: none is copied, and no random weights are drawn."""
     with torch.device("meta"):
         generator = BigGAN(config)
-    generator.to_empty(device="cpu")
     generator.load_state_dict(tensors, assign=True)
+    # The one tensor that is in no state dict, and is still on the meta device. Module.to_empty would replace
+    # it too, but costs seconds of imports.
+    generator._place = torch.empty(0)
     return generator
 
 
@@ -215,10 +217,12 @@ def _folded(reader: _Reader, config: BigGANConfig, embedding: Tensor | None, eps
         bias = reader.finite(f"{name}.conv2.bias", out_channels)
         tensors[f"{target}.shortcut.bias"] = bias + reader.finite(f"{name}.conv_sc.bias", out_channels)
         # The convolutions.
-        kernel = reader.spectral(f"{name}.conv1", out_channels, channels, 3, 3)
-        tensors[f"{target}.conv1.kernel"] = _channels_last(kernel)
-        kernel = reader.spectral(f"{name}.conv2", out_channels, out_channels, 3, 3)
-        tensors[f"{target}.conv2.kernel"] = _channels_last(kernel)
+        tensors[f"{target}.conv1.kernel"] = _channels_last(
+            reader.spectral(f"{name}.conv1", out_channels, channels, 3, 3)
+        )
+        tensors[f"{target}.conv2.kernel"] = _channels_last(
+            reader.spectral(f"{name}.conv2", out_channels, out_channels, 3, 3)
+        )
         # What comes after some of the blocks.
         if out_size in config.attention:
             attention = _attention(reader, f"blocks.{level - 1}.1", out_channels, *config.attention[out_size])

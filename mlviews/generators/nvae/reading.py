@@ -138,7 +138,7 @@ class Pending(NamedTuple):
     dilate: bool
 
 
-class Group(NamedTuple):
+class GroupPlace(NamedTuple):
     """A latent group's place."""
 
     scale: int  # coarse to fine
@@ -385,14 +385,14 @@ class Walk(ABC):
         places = torch.cat([weights_of_components, *rest])
         self.put("head.conv", Conv(conv.weight[places], conv.bias[places]))
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[GroupPlace]:
         """Return the latent groups, coarse to fine."""
         groups = []
         for scale, count in enumerate(self.config.groups):
             finer = sum(self.config.groups[scale + 1 :])
             for index in range(count):
                 step = count - 1 - index if self.config.mirrored else index
-                groups.append(Group(scale, index, finer + step))
+                groups.append(GroupPlace(scale, index, finer + step))
         return groups
 
     def pre_cells(self, name: str) -> None:
@@ -578,7 +578,7 @@ class NVlabs(Walk):
                     combiners.append(next(layers))
         return combiners
 
-    def _encoder_group(self, index: int, group: Group) -> None:
+    def _encoder_group(self, index: int, group: GroupPlace) -> None:
         """Translate a group's posterior, with its flows."""
         config = self.config
         latent, width = config.latents[group.scale], config.encoder[-1 - group.scale]
@@ -588,7 +588,7 @@ class NVlabs(Walk):
                 name = f"nf_cells.{index * config.flows + flow}.cell{part + 1}"
                 self.flow(f"encoder.flows.{index}.{2 * flow + part}", name, latent, mirror)
 
-    def _decoder_group(self, index: int, group: Group, combiner: int, layers: Iterator[int]) -> None:
+    def _decoder_group(self, index: int, group: GroupPlace, combiner: int, layers: Iterator[int]) -> None:
         """Translate what comes before a group's latent: where the encoder joins, the cells, and the prior."""
         config, dec = self.config, self.config.decoder
         latent, width = config.latents[group.scale], dec[-1 - group.scale]
@@ -603,7 +603,7 @@ class NVlabs(Walk):
             self.cell(target, name, "dec", width, width)
         self.put(f"groups.{index}.prior", self.conv(f"dec_sampler.{index - 1}.1", 2 * latent, width, 1))
 
-    def _combine(self, index: int, group: Group, layer: int) -> None:
+    def _combine(self, index: int, group: GroupPlace, layer: int) -> None:
         """Translate where a group's latent joins the features."""
         latent, width = self.config.latents[group.scale], self.config.decoder[-1 - group.scale]
         side = self.size_of(group.scale)
@@ -714,7 +714,7 @@ class SerezD(Walk):
         self.post_cells("postprocessing_block.block_{block}.cell_{cell}")
         self._head()
 
-    def _encoder_cells(self, group: Group) -> None:
+    def _encoder_cells(self, group: GroupPlace) -> None:
         """Translate the cells of the encoder's step that meets a group."""
         config, widths = self.config, self.config.encoder
         width, scale = widths[-1 - group.scale], group.scale
@@ -726,7 +726,7 @@ class SerezD(Walk):
             target, name = f"encoder.tower.{group.step}.{next(cells)}", f"scale_{scale}.group_{group.number}"
             self.cell(target, f"encoder_tower.{name}.cell_{cell}", "enc", width, width)
 
-    def _encoder_group(self, index: int, group: Group) -> None:
+    def _encoder_group(self, index: int, group: GroupPlace) -> None:
         """Translate a group's posterior, with its flows."""
         latent, width = self.config.latents[group.scale], self.config.encoder[-1 - group.scale]
         tag = f"{group.scale}:{group.number}"
@@ -736,7 +736,7 @@ class SerezD(Walk):
             name = f"nf_cells.nf_{tag}.{flow}.cell{part + 1}"
             self.flow(f"encoder.flows.{index}.{2 * flow + part}", name, latent)
 
-    def _decoder_group(self, index: int, group: Group) -> None:
+    def _decoder_group(self, index: int, group: GroupPlace) -> None:
         """Translate what comes before a group's latent: where the encoder joins, the cells, and the prior."""
         config, widths = self.config, self.config.decoder
         latent, width, scale = config.latents[group.scale], widths[-1 - group.scale], group.scale
@@ -752,7 +752,7 @@ class SerezD(Walk):
             self.cell(target, f"decoder_tower.{name}.cell_{cell}", "dec", width, width)
         self.put(f"groups.{index}.prior", self.conv(f"dec_sampler.sampler_{tag}.1", 2 * latent, width, 1))
 
-    def _combine(self, index: int, group: Group) -> None:
+    def _combine(self, index: int, group: GroupPlace) -> None:
         """Translate where a group's latent joins the features."""
         latent, width = self.config.latents[group.scale], self.config.decoder[-1 - group.scale]
         side = self.size_of(group.scale)
