@@ -45,12 +45,12 @@ Tensors = dict[str, Tensor]
 @cache
 def filled(case: str) -> Tensors:
     """The weights that the official code was run with, as in benchmarks/parity/biggan.py."""
-    made = fill({name: tuple(shape) for name, shape in CASES[case]["shapes"].items()}, CASES[case]["seed"])
+    tensors = fill({name: tuple(shape) for name, shape in CASES[case]["shapes"].items()}, CASES[case]["seed"])
     for end, factor, offset in (("_var", 0.3, 0.0), (".gamma", 1.0, 1.0)):
-        for name in made:
+        for name in tensors:
             if name.endswith(end):
-                made[name] = made[name] * factor + offset
-    return made
+                tensors[name] = tensors[name] * factor + offset
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +177,8 @@ def test_one_label_folded_is_that_label_given(tensors: Tensors, conditional: Big
 
 def test_classes_differ(conditional: BigGAN) -> None:
     z = [value[:1].expand(2, -1) for value in conditional.sample_latents(range(1))]
-    one, other = conditional(z, torch.tensor([1, 2]))
-    assert (one - other).abs().mean() > 1e-3
+    first, second = conditional(z, torch.tensor([1, 2]))
+    assert (first - second).abs().mean() > 1e-3
 
 
 def test_gradients_reach_every_level(conditional: BigGAN) -> None:
@@ -190,8 +190,8 @@ def test_gradients_reach_every_level(conditional: BigGAN) -> None:
 def test_gradients_are_those_of_the_images(conditional: BigGAN) -> None:
     g, labels = load(filled(TINY)).double(), labels_for(conditional, 1)
     z = [value.double().requires_grad_() for value in g.sample_latents(range(1))]
-    made = torch.autograd.grad(g.decode(z, labels).double().sum(), z)
-    for level, gradient in enumerate(made):
+    gradients = torch.autograd.grad(g.decode(z, labels).double().sum(), z)
+    for level, gradient in enumerate(gradients):
         step = torch.zeros_like(z[level])
         step[0, 0] = 1e-3
         up, down = ([*z[:level], z[level] + sign * step, *z[level + 1 :]] for sign in (1, -1))
@@ -227,13 +227,13 @@ def test_epsilon_of_the_norms_follows_from_the_singular_values(tensors: Tensors)
 
 def test_other_spellings_are_read(tensors: Tensors, conditional: BigGAN) -> None:
     z, labels = conditional.sample_latents(range(2)), labels_for(conditional, 2)
-    own = {name.replace(".stored_", ".bn.stored_"): value for name, value in tensors.items()}
+    mybn = {name.replace(".stored_", ".bn.stored_"): value for name, value in tensors.items()}
     counters = {
         name.replace("stored_mean", "accumulation_counter"): torch.ones(1)
         for name in own
         if name.endswith("stored_mean")
     }
-    assert torch.equal(load(own | counters)(z, labels), conditional(z, labels))
+    assert torch.equal(load(mybn | counters)(z, labels), conditional(z, labels))
     more = {name.replace(".u0", ".u1"): value for name, value in tensors.items() if name.endswith(".u0")}
     assert torch.equal(load(tensors | more)(z, labels), conditional(z, labels))
     half = {name: value.half() for name, value in tensors.items()}
