@@ -1,4 +1,4 @@
-"""BigGAN and BigBiGAN: the official code's images (kept in tests/golden), and what folding and sharing must not change."""
+"""BigGAN and BigBiGAN: the official code's images (tests/golden), and what folding and sharing must not change."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_other_spellings_are_read(tensors: Tensors, conditional: BigGAN) -> None
     mybn = {name.replace(".stored_", ".bn.stored_"): value for name, value in tensors.items()}
     counters = {
         name.replace("stored_mean", "accumulation_counter"): torch.ones(1)
-        for name in own
+        for name in mybn
         if name.endswith("stored_mean")
     }
     assert torch.equal(load(mybn | counters)(z, labels), conditional(z, labels))
@@ -266,21 +266,42 @@ def _with(name: str, make: Callable[[Tensor], Tensor]) -> Callable[[Tensors], Te
 
 BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "nothing": (lambda tensors: {}, "is missing"),
-    "another network": (lambda tensors: {"shared.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 3)}, "linear.weight is missing"),
+    "another network": (
+        lambda tensors: {"shared.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 3)},
+        "linear.weight is missing",
+    ),
     "a missing bias": (_without("blocks.1.0.conv2.bias"), "blocks.1.0.conv2.bias is missing"),
     "a missing vector": (_without("linear.u0"), "linear.u0 is missing"),
-    "no vectors": (lambda t: {name: value for name, value in t.items() if not name.endswith("u0")}, "u0 is missing"),
+    "no vectors": (
+        lambda t: {name: value for name, value in t.items() if not name.endswith("u0")},
+        "u0 is missing",
+    ),
     "no blocks": (_without("blocks."), "blocks.0.0.conv1.weight is missing"),
     "a missing block": (_without("blocks.1."), r"unknown blocks\.2"),
     "no output": (_without("output_layer."), "output_layer.0.stored_mean is missing"),
     "half an attention": (_without("blocks.1.1.phi"), "blocks.1.1.phi.weight is missing"),
     "attention without its first part": (_without("blocks.1.1.theta"), r"unknown blocks\.1\.1\.g"),
-    "more queries than values": (_with("blocks.1.1.theta.weight", lambda w: w.new_ones(99, w.shape[1], 1, 1)), "more than its"),
+    "more queries than values": (
+        _with("blocks.1.1.theta.weight", lambda w: w.new_ones(99, w.shape[1], 1, 1)),
+        "more than its",
+    ),
     "an unknown tensor": (_with("blocks.0.0.conv9.weight", torch.clone), "unknown blocks.0.0.conv9.weight"),
-    "a transposed matrix": (_with("linear.weight", lambda w: w.T.contiguous()), "made for another architecture"),
-    "another kernel": (_with("blocks.0.0.conv1.weight", lambda w: w[..., :1, :1]), "blocks.0.0.conv1.weight has shape"),
-    "too few channels": (_with("blocks.1.0.conv2.weight", lambda w: w[:-1]), "blocks.1.0.conv2.weight has shape"),
-    "no channels": (_with("blocks.0.0.conv1.weight", lambda w: w[:, :0]), "blocks.0.0.conv1.weight has shape"),
+    "a transposed matrix": (
+        _with("linear.weight", lambda w: w.T.contiguous()),
+        "made for another architecture",
+    ),
+    "another kernel": (
+        _with("blocks.0.0.conv1.weight", lambda w: w[..., :1, :1]),
+        "blocks.0.0.conv1.weight has shape",
+    ),
+    "too few channels": (
+        _with("blocks.1.0.conv2.weight", lambda w: w[:-1]),
+        "blocks.1.0.conv2.weight has shape",
+    ),
+    "no channels": (
+        _with("blocks.0.0.conv1.weight", lambda w: w[:, :0]),
+        "blocks.0.0.conv1.weight has shape",
+    ),
     "a number": (_with("shared.weight", lambda w: torch.tensor(1.0)), "shared.weight has shape"),
     "integers": (_with("linear.bias", lambda b: b.long()), "linear.bias holds torch.int64"),
     "a NaN": (_with("blocks.2.0.bn1.gain.weight", lambda w: w * float("nan")), "holds a NaN"),
@@ -288,17 +309,36 @@ BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "a negative variance": (_with("blocks.0.0.bn2.stored_var", lambda v: -v), "negative variances"),
     "a zero weight": (_with("blocks.0.0.conv1.weight", torch.zeros_like), "no singular value"),
     "a zero vector": (_with("linear.u0", torch.zeros_like), "no singular value"),
-    "an attention's gain of many": (_with("blocks.1.1.gamma", lambda g: torch.ones(2)), "blocks.1.1.gamma has shape"),
+    "an attention's gain of many": (
+        _with("blocks.1.1.gamma", lambda g: torch.ones(2)),
+        "blocks.1.1.gamma has shape",
+    ),
     "no square": (_with("linear.weight", lambda w: w[:-1]), "no square image"),
-    "nine blocks": (lambda t: t | {f"blocks.{i}.0.conv1.weight": t["blocks.2.0.conv1.weight"] for i in range(3, 9)}, "9 blocks"),
+    "nine blocks": (
+        lambda t: t | {f"blocks.{i}.0.conv1.weight": t["blocks.2.0.conv1.weight"] for i in range(3, 9)},
+        "9 blocks",
+    ),
     "BigGAN-deep": (_with("blocks.0.0.conv4.weight", torch.clone), "BigGAN-deep"),
     "z in one piece": (
-        lambda t: t | {k: v[:, :16] for k, v in t.items() if k.endswith((".gain.weight", "0.bn1.bias.weight", "0.bn2.bias.weight"))},
+        lambda t: (
+            t
+            | {
+                k: v[:, :16]
+                for k, v in t.items()
+                if k.endswith((".gain.weight", "0.bn1.bias.weight", "0.bn2.bias.weight"))
+            }
+        ),
         "without hierarchical z",
     ),
-    "synchronised norms": (lambda t: {k.replace(".stored_", ".bn.running_"): v for k, v in t.items()}, "--cross_replica"),
-    "a discriminator": (lambda t: {"blocks.0.0.conv1.weight": torch.ones(8, 3, 3, 3), "embed.weight": torch.ones(5, 8)}, "shared"),
-}  # fmt: skip
+    "synchronised norms": (
+        lambda t: {k.replace(".stored_", ".bn.running_"): v for k, v in t.items()},
+        "--cross_replica",
+    ),
+    "a discriminator": (
+        lambda t: {"blocks.0.0.conv1.weight": torch.ones(8, 3, 3, 3), "embed.weight": torch.ones(5, 8)},
+        "shared",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
