@@ -1,4 +1,4 @@
-"""BigGAN and BigBiGAN: the official code's images (tests/golden), and what folding and sharing must not change."""
+"""BigGAN and BigBiGAN: the official images (tests/golden), and what folding and sharing must not change."""
 
 from __future__ import annotations
 
