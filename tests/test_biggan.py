@@ -1,4 +1,4 @@
-"""BigGAN and BigBiGAN: the official code's images (kept in tests/golden), and what folding and sharing must not change."""
+"""BigGAN and BigBiGAN: the official images (tests/golden), and what folding and sharing must not change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from fill import fill
 from torch import Tensor
 
 from mlviews import MLViewSource, WeightsError
+from mlviews.generators import winograd
+from mlviews.generators.biggan import BigGAN, BigGANConfig
 from mlviews.generators.biggan import network as biggan
-from mlviews.generators.biggan.network import BigGAN, Conv
+from mlviews.generators.biggan.network import Conv
 from mlviews.generators.biggan.reading import HUB_EPS, TORCH_EPS
 from mlviews.generators.biggan.reading import load as load_biggan
 from mlviews.perturb import Normal
@@ -30,20 +32,25 @@ ROOT = Path(__file__).parents[1]
 CASES: dict[str, Any] = {}
 for _path in sorted((ROOT / "tests" / "golden").glob("biggan-*.npz")):
     with np.load(_path) as _file:
-        CASES[_path.stem.removeprefix("biggan-")] = json.loads(str(_file["facts"])) | {"images": torch.from_numpy(_file["images"])}
-TINY, SMALL = "tiny-32", "small-128"  # conditional, with attention at two sizes; BigBiGAN's architecture with few channels
+        CASES[_path.stem.removeprefix("biggan-")] = json.loads(str(_file["facts"])) | {
+            "images": torch.from_numpy(_file["images"])
+        }
+TINY, SMALL = (
+    "tiny-32",
+    "small-128",
+)  # conditional, with attention at two sizes; BigBiGAN's architecture with few channels
 Tensors = dict[str, Tensor]
 
 
 @cache
 def filled(case: str) -> Tensors:
     """The weights that the official code was run with, as in benchmarks/parity/biggan.py."""
-    made = fill({name: tuple(shape) for name, shape in CASES[case]["shapes"].items()}, CASES[case]["seed"])
+    tensors = fill({name: tuple(shape) for name, shape in CASES[case]["shapes"].items()}, CASES[case]["seed"])
     for end, factor, offset in (("_var", 0.3, 0.0), (".gamma", 1.0, 1.0)):
-        for name in made:
+        for name in tensors:
             if name.endswith(end):
-                made[name] = made[name] * factor + offset
-    return made
+                tensors[name] = tensors[name] * factor + offset
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +82,13 @@ def test_images_are_the_official_codes(case: str) -> None:
     expected = facts["images"]
     g = load(filled(case), label=facts["label"], bn_eps=facts["bn_eps"])
     z = g.sample_latents(range(len(expected)), facts["seed"])
-    for images in (g(z, labels_for(g, len(expected))), g.decode(z, labels_for(g, len(expected)))):  # two ways to compute
-        torch.testing.assert_close(images[:, :, :: facts["step"], :: facts["step"]], expected, atol=3e-4, rtol=0)
+    for images in (
+        g(z, labels_for(g, len(expected))),
+        g.decode(z, labels_for(g, len(expected))),
+    ):  # two ways to compute
+        torch.testing.assert_close(
+            images[:, :, :: facts["step"], :: facts["step"]], expected, atol=3e-4, rtol=0
+        )
 
 
 def test_levels_and_sizes_follow_from_the_tensors(bigbigan: BigGAN, conditional: BigGAN) -> None:
@@ -92,17 +104,27 @@ def test_levels_and_sizes_follow_from_the_tensors(bigbigan: BigGAN, conditional:
 def test_shared_prefix_changes_no_image(conditional: BigGAN, first: int) -> None:
     anchors, others = conditional.sample_latents(range(3)), conditional.sample_latents(range(3), seed=1)
     views, labels = [anchors, [*anchors[:first], *others[first:]]], labels_for(conditional, 3)
-    for shared, alone in zip(conditional.decode_views(views, first, labels), [conditional(z, labels) for z in views], strict=True):
+    for shared, alone in zip(
+        conditional.decode_views(views, first, labels), [conditional(z, labels) for z in views], strict=True
+    ):
         torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("up", [True, False])
-@pytest.mark.parametrize(("channels", "out_channels", "size", "rows"), [(256, 32, 4, 3), (300, 16, 8, 2), (256, 64, 16, 1), (8, 8, 4, 2)])
-def test_convolutions_by_few_products(channels: int, out_channels: int, size: int, rows: int, up: bool) -> None:
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "size", "rows"),
+    [(256, 32, 4, 3), (300, 16, 8, 2), (256, 64, 16, 1), (8, 8, 4, 2)],
+)
+def test_convolutions_by_few_products(
+    channels: int, out_channels: int, size: int, rows: int, up: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     kernel = torch.randn(out_channels, channels, 3, 3, generator=generator) / channels**0.5
-    x = torch.randn(rows, channels, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
-    conv = Conv(kernel, size, up=up)
+    x = torch.randn(rows, channels, size, size, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
+    conv = Conv(channels, out_channels, size, up=up)
+    conv.load_state_dict({"kernel": kernel})
     expected = F.conv2d(F.interpolate(x, scale_factor=2) if up else x, kernel, padding=1)
     torch.testing.assert_close(conv(x), expected, atol=1e-4, rtol=0)
     with torch.no_grad():
@@ -112,8 +134,10 @@ def test_convolutions_by_few_products(channels: int, out_channels: int, size: in
 def test_strips_of_rows_and_images_change_nothing(bigbigan: BigGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     z = bigbigan.sample_latents(range(3))
     expected = bigbigan(z)
-    for name, value in {"_STRIP": 1 << 14, "_MIN_TILES": 5, "_CACHED": 1 << 16}.items():
-        monkeypatch.setattr(biggan, name, value)
+    monkeypatch.setattr(winograd, "_STRIP", 1 << 14)
+    monkeypatch.setattr(winograd, "_MIN_TILES", 5)
+    monkeypatch.setattr(biggan, "_SCORES", 1 << 13)
+    monkeypatch.setattr(biggan, "_CACHED", 1 << 16)
     torch.testing.assert_close(bigbigan(z), expected, atol=5e-5, rtol=0)
 
 
@@ -123,7 +147,9 @@ def test_other_weights_take_effect_and_caches_are_not_pickled(bigbigan: BigGAN) 
     z = g.sample_latents(range(2))
     before = g(z)
     assert len(pickle.dumps(g)) == size
-    g.load_state_dict({name: value * 0.5 if value.ndim == 4 else value for name, value in g.state_dict().items()})
+    g.load_state_dict(
+        {name: value * 0.5 if value.ndim == 4 else value for name, value in g.state_dict().items()}
+    )
     after = g(z)
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after, pickle.loads(pickle.dumps(g))(z), atol=1e-5, rtol=0)
@@ -134,7 +160,9 @@ def test_labels_are_drawn_and_returned(conditional: BigGAN) -> None:
     indices, views, targets = next(iter(source))
     assert torch.equal(targets, conditional.sample_labels(indices))
     assert targets.unique().numel() > 1
-    torch.testing.assert_close(views[0], conditional(conditional.sample_latents(indices), targets), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        views[0], conditional(conditional.sample_latents(indices), targets), atol=1e-5, rtol=0
+    )
 
 
 def test_one_label_folded_is_that_label_given(tensors: Tensors, conditional: BigGAN) -> None:
@@ -149,8 +177,8 @@ def test_one_label_folded_is_that_label_given(tensors: Tensors, conditional: Big
 
 def test_classes_differ(conditional: BigGAN) -> None:
     z = [value[:1].expand(2, -1) for value in conditional.sample_latents(range(1))]
-    one, other = conditional(z, torch.tensor([1, 2]))
-    assert (one - other).abs().mean() > 1e-3
+    first, second = conditional(z, torch.tensor([1, 2]))
+    assert (first - second).abs().mean() > 1e-3
 
 
 def test_gradients_reach_every_level(conditional: BigGAN) -> None:
@@ -162,8 +190,8 @@ def test_gradients_reach_every_level(conditional: BigGAN) -> None:
 def test_gradients_are_those_of_the_images(conditional: BigGAN) -> None:
     g, labels = load(filled(TINY)).double(), labels_for(conditional, 1)
     z = [value.double().requires_grad_() for value in g.sample_latents(range(1))]
-    made = torch.autograd.grad(g.decode(z, labels).double().sum(), z)
-    for level, gradient in enumerate(made):
+    gradients = torch.autograd.grad(g.decode(z, labels).double().sum(), z)
+    for level, gradient in enumerate(gradients):
         step = torch.zeros_like(z[level])
         step[0, 0] = 1e-3
         up, down = ([*z[:level], z[level] + sign * step, *z[level + 1 :]] for sign in (1, -1))
@@ -199,9 +227,13 @@ def test_epsilon_of_the_norms_follows_from_the_singular_values(tensors: Tensors)
 
 def test_other_spellings_are_read(tensors: Tensors, conditional: BigGAN) -> None:
     z, labels = conditional.sample_latents(range(2)), labels_for(conditional, 2)
-    own = {name.replace(".stored_", ".bn.stored_"): value for name, value in tensors.items()}
-    counters = {name.replace("stored_mean", "accumulation_counter"): torch.ones(1) for name in own if name.endswith("stored_mean")}
-    assert torch.equal(load(own | counters)(z, labels), conditional(z, labels))
+    mybn = {name.replace(".stored_", ".bn.stored_"): value for name, value in tensors.items()}
+    counters = {
+        name.replace("stored_mean", "accumulation_counter"): torch.ones(1)
+        for name in mybn
+        if name.endswith("stored_mean")
+    }
+    assert torch.equal(load(mybn | counters)(z, labels), conditional(z, labels))
     more = {name.replace(".u0", ".u1"): value for name, value in tensors.items() if name.endswith(".u0")}
     assert torch.equal(load(tensors | more)(z, labels), conditional(z, labels))
     half = {name: value.half() for name, value in tensors.items()}
@@ -234,21 +266,42 @@ def _with(name: str, make: Callable[[Tensor], Tensor]) -> Callable[[Tensors], Te
 
 BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "nothing": (lambda tensors: {}, "is missing"),
-    "another network": (lambda tensors: {"shared.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 3)}, "linear.weight is missing"),
+    "another network": (
+        lambda tensors: {"shared.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 3)},
+        "linear.weight is missing",
+    ),
     "a missing bias": (_without("blocks.1.0.conv2.bias"), "blocks.1.0.conv2.bias is missing"),
     "a missing vector": (_without("linear.u0"), "linear.u0 is missing"),
-    "no vectors": (lambda t: {name: value for name, value in t.items() if not name.endswith("u0")}, "u0 is missing"),
+    "no vectors": (
+        lambda t: {name: value for name, value in t.items() if not name.endswith("u0")},
+        "u0 is missing",
+    ),
     "no blocks": (_without("blocks."), "blocks.0.0.conv1.weight is missing"),
     "a missing block": (_without("blocks.1."), r"unknown blocks\.2"),
     "no output": (_without("output_layer."), "output_layer.0.stored_mean is missing"),
     "half an attention": (_without("blocks.1.1.phi"), "blocks.1.1.phi.weight is missing"),
     "attention without its first part": (_without("blocks.1.1.theta"), r"unknown blocks\.1\.1\.g"),
-    "more queries than values": (_with("blocks.1.1.theta.weight", lambda w: w.new_ones(99, w.shape[1], 1, 1)), "more than its"),
+    "more queries than values": (
+        _with("blocks.1.1.theta.weight", lambda w: w.new_ones(99, w.shape[1], 1, 1)),
+        "more than its",
+    ),
     "an unknown tensor": (_with("blocks.0.0.conv9.weight", torch.clone), "unknown blocks.0.0.conv9.weight"),
-    "a transposed matrix": (_with("linear.weight", lambda w: w.T.contiguous()), "made for another architecture"),
-    "another kernel": (_with("blocks.0.0.conv1.weight", lambda w: w[..., :1, :1]), "blocks.0.0.conv1.weight has shape"),
-    "too few channels": (_with("blocks.1.0.conv2.weight", lambda w: w[:-1]), "blocks.1.0.conv2.weight has shape"),
-    "no channels": (_with("blocks.0.0.conv1.weight", lambda w: w[:, :0]), "blocks.0.0.conv1.weight has shape"),
+    "a transposed matrix": (
+        _with("linear.weight", lambda w: w.T.contiguous()),
+        "made for another architecture",
+    ),
+    "another kernel": (
+        _with("blocks.0.0.conv1.weight", lambda w: w[..., :1, :1]),
+        "blocks.0.0.conv1.weight has shape",
+    ),
+    "too few channels": (
+        _with("blocks.1.0.conv2.weight", lambda w: w[:-1]),
+        "blocks.1.0.conv2.weight has shape",
+    ),
+    "no channels": (
+        _with("blocks.0.0.conv1.weight", lambda w: w[:, :0]),
+        "blocks.0.0.conv1.weight has shape",
+    ),
     "a number": (_with("shared.weight", lambda w: torch.tensor(1.0)), "shared.weight has shape"),
     "integers": (_with("linear.bias", lambda b: b.long()), "linear.bias holds torch.int64"),
     "a NaN": (_with("blocks.2.0.bn1.gain.weight", lambda w: w * float("nan")), "holds a NaN"),
@@ -256,17 +309,36 @@ BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "a negative variance": (_with("blocks.0.0.bn2.stored_var", lambda v: -v), "negative variances"),
     "a zero weight": (_with("blocks.0.0.conv1.weight", torch.zeros_like), "no singular value"),
     "a zero vector": (_with("linear.u0", torch.zeros_like), "no singular value"),
-    "an attention's gain of many": (_with("blocks.1.1.gamma", lambda g: torch.ones(2)), "blocks.1.1.gamma has shape"),
+    "an attention's gain of many": (
+        _with("blocks.1.1.gamma", lambda g: torch.ones(2)),
+        "blocks.1.1.gamma has shape",
+    ),
     "no square": (_with("linear.weight", lambda w: w[:-1]), "no square image"),
-    "nine blocks": (lambda t: t | {f"blocks.{i}.0.conv1.weight": t["blocks.2.0.conv1.weight"] for i in range(3, 9)}, "9 blocks"),
+    "nine blocks": (
+        lambda t: t | {f"blocks.{i}.0.conv1.weight": t["blocks.2.0.conv1.weight"] for i in range(3, 9)},
+        "9 blocks",
+    ),
     "BigGAN-deep": (_with("blocks.0.0.conv4.weight", torch.clone), "BigGAN-deep"),
     "z in one piece": (
-        lambda t: t | {k: v[:, :16] for k, v in t.items() if k.endswith((".gain.weight", "0.bn1.bias.weight", "0.bn2.bias.weight"))},
+        lambda t: (
+            t
+            | {
+                k: v[:, :16]
+                for k, v in t.items()
+                if k.endswith((".gain.weight", "0.bn1.bias.weight", "0.bn2.bias.weight"))
+            }
+        ),
         "without hierarchical z",
     ),
-    "synchronised norms": (lambda t: {k.replace(".stored_", ".bn.running_"): v for k, v in t.items()}, "--cross_replica"),
-    "a discriminator": (lambda t: {"blocks.0.0.conv1.weight": torch.ones(8, 3, 3, 3), "embed.weight": torch.ones(5, 8)}, "shared"),
-}  # fmt: skip
+    "synchronised norms": (
+        lambda t: {k.replace(".stored_", ".bn.running_"): v for k, v in t.items()},
+        "--cross_replica",
+    ),
+    "a discriminator": (
+        lambda t: {"blocks.0.0.conv1.weight": torch.ones(8, 3, 3, 3), "embed.weight": torch.ones(5, 8)},
+        "shared",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -291,3 +363,30 @@ def test_it_is_frozen_and_moves(tensors: Tensors) -> None:
     assert not any(parameter.requires_grad for parameter in g.parameters())
     moved = g.to("meta")
     assert moved(moved.sample_latents(range(2))).shape == (2, 3, 32, 32)
+
+
+def test_a_random_network_needs_no_file() -> None:
+    config = BigGANConfig(channels=(64, 32, 16), chunk=5, attention={8: (4, 16)}, num_classes=3, embedding=6)
+    g = BigGAN(config)
+    z, labels = g.sample_latents(range(4)), g.sample_labels(range(4))
+    images = g(z, labels)
+    assert images.shape == (4, 3, 16, 16)
+    assert images.std() > 0.05
+    torch.testing.assert_close(images, g.decode(z, labels), atol=1e-4, rtol=0)
+    assert not any(parameter.requires_grad for parameter in g.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": (8,)},
+        {"channels": (8, 0)},
+        {"attention": {4: (1, 1)}},
+        {"attention": {8: (3, 2)}},
+        {"num_classes": 2},
+        {"embedding": 2},
+    ],
+)
+def test_a_config_fits_together(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="does not fit together"):
+        BigGANConfig(**({"channels": (8, 8), "attention": {}} | changes))

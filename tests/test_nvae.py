@@ -99,9 +99,16 @@ def test_goldens_are_of_both_layouts() -> None:
 
 def test_checkpoint_files_load(serezd: Checkpoint, nvlabs: Checkpoint, tmp_path: Path) -> None:
     counter = {"a.num_batches_tracked": torch.tensor(7)}
-    torch.save({"configuration": serezd.facts, "state_dict": serezd.tensors | counter, "epoch": 3}, tmp_path / "last.pt")
+    torch.save(
+        {"configuration": serezd.facts, "state_dict": serezd.tensors | counter, "epoch": 3},
+        tmp_path / "last.pt",
+    )
     args = {name: value for name, value in nvlabs.facts.items() if name != "arch_instance"}
-    content = {"args": argparse.Namespace(**args), "arch_instance": nvlabs.facts["arch_instance"], "state_dict": nvlabs.tensors}
+    content = {
+        "args": argparse.Namespace(**args),
+        "arch_instance": nvlabs.facts["arch_instance"],
+        "state_dict": nvlabs.tensors,
+    }
     torch.save(content, tmp_path / "checkpoint.pt")
     for name, checkpoint in (("last.pt", serezd), ("checkpoint.pt", nvlabs)):
         expected = load_nvae(checkpoint)
@@ -153,7 +160,9 @@ def test_serezds_facts_that_do_not_fit_are_one_clear_error(serezd: Checkpoint, f
         load_nvae(changed(serezd, **facts))
 
 
-@pytest.mark.parametrize("facts", [{}, [], None, {"autoencoder": 3}, {"autoencoder": {}, "resolution": [1, 32, 32]}], ids=str)
+@pytest.mark.parametrize(
+    "facts", [{}, [], None, {"autoencoder": 3}, {"autoencoder": {}, "resolution": [1, 32, 32]}], ids=str
+)
 def test_garbage_for_facts_is_one_clear_error(serezd: Checkpoint, nvlabs: Checkpoint, facts: Any) -> None:
     for checkpoint in (serezd, nvlabs):
         with pytest.raises(WeightsError, match="no valid configuration"):
@@ -166,7 +175,9 @@ def test_wrong_tensors_are_one_clear_error(nvlabs: Checkpoint) -> None:
         load_nvae(dataclasses.replace(nvlabs, tensors=changed))
 
     weight = nvlabs.tensors["stem.weight"]
-    load(**{"stem.num_batches_tracked": torch.tensor(1), "dec_tower.0.conv.weight_normalized": torch.zeros(1)})  # of no use, and harmless
+    load(
+        **{"stem.num_batches_tracked": torch.tensor(1), "dec_tower.0.conv.weight_normalized": torch.zeros(1)}
+    )  # of no use, and harmless
     with pytest.raises(WeightsError, match=r"missing stem\.weight; unknown none"):
         load(**{"stem.weight": None})
     with pytest.raises(WeightsError, match="missing none; unknown extra"):
@@ -182,11 +193,23 @@ def test_wrong_tensors_are_one_clear_error(nvlabs: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [{"groups": [10**9]}, {"groups": "x"}, {"extra": 1}, {"cells": {}}, {"image_size": 33}, {"head": "cauchy"}]
+    "damage",
+    [
+        {"groups": [10**9]},
+        {"groups": "x"},
+        {"extra": 1},
+        {"cells": {}},
+        {"image_size": 33},
+        {"head": "cauchy"},
+    ],
 )
-def test_a_damaged_configuration_of_our_own_is_one_clear_error(tiny: NVAE, tmp_path: Path, damage: dict[str, Any]) -> None:
+def test_a_damaged_configuration_of_our_own_is_one_clear_error(
+    tiny: NVAE, tmp_path: Path, damage: dict[str, Any]
+) -> None:
     config = dataclasses.asdict(TINY) | damage
-    write_safetensors(tmp_path / "w.safetensors", tiny.state_dict(), tiny.metadata() | {"config": json.dumps(config)})
+    write_safetensors(
+        tmp_path / "w.safetensors", tiny.state_dict(), tiny.metadata() | {"config": json.dumps(config)}
+    )
     with pytest.raises(WeightsError, match="no valid configuration"):
         NVAE.load(tmp_path / "w.safetensors")
 

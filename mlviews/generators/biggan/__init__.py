@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mlviews.generators.biggan.network import BigGAN
+from mlviews.generators.biggan.network import BigGAN, BigGANConfig
 
-__all__ = ["BigGAN"]
+__all__ = ["BigGAN", "BigGANConfig"]

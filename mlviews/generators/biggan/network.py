@@ -1,17 +1,21 @@
-"""BigGAN (Brock et al. 2019) and BigBiGAN's generator (Donahue & Simonyan 2019): one latent per level, "hierarchical z".
+"""BigGAN (Brock et al. 2019) and BigBiGAN's generator (Donahue & Simonyan 2019): one latent per level.
 
-The first chunk of z makes a 4x4 image of features through a linear layer. Every later chunk, after the embedding of the class,
-sets scale and shift of the two batch norms of one residual block, which doubles the resolution; one or more blocks end
-in self-attention (Zhang et al. 2019).
+This is their "hierarchical z". The first chunk of z makes a 4x4 image of features through a linear layer.
+Every later chunk, after the embedding of the class, sets scale and shift of the two batch norms of one
+residual block, which doubles the resolution; one or more blocks end in self-attention (Zhang et al. 2019).
 
-What does not depend on the latents is folded once, when the weights are read: spectral norms into the weights; the norms'
-statistics, the biases before them and (where there is one class) the class into the linear map from a latent to scales and
-shifts; the attention's gain into its output. What remains is computed channels-last; how, is in :class:`Conv`.
+What does not depend on the latents is folded once, when the weights are read
+(:mod:`mlviews.generators.biggan.reading`): spectral norms into the weights; the norms' statistics, the biases
+before them and (where there is one class) the class into the linear map from a latent to scales and shifts;
+the attention's gain into its output. What remains is computed channels-last; how, is in :class:`Conv`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,12 +25,46 @@ from torch import Tensor, nn
 from mlviews.generators import winograd
 from mlviews.generators.base import MLVGM, Latents, Level
 
-_STRIP = 1 << 20  # values of a strip of tiles: more would not stay in the processor's cache
-_MIN_TILES = 96  # in a strip: fewer would read the weights too often
+_SCORES = 1 << 19  # scores of an attention that a CPU works on at a time: more would not stay in its cache
 _CACHED = 1 << 22  # values of the activations that a CPU works on at a time
 
 
-# -- layers --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class BigGANConfig:
+    """Architecture of a :class:`BigGAN`; the default is BigBiGAN's, for 128 pixels."""
+
+    channels: tuple[int, ...] = (1536, 1536, 768, 384, 192, 96)  # after each level: at 4, 8, 16, ... pixels
+    chunk: int = 20  # scalars of each level's latent
+    # Where attention comes, by the pixels of one side -> channels of its queries (and keys), and of its
+    # values.
+    attention: dict[int, tuple[int, int]] = dataclasses.field(default_factory=lambda: {64: (24, 96)})
+    bottom: int = 4  # pixels of one side after the first level
+    num_classes: int = 0  # 0 where one class, or none, is folded into the weights
+    embedding: int = 0  # values of a class's embedding; 0 without classes
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError unless the parts fit together."""
+        counts = [*self.channels, self.chunk, self.bottom]
+        for widths in self.attention.values():
+            counts += widths
+        fits = (
+            len(self.channels) >= 2
+            and min(counts) >= 1
+            and set(self.attention) <= set(self.sizes[1:])
+            and all(queries <= values for queries, values in self.attention.values())
+            and min(self.num_classes, self.embedding) >= 0
+            and (self.num_classes == 0) == (self.embedding == 0)
+        )
+        if not fits:
+            raise ValueError(f"{self} does not fit together.")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Pixels of one side after each level."""
+        return [self.bottom << level for level in range(len(self.channels))]
+
+
+# -- layers
 
 
 def fast(x: Tensor) -> bool:
@@ -37,293 +75,350 @@ def fast(x: Tensor) -> bool:
 
 
 def to_last(x: Tensor) -> Tensor:
-    """``[B, C, H, W]`` in channels-last layout as contiguous ``[B, H, W, C]``."""
+    """Return ``[B, C, H, W]`` in channels-last layout as contiguous ``[B, H, W, C]``."""
     return x.permute(0, 2, 3, 1)
 
 
 def to_first(x: Tensor) -> Tensor:
-    """``[B, H, W, C] -> [B, C, H, W]``, whose layout is then channels-last."""
+    """Return ``[B, H, W, C]`` as ``[B, C, H, W]``, whose layout is then channels-last."""
     return x.permute(0, 3, 1, 2)
 
 
-class Conv(nn.Module):
-    """A 3x3 convolution ``[B, C, H, W] -> [B, C', H, W]``; with ``up``, after upsampling to nearest neighbours, ``-> [B, C', 2H, 2W]``.
+def _random(*shape: int) -> nn.Parameter:
+    """Return random weights that keep the variance of what they are applied to; kernels channels-last.
 
-    In float32 on a CPU, where products of matrices are what costs, it takes as few as it can (minimal filtering, Winograd 1980),
-    unless there are so few channels that the sums around them cost more. Everywhere else it is the library's convolution, with
-    the upsampling merged into it: a transposed convolution of 4x4 taps and stride 2.
+    On the meta device, where a draw has no result but costs seconds of imports, nothing is drawn.
+    """
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    weights = torch.empty(shape, memory_format=layout)
+    if not weights.is_meta:
+        weights.normal_(std=weights[0].numel() ** -0.5)
+    return nn.Parameter(weights)
+
+
+class Linear(nn.Linear):
+    """A linear map, ``[..., I] -> [..., O]``, with the initial values of :func:`_random`."""
+
+    def reset_parameters(self) -> None:
+        self.weight = _random(*self.weight.shape)
+        self.bias = nn.Parameter(torch.zeros(self.out_features))
+
+
+class Conv(nn.Module):
+    """A 3x3 convolution ``[B, C, H, W] -> [B, C', H, W]``.
+
+    With ``up``, it comes after upsampling to nearest neighbors: ``-> [B, C', 2H, 2W]``.
+
+    In float32 on a CPU, where products of matrices are what costs, it takes as few as it can (minimal
+    filtering, Winograd 1980), unless there are so few channels that the sums around them cost more.
+    Everywhere else it is the library's convolution, with the upsampling merged into it: a transposed
+    convolution of 4x4 taps and stride 2.
 
     Args:
-        kernel: float32 ``[C', C, 3, 3]``.
+        channels: C.
+        out_channels: C'.
         size: H and W of the input.
-        up: upsample first.
+        up: whether to upsample first.
     """
 
-    def __init__(self, kernel: Tensor, size: int, *, up: bool = False) -> None:
+    def __init__(self, channels: int, out_channels: int, size: int, *, up: bool = False) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(kernel.contiguous(memory_format=torch.channels_last))
+        self.kernel = _random(out_channels, channels, 3, 3)
         self.up = up
-        self.tiled = kernel.shape[1] >= 256 if up else kernel.shape[1] >= 64 and size % winograd.TILE == 0
-        self._made: dict[str, Tensor] = {}  # the kernel as either way takes it, made when it is first needed
+        self.filtered = channels >= 256 if up else channels >= 64 and size % winograd.TILE == 0
+        # The kernel as either way takes it, made when it is first needed.
+        self._forms: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.tiled and fast(x):
+        if self.filtered and fast(x):
             return self._filter(x)
-        if not self.up:
-            return F.conv2d(x, self.kernel, padding=1)
-        # An output before or after a pixel's middle sees it and one neighbour: (a, b + c) or (a + b, c) of the taps (a, b, c).
-        axis = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
-        merged = self._keep("merged", lambda: _on_both_axes(axis, self.kernel.transpose(0, 1)))
-        return F.conv_transpose2d(x, merged, stride=2, padding=1)
+        if self.up:
+            return F.conv_transpose2d(x, self._form("merged", self._merged), stride=2, padding=1)
+        return F.conv2d(x, self.kernel, padding=1)
 
     def _filter(self, x: Tensor) -> Tensor:
-        """Linear forms of every tile of inputs, a product of matrices for each form, and linear forms of the results."""
-        weight, gather, combine = (self._keep(name, make) for name, make in self._forms().items())
-        (forms, channels, out_channels), pixels = weight.shape, len(combine)
-        side, made, step = int(gather.shape[1] ** 0.5), int(pixels**0.5), 1 if self.up else winograd.TILE
-        padded = F.pad(to_last(x), (0, 0, 1, 1, 1, 1))
-        images, down, across = len(x), x.shape[2] // step, x.shape[3] // step
-        row, column = padded.stride()[1:3]
-        shape = (side, side, images, down, across, channels)
-        tiles = padded.as_strided(shape, (row, column, padded.stride(0), row * step, column * step, 1))
-        whole = x.new_empty(images, down, made, across, made, out_channels)
-        pixel_of = whole.permute(2, 4, 0, 1, 3, 5)
-
-        most = max(
-            _STRIP // (forms * max(channels, out_channels)), _MIN_TILES
-        )  # tiles in a strip: of some images, or of one's rows
-        together, rows = max(most // (down * across), 1), max(min(most // across, down), 1)
-        sizes = (side**2 * channels, forms * channels, forms * out_channels, pixels * out_channels)
-        room = [x.new_empty(size * min(together, images) * rows * across) for size in sizes]
-        for first in range(0, images, together):
-            for top in range(0, down, rows):
-                part = (slice(None), slice(None), slice(first, first + together), slice(top, top + rows))
-                strip = tiles[part]
-                n = strip[0, 0, ..., 0].numel()
-                gathered, formed, mixed, combined = (
-                    buffer[: size * n] for buffer, size in zip(room, sizes, strict=True)
-                )
-                gathered.view(strip.shape).copy_(strip)
-                torch.mm(gather, gathered.view(side**2, -1), out=formed.view(forms, -1))
-                torch.bmm(formed.view(forms, n, -1), weight, out=mixed.view(forms, n, -1))
-                torch.mm(combine, mixed.view(forms, -1), out=combined.view(pixels, -1))
-                pixel_of[part].copy_(combined.view(pixel_of[part].shape))
-        return to_first(whole.view(images, down * made, across * made, out_channels))
-
-    def _forms(self) -> dict[str, Callable[[], Tensor]]:
-        """The weights of the products ``[forms, C, C']``, and of the forms of a tile and of the results."""
-        if not self.up:
-            return {
-                "weight": lambda: winograd.weight_forms(self.kernel).transpose(1, 2).contiguous(),
-                "gather": winograd.input_forms,
-                "combine": winograd.output_forms,
-            }
-        # Along an axis, the outputs before and after the middle of x[i] are S x[i] - a (x[i] - x[i-1]) and S x[i] + c (x[i+1] - x[i])
-        # with S = a + b + c: three products for two outputs, where the merged kernel takes four.
-        axis = ((1, 0, 0), (1, 1, 1), (0, 0, 1))
-        differences, sums = (
-            torch.tensor(matrix, dtype=torch.float32, device="cpu")
-            for matrix in (((1, -1, 0), (0, 1, 0), (0, -1, 1)), ((1, 1, 0), (0, 1, 1)))
+        """Take linear forms of all tiles, a product of matrices for each form, and forms of the results."""
+        if self.up:
+            weight, gather, combine = self._weight_up, _gather_up, _combine_up
+            step = 1
+        else:
+            weight, gather, combine = self._weight, winograd.input_forms, winograd.output_forms
+            step = winograd.TILE
+        padded = F.pad(to_last(x), (0, 0, 1, 1, 1, 1))  # [B, H + 2, W + 2, C]
+        filtered = winograd.convolve_last(
+            padded,
+            self._form("weight", weight),
+            self._form("gather", gather),
+            self._form("combine", combine),
+            step,
         )
-        return {
-            "weight": lambda: _on_both_axes(axis, self.kernel).permute(2, 3, 1, 0).flatten(0, 1).contiguous(),
-            "gather": lambda: torch.kron(differences, differences),
-            "combine": lambda: torch.kron(sums, sums),
-        }
+        return to_first(filtered)
 
-    def _keep(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        if name not in self._made:  # whole and plain, whatever mode it happens to be made in
-            where = self.kernel.device.type
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.autocast(where if where != "meta" else "cpu", enabled=False),
-            ):
-                self._made[name] = make()
-        return self._made[name]
+    # What follows from the kernel.
+
+    def _merged(self) -> Tensor:
+        """Return the kernel with the upsampling before it, ``[C, C', 4, 4]``."""
+        # An output before or after a pixel's middle sees it and one neighbor: (a, b + c) or (a + b, c) of
+        # the taps (a, b, c).
+        axis = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
+        return _on_both_axes(axis, self.kernel.transpose(0, 1))
+
+    def _weight(self) -> Tensor:
+        """Return the weights of the products of minimal filtering, ``[36, C, C']``."""
+        return winograd.weight_forms(self.kernel).transpose(1, 2).contiguous()
+
+    def _weight_up(self) -> Tensor:
+        """Return the weights of the products after upsampling, ``[9, C, C']``.
+
+        Along an axis, the outputs before and after the middle of x[i] are ``S x[i] - a (x[i] - x[i-1])`` and
+        ``S x[i] + c (x[i+1] - x[i])`` with ``S = a + b + c``: three products for two outputs, where the
+        merged kernel takes four.
+        """
+        axis = ((1, 0, 0), (1, 1, 1), (0, 0, 1))
+        return _on_both_axes(axis, self.kernel).permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+
+    def _form(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what ``make`` makes, which is kept from the first time on."""
+        if name not in self._forms:
+            kind = self.kernel.device.type
+            autocast = torch.autocast("cpu" if kind == "meta" else kind, enabled=False)
+            # Whole and plain, whatever mode it happens to be made in.
+            with torch.inference_mode(False), torch.no_grad(), autocast:
+                self._forms[name] = make()
+        return self._forms[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": {}}
+        return {**self.__dict__, "_forms": {}}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Conv:
-        self._made = {}  # from now on elsewhere, or in another precision
+        self._forms = {}  # from now on elsewhere, or in another precision
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
 def _forget(conv: Conv, _: Any) -> None:
-    """After other weights were loaded."""
-    conv._made = {}
+    """Forget what followed from the weights, after others were loaded."""
+    conv._forms = {}
+
+
+def _gather_up() -> Tensor:
+    """Return the forms of a pixel and its neighbors: itself, and differences, on both axes: ``[9, 9]``."""
+    differences = torch.tensor(((1, -1, 0), (0, 1, 0), (0, -1, 1)), dtype=torch.float32, device="cpu")
+    return torch.kron(differences, differences)
+
+
+def _combine_up() -> Tensor:
+    """Return what makes the 2x2 pixels from the products, ``[4, 9]``."""
+    sums = torch.tensor(((1, 1, 0), (0, 1, 1)), dtype=torch.float32, device="cpu")
+    return torch.kron(sums, sums)
 
 
 def _on_both_axes(matrix: tuple[tuple[int, ...], ...], kernel: Tensor) -> Tensor:
-    """``[.., .., 3, 3] -> [.., .., p, p]``: the matrix ``[p, 3]`` applied to the kernel's columns and rows."""
+    """Apply the matrix ``[p, 3]`` to columns and rows of the kernel: ``[.., .., 3, 3] -> [.., .., p, p]``."""
     axis = torch.tensor(matrix, dtype=kernel.dtype, device=kernel.device)
     return (axis @ kernel @ axis.T).contiguous(memory_format=torch.channels_last)
 
 
 class Attention(nn.Module):
-    """Self-attention on an image, ``[B, C, H, W] -> [B, C, H, W]``: every pixel asks, every 2x2 pixels answer (Zhang et al. 2019).
+    """Self-attention on an image, ``[B, C, H, W] -> [B, C, H, W]`` (Zhang et al. 2019).
+
+    Every pixel has a query; every 2x2 pixels have a key and a value.
 
     Args:
-        query: weight of the queries ``[Q, C]``.
-        answer: weights of keys and values ``[Q + V, C]``.
-        outer: weight of the output ``[C, V]``.
+        channels: C.
+        queries: channels of a query and of a key, Q.
+        values: channels of a value, V.
     """
 
-    def __init__(self, query: Tensor, answer: Tensor, outer: Tensor) -> None:
+    def __init__(self, channels: int, queries: int, values: int) -> None:
         super().__init__()
-        self.query, self.answer, self.outer = nn.Parameter(query), nn.Parameter(answer), nn.Parameter(outer)
+        self.query = _random(queries, channels)
+        self.answer = _random(queries + values, channels)  # keys, then values
+        self.outer = _random(channels, values)
 
     def forward(self, x: Tensor) -> Tensor:
         last = to_last(x)
         queries, values = len(self.query), self.outer.shape[1]
         query = F.linear(last, self.query).flatten(1, 2)  # [B, H W, Q]
-        answer = to_last(F.max_pool2d(to_first(F.linear(last, self.answer)), 2)).flatten(1, 2)
-        key, value = answer.split([queries, values], dim=2)  # [B, H W / 4, Q], [B, H W / 4, V]
+        answer = F.max_pool2d(to_first(F.linear(last, self.answer)), 2)  # [B, Q + V, H / 2, W / 2]
+        key, value = (
+            to_last(answer).flatten(1, 2).split([queries, values], dim=2)
+        )  # [B, H W / 4, Q], [B, H W / 4, V]
         if fast(x):
-            seen = _attend(query, key, value)
-        else:  # the fused kernels want queries as long as values
+            attended = _attend(query, key, value)
+        else:
+            # The fused kernels want queries as long as values.
             query, key = (F.pad(part, (0, values - queries)) for part in (query, key))
-            seen = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)[
-                :, 0
-            ]
-        return x + to_first(F.linear(seen, self.outer).view(last.shape))
+            heads = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
+            attended = heads[:, 0]  # [B, H W, V]
+        return x + to_first(F.linear(attended, self.outer).view(last.shape))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax of ``[B, N, Q]`` times ``[B, M, Q]`` over M, times ``[B, M, V]``, as many rows at a time as the cache holds scores for."""
-    seen = query.new_empty(*query.shape[:2], value.shape[2])
-    rows = max((_STRIP // 2) // key.shape[1], 1)
-    room = query.new_empty(rows, key.shape[1])
-    for q, k, v, out in zip(query, key.transpose(1, 2).contiguous(), value.contiguous(), seen, strict=True):
-        for part, into in zip(q.split(rows), out.split(rows), strict=True):
-            scores = torch.mm(part, k, out=room[: len(part)])
-            torch.mm(torch.softmax(scores, dim=1, out=scores), v, out=into)
-    return seen
+    """Return the softmax of ``[B, N, Q]`` times ``[B, M, Q]`` over M, times ``[B, M, V]``: ``[B, N, V]``.
+
+    It takes as many rows at a time as the cache holds scores for.
+    """
+    attended = query.new_empty(*query.shape[:2], value.shape[2])
+    rows = max(_SCORES // key.shape[1], 1)
+    buffer = query.new_empty(rows, key.shape[1])
+    samples = zip(query, key.transpose(1, 2).contiguous(), value.contiguous(), attended, strict=True)
+    for sample_query, sample_key, sample_value, out in samples:
+        for part, part_out in zip(sample_query.split(rows), out.split(rows), strict=True):
+            scores = torch.mm(part, sample_key, out=buffer[: len(part)])
+            torch.mm(torch.softmax(scores, dim=1, out=scores), sample_value, out=part_out)
+    return attended
 
 
 class First(nn.Module):
-    """Level 0: ``z [B, d] -> [B, C, s, s]``, a linear map."""
+    """Level 0: ``z [B, d] -> [B, C, s, s]``, a linear map, with outputs in channels-last order.
 
-    def __init__(self, weight: Tensor, bias: Tensor, channels: int) -> None:
+    Args:
+        chunk: d.
+        channels: C.
+        size: s.
+    """
+
+    def __init__(self, chunk: int, channels: int, size: int) -> None:
         super().__init__()
-        size = int((len(bias) // channels) ** 0.5)
         self.shape = (size, size, channels)
-        # Rows in the order of the channels-last output.
-        self.weight = nn.Parameter(
-            weight.view(channels, size * size, -1).transpose(0, 1).reshape(weight.shape)
-        )
-        self.bias = nn.Parameter(bias.view(channels, -1).T.reshape(-1))
+        self.weight = _random(size * size * channels, chunk)
+        self.bias = nn.Parameter(torch.zeros(size * size * channels))
 
     def forward(self, z: Tensor, state: None) -> Tensor:
         return to_first(F.linear(z, self.weight, self.bias).view(-1, *self.shape))
 
 
 class Block(nn.Module):
-    """Every other level: ``z [B, d], state [B, C, H, W] -> [B, C', 2H, 2W]``, a residual block, and the attention after it.
+    """Every other level, a residual block: ``z [B, d], state [B, C, H, W] -> [B, C', 2H, 2W]``.
 
-    Twice norm, ReLU and 3x3 convolution, beside a 1x1 convolution, which commutes with the upsampling and comes before it.
+    Twice norm, ReLU and 3x3 convolution, beside a 1x1 convolution, which commutes with the upsampling and
+    comes before it. The first convolution upsamples. Neither has a bias: the first one's is part of the
+    second norm's shift, the second one's of the shortcut's.
 
     Args:
-        style: weight and bias of the linear map from a latent (after the class's embedding, if it has one) to scale and shift
-            of the first norm (C each) and of the second (C' each), with all else that a norm does folded in.
-        conv1: upsamples.
-        conv2: without bias.
-        shortcut: weight ``[C', C]`` and bias of the 1x1 convolution; the bias is also conv2's.
-        attention: or None.
-        head: what follows the block, if it is the last one.
+        dim: d, values of a latent, after the class's embedding if it has one.
+        channels: C.
+        out_channels: C'.
+        size: H and W.
+        attention: self-attention on the output, or None.
+        head: what makes images of the last block's output; None for all others.
     """
 
     def __init__(
         self,
-        style: tuple[Tensor, Tensor],
-        conv1: Conv,
-        conv2: Conv,
-        shortcut: tuple[Tensor, Tensor],
+        dim: int,
+        channels: int,
+        out_channels: int,
+        size: int,
         attention: Attention | None,
         head: Head | None,
     ) -> None:
         super().__init__()
-        self.style = _linear(*style)
-        self.conv1, self.conv2 = conv1, conv2
-        self.shortcut = _linear(*shortcut)
-        self.after = nn.ModuleList(module for module in (attention, head) if module is not None)
-        out_channels, channels = shortcut[0].shape
+        # To scale and shift of the first norm (C each) and of the second (C' each), with all else that a norm
+        # does folded in.
         self.splits = [channels, channels, out_channels, out_channels]
+        self.style = Linear(dim, sum(self.splits))
+        if not self.style.bias.is_meta:
+            scale1, _, scale2, _ = self.style.bias.detach().split(self.splits)
+            scale1.fill_(1)
+            scale2.fill_(1)
+        self.conv1 = Conv(channels, out_channels, size, up=True)
+        self.conv2 = Conv(out_channels, out_channels, 2 * size)
+        self.shortcut = Linear(channels, out_channels)
+        self.attention = attention
+        self.head = head
 
     def forward(self, z: Tensor, state: Tensor) -> Tensor:
-        style = self.style(z)
+        style = self.style(z)  # [B, 2 C + 2 C']
         if not fast(state):
             return self._forward(style, state)
-        # Some images at a time: their activations stay in the cache, and a batch takes no more memory than they do.
-        count = max(_CACHED // (4 * state.shape[2] * state.shape[3] * max(self.splits)), 1)
-        made = [self._forward(*part) for part in zip(style.split(count), state.split(count), strict=True)]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        # Some images at a time: their activations stay in the cache, and a batch takes no more memory than
+        # they do.
+        values = 4 * state.shape[2] * state.shape[3] * max(self.splits)
+        count = max(_CACHED // values, 1)
+        parts = [self._forward(*part) for part in zip(style.split(count), state.split(count), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _forward(self, style: Tensor, x: Tensor) -> Tensor:
         scale1, shift1, scale2, shift2 = style[:, :, None, None].split(self.splits, dim=1)
-        h: Tensor = self.conv1(torch.addcmul(shift1, x, scale1).relu_())
+        h: Tensor = self.conv1(torch.addcmul(shift1, x, scale1).relu_())  # [B, C', 2H, 2W]
         h = self.conv2(torch.addcmul(shift2, h, scale2).relu_())
-        low = self.shortcut(to_last(x))
+        # Each pixel of the shortcut is added to the 2x2 pixels that upsampling would make of it.
+        low = self.shortcut(to_last(x))  # [B, H, W, C']
         rows, columns = low.shape[1:3]
         h = h.contiguous(memory_format=torch.channels_last)  # as it is, unless the library chose otherwise
         to_last(h).view(len(x), rows, 2, columns, 2, -1).add_(low[:, :, None, :, None])
-        for module in self.after:
-            h = module(h)
+        if self.attention is not None:
+            h = self.attention(h)
+        if self.head is not None:
+            h = self.head(h)
         return h
 
 
 class Head(nn.Module):
-    """After the last block: norm, ReLU, 3x3 convolution and tanh, ``[B, C, H, W] -> [B, 3, H, W]`` in [0, 1]."""
+    """After the last block: norm, ReLU, 3x3 convolution and tanh, ``[B, C, H, W] -> [B, 3, H, W]`` in [0, 1].
 
-    def __init__(self, scale: Tensor, shift: Tensor, kernel: Tensor, bias: Tensor) -> None:
+    As ``(tanh(x) + 1) / 2 = sigmoid(2 x)``, kernel and bias are twice those of the convolution.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.scale, self.shift = nn.Parameter(scale[:, None, None]), nn.Parameter(shift[:, None, None])
-        # (tanh(x) + 1) / 2 = sigmoid(2 x)
-        self.kernel = nn.Parameter((2 * kernel).contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Parameter(2 * bias)
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.kernel = _random(3, channels, 3, 3)
+        self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.addcmul(self.shift, x, self.scale).relu_()
-        if fast(x):  # the library is slow with so few outputs: a product for each tap, then shifted sums
-            taps = self.kernel.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        if fast(x):
+            # The library is slow with so few outputs: a product for each tap, then shifted sums.
+            taps = self.kernel.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # [27, C]
             products = taps @ to_last(x).flatten(1, 2).transpose(1, 2)  # [B, 27, H W]
-            made = F.fold(products, x.shape[2:], 3, padding=1) + self.bias[:, None, None]
+            image = F.fold(products, x.shape[2:], 3, padding=1) + self.bias[:, None, None]
         else:
-            made = F.conv2d(x, self.kernel, self.bias, padding=1)
-        return made.float().sigmoid()
+            image = F.conv2d(x, self.kernel, self.bias, padding=1)
+        return image.float().sigmoid()
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], len(weight), device="meta")
-    made.weight, made.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return made
-
-
-# -- the generator -------------------------------------------------------------------------------------------------
+# -- the generator
 
 
 class BigGAN(MLVGM):
-    """BigGAN's or BigBiGAN's generator; made by :meth:`from_checkpoint`.
+    """BigGAN's or BigBiGAN's generator, with random weights.
+
+    :func:`mlviews.generators.biggan.reading.load` makes one of a file's weights.
 
     Levels: ``4x4`` (the linear layer), then one for each block, by the resolution it ends with.
+
+    Args:
+        config: the architecture; None for BigBiGAN's.
     """
 
-    def __init__(self, blocks: list[nn.Module], chunk: int, classes: Tensor | None) -> None:
-        first = blocks[0]
-        assert isinstance(first, First)
-        sizes = [first.shape[0] << index for index in range(len(blocks))]
-        levels = [Level(f"{size}x{size}", (chunk,)) for size in sizes]
-        super().__init__(
-            blocks, levels, (3, sizes[-1], sizes[-1]), num_classes=0 if classes is None else len(classes)
-        )
-        self.classes = None if classes is None else nn.Parameter(classes)  # [N, embedding]
+    def __init__(self, config: BigGANConfig | None = None) -> None:
+        config = config or BigGANConfig()
+        blocks: list[nn.Module] = [First(config.chunk, config.channels[0], config.bottom)]
+        for (channels, out_channels), (size, out_size) in zip(
+            pairwise(config.channels), pairwise(config.sizes), strict=True
+        ):
+            widths = config.attention.get(out_size)
+            attention = None if widths is None else Attention(out_channels, *widths)
+            head = Head(out_channels) if out_size == config.sizes[-1] else None
+            dim = config.embedding + config.chunk
+            blocks.append(Block(dim, channels, out_channels, size, attention, head))
+        levels = [Level(f"{size}x{size}", (config.chunk,)) for size in config.sizes]
+        image_shape = (3, config.sizes[-1], config.sizes[-1])
+        super().__init__(blocks, levels, image_shape, num_classes=config.num_classes)
+        self.config = config
+        self.classes = _random(config.num_classes, config.embedding) if config.num_classes else None
 
     def condition(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
-        """The chunks of z; all but the first after the embedding of the class, where there are classes."""
+        """Return the chunks of z; all but the first come after the class's embedding, where it has one."""
         if self.classes is None or labels is None:
             return list(latents)
-        embedding = self.classes[labels]
+        embedding = self.classes[labels]  # [B, embedding]
         return [latents[0], *(torch.cat([embedding, z], dim=1) for z in latents[1:])]

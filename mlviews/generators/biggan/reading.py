@@ -1,241 +1,318 @@
-"""Files of BigGAN and BigBiGAN, translated into the weights of :class:`mlviews.generators.biggan.network.BigGAN`."""
+"""Files of BigGAN and BigBiGAN, translated into the weights of :mod:`mlviews.generators.biggan.network`.
+
+Sizes come from the tensors: such a file says nothing of itself. What does not depend on the latents is folded
+    here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlviews.checks import integer, is_number
 from mlviews.errors import WeightsError, listing
-from mlviews.generators.biggan.network import Attention, BigGAN, Block, Conv, First, Head
+from mlviews.generators.biggan.network import BigGAN, BigGANConfig
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.reader import Reader
 
-# Added to the variances of the blocks' norms, and in no file: TFHub's weights were trained with the first, BigGAN-PyTorch trains
-# with the second. The norm before the output has the second in both.
+# Added to the variances of the blocks' norms, and in no file: TFHub's weights were trained with the first,
+# BigGAN-PyTorch trains with the second. The norm before the output has the second in both.
 HUB_EPS, TORCH_EPS = 1e-4, 1e-5
 
 _MOST_BLOCKS = 8  # 1024 pixels; the largest published generator has 7
 _DEEP = re.compile(r"blocks\.\d+\.\d+\.conv[34]\.")
-_OWN_NORM = re.compile(r"\.bn\.stored_(mean|var)$")  # of BigGAN-PyTorch's --mybn
+_STORED = re.compile(r"\.bn\.stored_(mean|var)$")  # of BigGAN-PyTorch's own norm, --mybn
 _UNUSED = re.compile(r"\.(?:sv\d+|u[1-9]\d*|bn\.accumulation_counter)$")
 
 
-def load(
-    checkpoint: Checkpoint, *, label: int | None = None, bn_eps: float | None = None
-) -> BigGAN:
-    """The generator whose flat state dict this is: BigBiGAN's, TFHub's BigGAN as converted, or BigGAN-PyTorch's own.
+def load(checkpoint: Checkpoint, *, label: int | None = None, bn_eps: float | None = None) -> BigGAN:
+    """Return the generator of a state dict: BigBiGAN's, TFHub's BigGAN as converted, or BigGAN-PyTorch's.
 
     Args:
         checkpoint: of layout "biggan".
-        label: the class of every image, folded into the weights; None to take labels, one per sample. BigBiGAN knows
+        label: the class of every image, folded into the weights; None to take labels, one per sample.
+            BigBiGAN knows
             no classes: its images are those of label 0.
-        bn_eps: added to the variances of the blocks' batch norms; no file says. None: 1e-5, as BigGAN-PyTorch trains, if
-            the file has singular values that a training left; else 1e-4, TFHub's.
+        bn_eps: added to the variances of the blocks' batch norms; no file says. None: 1e-5, as BigGAN-PyTorch
+            trains, if the file has singular values that a training left; else 1e-4, TFHub's.
 
     Raises:
         ValueError: if the label is no class of the file, or ``bn_eps`` is not positive.
-        mlviews.WeightsError: if it holds another network, tensors are missing, unknown or of another shape, or values are not finite.
+        mlviews.WeightsError: if it holds another network, tensors are missing, unknown or of another shape,
+            or values are not finite.
     """
     if bn_eps is not None and not (is_number(bn_eps) and bn_eps > 0):
         raise ValueError(
-            f"Invalid bn_eps={bn_eps!r}: it is a positive number, {HUB_EPS} for TFHub's weights, {TORCH_EPS} for others."
+            f"Invalid bn_eps={bn_eps!r}: it is a positive number, {HUB_EPS} for TFHub's weights, "
+            f"{TORCH_EPS} for others."
         )
-    return BigGAN(*_fold(_Reader(checkpoint.tensors, checkpoint.path), label, bn_eps))
+    reader = _Reader(checkpoint)
+    config = _config(reader)
+    classes = reader.finite("shared.weight", config.num_classes, config.embedding)
+    embedding = None if label is None else classes[integer("label", label, 0, config.num_classes - 1)]
+
+    tensors = _folded(reader, config, embedding, bn_eps or reader.eps)
+    reader.finish()
+    if embedding is None:
+        tensors["classes"] = classes
+    else:
+        config = dataclasses.replace(config, num_classes=0, embedding=0)
+    return _generator(config, tensors)
 
 
-class _Reader:
-    """A file's tensors by name, each held to the shape that the others imply."""
+def _generator(config: BigGANConfig, tensors: dict[str, Tensor]) -> BigGAN:
+    """Return the generator that has these very tensors: none is copied, and no random weights are drawn."""
+    with torch.device("meta"):
+        generator = BigGAN(config)
+    generator.load_state_dict(tensors, assign=True)
+    # The one tensor that is in no state dict, and is still on the meta device. Module.to_empty would replace
+    # it too, but costs seconds of imports.
+    generator._place = torch.empty(0)
+    return generator
 
-    def __init__(self, tensors: Mapping[str, Tensor], path: str) -> None:
-        self.path = path
-        self.tensors = {_OWN_NORM.sub(r".stored_\1", name): value for name, value in tensors.items()}
-        self.read: set[str] = set()
-        if any(_DEEP.match(name) for name in tensors):
+
+# -- a file's tensors
+
+
+class _Reader(Reader):
+    """A BigGAN file's tensors, each held to the shape that the others imply."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        if any(_DEEP.match(name) for name in self.tensors):
             raise WeightsError(
-                f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; use a BigGAN file."
+                f"{self.path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; "
+                "use a BigGAN file."
             )
-        if any(name.endswith(".bn.running_mean") for name in tensors):
+        if any(name.endswith(".bn.running_mean") for name in self.tensors):
             raise WeightsError(
-                f"{path} was trained with --cross_replica, whose norms add in evaluation what they multiply by in training; "
-                f"retrain without it, or with --mybn."
+                f"{self.path} was trained with --cross_replica, whose norms add in evaluation what they "
+                "multiply by in training; retrain without it, or with --mybn."
             )
+        # A training leaves its singular values; a conversion writes none, or the ones they begin with.
+        trained = any((value != 1).any() for name, value in self.tensors.items() if name.endswith(".sv0"))
+        self.eps = TORCH_EPS if trained else HUB_EPS
+        renamed = {_STORED.sub(r".stored_\1", name): value for name, value in self.tensors.items()}
+        self.examples = sorted(renamed)[:3]
+        self.tensors = {name: value for name, value in renamed.items() if not _UNUSED.search(name)}
 
-    def error(self, found: str) -> WeightsError:
-        """What to raise for another network."""
-        return WeightsError(f"{self.path} was made for another architecture: {found}.")
+    def missing(self, name: str) -> WeightsError:
+        examples = listing(self.examples) or "nothing"
+        return WeightsError(
+            f"{self.path} is not a whole BigGAN generator: {name} is missing (it holds {examples}, ...)."
+        )
 
-    def shape(self, name: str, *sizes: int | None) -> tuple[int, ...]:
-        """The shape of a tensor, if it is the given one (None: any size)."""
-        if name not in self.tensors:
-            near = listing(sorted(self.tensors)[:3]) or "nothing"
-            raise WeightsError(
-                f"{self.path} is not a whole BigGAN generator: {name} is missing (it holds {near}, ...)."
-            )
-        found = tuple(self.tensors[name].shape)
-        if len(found) != len(sizes) or any(
-            size not in (None, is_) or not is_ for size, is_ in zip(sizes, found, strict=True)
-        ):
-            expected = listing("any" if size is None else size for size in sizes)
-            raise self.error(f"{name} has shape {found}, expected ({expected})")
-        return found
-
-    def get(self, name: str, *sizes: int | None) -> Tensor:
-        """A tensor as float32, all of it finite."""
-        self.shape(name, *sizes)
-        self.read.add(name)
-        value = self.tensors[name].detach()
-        if not value.is_floating_point():
-            raise self.error(f"{name} holds {value.dtype}, expected floats")
-        value = value.to("cpu", torch.float32)
+    def finite(self, name: str, *sizes: int | None) -> Tensor:
+        """Take a tensor, all of it finite."""
+        value = self.take(name, *sizes)
         if not value.isfinite().all():
-            raise WeightsError(
-                f"{self.path} is damaged: {name} holds a NaN or an infinity; copy or download it again."
-            )
+            raise self.damaged(f"{name} holds a NaN or an infinity; copy or download it again")
         return value
 
     def spectral(self, name: str, *sizes: int | None) -> Tensor:
-        """A weight over its largest singular value: one step of power iteration from the stored vector, as in evaluation."""
-        weight = self.get(f"{name}.weight", *sizes)
+        """Take a weight, and divide it by its largest singular value.
+
+        As in evaluation, it is one step of power iteration from the stored vector.
+        """
+        weight = self.finite(f"{name}.weight", *sizes)
         matrix = weight.flatten(1)
-        v = F.normalize(self.get(f"{name}.u0", 1, len(matrix)) @ matrix)
+        v = F.normalize(self.finite(f"{name}.u0", 1, len(matrix)) @ matrix)
         sigma = (v @ matrix.T).norm()
         if not sigma > 0:
-            raise WeightsError(
-                f"{self.path} is damaged: {name}.weight has no singular value in the direction of {name}.u0."
-            )
+            raise self.damaged(f"{name}.weight has no singular value in the direction of {name}.u0")
         normed: Tensor = weight / sigma
         return normed
 
     def statistics(self, name: str, channels: int, eps: float) -> tuple[Tensor, Tensor]:
-        """Mean and inverse deviation of a norm."""
-        mean, variance = (self.get(f"{name}.stored_{kind}", channels) for kind in ("mean", "var"))
+        """Take a norm's mean and inverse deviation, ``[C]`` each."""
+        mean = self.finite(f"{name}.stored_mean", channels)
+        variance = self.finite(f"{name}.stored_var", channels)
         if not (variance + eps > 0).all():
-            raise WeightsError(f"{self.path} is damaged: {name}.stored_var holds negative variances.")
+            raise self.damaged(f"{name}.stored_var holds negative variances")
         return mean, (variance + eps).rsqrt()
 
-    def trained(self) -> bool:
-        """Has a training left its singular values here? A conversion writes none, or the ones they begin with."""
-        return any((value != 1).any() for name, value in self.tensors.items() if name.endswith(".sv0"))
 
-    def finish(self) -> None:
-        """Raise a WeightsError if there is more in the file."""
-        unknown = sorted(name for name in self.tensors.keys() - self.read if not _UNUSED.search(name))
-        if unknown:
-            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-            raise self.error(f"unknown {listing(unknown[:3])}{more}")
+# -- the architecture
 
 
-class _Style:
-    """The linear map from a latent to scale and shift of a block's norms, put together norm by norm."""
+def _config(reader: _Reader) -> BigGANConfig:
+    """Return the architecture that the tensors' shapes imply, its classes included."""
+    num_blocks = 0
+    while f"blocks.{num_blocks}.0.conv1.weight" in reader.tensors:
+        num_blocks += 1
+    if num_blocks > _MOST_BLOCKS:
+        raise reader.error(f"it has {num_blocks} blocks, at most {_MOST_BLOCKS} are known")
 
-    def __init__(self, reader: _Reader, widths: tuple[int, int], embedding: Tensor | None) -> None:
-        self.reader, self.widths, self.embedding = reader, widths, embedding
-        self.weights: list[Tensor] = []
-        self.biases: list[Tensor] = []
-
-    def add(self, name: str, channels: int, eps: float, before: Tensor | float = 0.0) -> None:
-        """A norm of ``(x + before - mean) * inverse * (1 + gain) + bias``, as ``x * scale + shift``."""
-        mean, inverse = self.reader.statistics(name, channels, eps)
-        gain, bias = (
-            self.reader.spectral(f"{name}.{part}", channels, sum(self.widths)) for part in ("gain", "bias")
-        )
-        offset = (before - mean) * inverse
-        scale, one = gain * inverse[:, None], inverse
-        shift, zero = bias + gain * offset[:, None], offset
-        if self.embedding is not None:  # one class for all: a constant
-            of_class, scale = scale.split(self.widths, dim=1)
-            one = one + of_class @ self.embedding
-            of_class, shift = shift.split(self.widths, dim=1)
-            zero = zero + of_class @ self.embedding
-        self.weights += [scale, shift]
-        self.biases += [one, zero]
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of all that was added."""
-        return torch.cat(self.weights), torch.cat(self.biases)
-
-
-def _fold(
-    reader: _Reader, label: int | None, bn_eps: float | None
-) -> tuple[list[nn.Module], int, Tensor | None]:
-    """The arguments of :class:`BigGAN`."""
-    count = 0
-    while f"blocks.{count}.0.conv1.weight" in reader.tensors:
-        count += 1
-    if count > _MOST_BLOCKS:
-        raise reader.error(f"it has {count} blocks, at most {_MOST_BLOCKS} are known")
+    # Level 0.
     num_classes, embedding = reader.shape("shared.weight", None, None)
-    inputs, chunk = reader.shape("linear.weight", None, None)
-    channels = reader.shape("blocks.0.0.conv1.weight", None, None, 3, 3)[1]
-    bottom = int((inputs / channels) ** 0.5)
-    if bottom < 1 or channels * bottom**2 != inputs:
+    outputs, chunk = reader.shape("linear.weight", None, None)
+    channels = [reader.shape("blocks.0.0.conv1.weight", None, None, 3, 3)[1]]
+    bottom = int((outputs / channels[0]) ** 0.5)
+    if bottom < 1 or channels[0] * bottom**2 != outputs:
         raise reader.error(
-            f"linear.weight has {inputs} outputs, which are no square image of {channels} channels"
+            f"linear.weight has {outputs} outputs, which are no square image of {channels[0]} channels"
         )
-    widths = embedding, chunk
     if reader.shape("blocks.0.0.bn1.gain.weight", None, None)[1] == embedding:
         raise WeightsError(
-            f"{reader.path} was trained without hierarchical z (--hier): its z enters the first layer only, so it has no levels."
+            f"{reader.path} was trained without hierarchical z (--hier): its z enters the first layer only, "
+            "so it has no levels."
         )
 
-    classes: Tensor | None = reader.get("shared.weight", None, None)
-    fixed: Tensor | None = None
-    if label is not None:
-        assert classes is not None
-        fixed, classes = classes[integer("label", label, 0, num_classes - 1)], None
-    eps = bn_eps or (TORCH_EPS if reader.trained() else HUB_EPS)
-
-    weight, bias = reader.spectral("linear", inputs, chunk), reader.get("linear.bias", inputs)
-    blocks: list[nn.Module] = [First(weight, bias, channels)]
-    for index in range(count):
-        name, size = f"blocks.{index}.0", bottom << index
-        out_channels = reader.shape(f"{name}.conv1.weight", None, channels, 3, 3)[0]
-        style = _Style(reader, widths, fixed)
-        style.add(f"{name}.bn1", channels, eps)
-        style.add(f"{name}.bn2", out_channels, eps, before=reader.get(f"{name}.conv1.bias", out_channels))
-        shortcut = reader.spectral(f"{name}.conv_sc", out_channels, channels, 1, 1).flatten(1)
-        biases = reader.get(f"{name}.conv2.bias", out_channels) + reader.get(
-            f"{name}.conv_sc.bias", out_channels
-        )
-        blocks.append(
-            Block(
-                style.folded(),
-                Conv(reader.spectral(f"{name}.conv1", out_channels, channels, 3, 3), size, up=True),
-                Conv(reader.spectral(f"{name}.conv2", out_channels, out_channels, 3, 3), 2 * size),
-                (shortcut, biases),
-                _attention(reader, f"blocks.{index}.1", out_channels),
-                _head(reader, out_channels) if index == count - 1 else None,
-            )
-        )
-        channels = out_channels
-    reader.finish()
-    return blocks, chunk, classes
+    # The blocks.
+    attention = {}
+    for index in range(num_blocks):
+        channels.append(reader.shape(f"blocks.{index}.0.conv1.weight", None, channels[-1], 3, 3)[0])
+        name = f"blocks.{index}.1"
+        if f"{name}.theta.weight" in reader.tensors:
+            attention[bottom << (index + 1)] = _attention_widths(reader, name, channels[-1])
+    return BigGANConfig(
+        channels=tuple(channels),
+        chunk=chunk,
+        attention=attention,
+        bottom=bottom,
+        num_classes=num_classes,
+        embedding=embedding,
+    )
 
 
-def _attention(reader: _Reader, name: str, channels: int) -> Attention | None:
-    if f"{name}.theta.weight" not in reader.tensors:
-        return None
+def _attention_widths(reader: _Reader, name: str, channels: int) -> tuple[int, int]:
+    """Return the channels of an attention's queries and of its values."""
     queries = reader.shape(f"{name}.theta.weight", None, channels, 1, 1)[0]
     values = reader.shape(f"{name}.g.weight", None, channels, 1, 1)[0]
     if queries > values:
         raise reader.error(f"{name} has {queries} channels of queries, more than its {values} of values")
-    widths = {"theta": queries, "phi": queries, "g": values}
-    query, key, value = (
-        reader.spectral(f"{name}.{part}", width, channels, 1, 1).flatten(1) for part, width in widths.items()
-    )
+    return queries, values
+
+
+# -- the weights, folded
+
+
+def _folded(reader: _Reader, config: BigGANConfig, embedding: Tensor | None, eps: float) -> dict[str, Tensor]:
+    """Return our weights, but for the classes' embeddings.
+
+    Args:
+        reader: of the file.
+        config: its architecture, its classes included.
+        embedding: of the one class that is folded into the weights; None for none.
+        eps: added to the variances of the blocks' norms.
+    """
+    tensors = _first(reader, config)
+    levels = enumerate(zip(pairwise(config.channels), config.sizes[1:], strict=True), start=1)
+    for level, ((channels, out_channels), out_size) in levels:
+        name, target = f"blocks.{level - 1}.0", f"blocks.{level}"
+        # The norms, and with the second one the bias before it.
+        norm1 = _norm(reader, config, f"{name}.bn1", channels, eps, 0.0, embedding)
+        bias = reader.finite(f"{name}.conv1.bias", out_channels)
+        norm2 = _norm(reader, config, f"{name}.bn2", out_channels, eps, bias, embedding)
+        tensors[f"{target}.style.weight"] = torch.cat([*norm1[0], *norm2[0]])
+        tensors[f"{target}.style.bias"] = torch.cat([*norm1[1], *norm2[1]])
+        # The shortcut, whose bias is also the second convolution's.
+        shortcut = reader.spectral(f"{name}.conv_sc", out_channels, channels, 1, 1)
+        tensors[f"{target}.shortcut.weight"] = shortcut.flatten(1)
+        bias = reader.finite(f"{name}.conv2.bias", out_channels)
+        tensors[f"{target}.shortcut.bias"] = bias + reader.finite(f"{name}.conv_sc.bias", out_channels)
+        # The convolutions.
+        tensors[f"{target}.conv1.kernel"] = _channels_last(
+            reader.spectral(f"{name}.conv1", out_channels, channels, 3, 3)
+        )
+        tensors[f"{target}.conv2.kernel"] = _channels_last(
+            reader.spectral(f"{name}.conv2", out_channels, out_channels, 3, 3)
+        )
+        # What comes after some of the blocks.
+        if out_size in config.attention:
+            attention = _attention(reader, f"blocks.{level - 1}.1", out_channels, *config.attention[out_size])
+            tensors |= {f"{target}.attention.{part}": value for part, value in attention.items()}
+        if out_size == config.sizes[-1]:
+            head = _head(reader, out_channels)
+            tensors |= {f"{target}.head.{part}": value for part, value in head.items()}
+    return tensors
+
+
+def _channels_last(kernel: Tensor) -> Tensor:
+    """Return the kernel in the layout that the network computes in."""
+    return kernel.contiguous(memory_format=torch.channels_last)
+
+
+def _first(reader: _Reader, config: BigGANConfig) -> dict[str, Tensor]:
+    """Return the linear layer, whose outputs the file orders by channel and the network by pixel."""
+    channels, pixels = config.channels[0], config.bottom**2
+    weight = reader.spectral("linear", channels * pixels, config.chunk)
+    bias = reader.finite("linear.bias", channels * pixels)
+    by_channel = weight.view(channels, pixels, config.chunk)
+    return {
+        "blocks.0.weight": by_channel.transpose(0, 1).reshape(weight.shape),
+        "blocks.0.bias": bias.view(channels, pixels).T.reshape(-1),
+    }
+
+
+def _norm(
+    reader: _Reader,
+    config: BigGANConfig,
+    name: str,
+    channels: int,
+    eps: float,
+    before: Tensor | float,
+    embedding: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return a norm of ``(x + before - mean) * inverse * (1 + gain) + bias`` as ``x * scale + shift``.
+
+    Gain and bias are linear in the latent after the class's embedding, and so are scale and shift.
+
+    Args:
+        reader: of the file.
+        config: its architecture.
+        name: of the norm.
+        channels: C.
+        eps: added to the variances.
+        before: added to what the norm takes, ``[C]`` or a number.
+        embedding: of the only class, or None to leave the class open.
+
+    Returns:
+        The weights of scale and shift, ``[C, embedding + chunk]`` each, or ``[C, chunk]`` if there is but one
+        class; and their biases, ``[C]`` each.
+    """
+    mean, inverse = reader.statistics(name, channels, eps)
+    widths = [config.embedding, config.chunk]
+    gain = reader.spectral(f"{name}.gain", channels, sum(widths))
+    bias = reader.spectral(f"{name}.bias", channels, sum(widths))
+    offset = (before - mean) * inverse
+
+    scale, scale_bias = gain * inverse[:, None], inverse
+    shift, shift_bias = bias + gain * offset[:, None], offset
+    if embedding is not None:
+        # One class for all: its part is a constant.
+        scale_of_class, scale = scale.split(widths, dim=1)
+        scale_bias = scale_bias + scale_of_class @ embedding
+        shift_of_class, shift = shift.split(widths, dim=1)
+        shift_bias = shift_bias + shift_of_class @ embedding
+    return (scale, shift), (scale_bias, shift_bias)
+
+
+def _attention(reader: _Reader, name: str, channels: int, queries: int, values: int) -> dict[str, Tensor]:
+    """Return an attention's weights, its gain in those of the output."""
+    query = reader.spectral(f"{name}.theta", queries, channels, 1, 1).flatten(1)
+    key = reader.spectral(f"{name}.phi", queries, channels, 1, 1).flatten(1)
+    value = reader.spectral(f"{name}.g", values, channels, 1, 1).flatten(1)
     outer = reader.spectral(f"{name}.o", channels, values, 1, 1).flatten(1)
-    return Attention(query, torch.cat([key, value]), outer * reader.get(f"{name}.gamma"))
+    gain = reader.finite(f"{name}.gamma")
+    return {"query": query, "answer": torch.cat([key, value]), "outer": outer * gain}
 
 
-def _head(reader: _Reader, channels: int) -> Head:
-    name = "output_layer"
-    mean, inverse = reader.statistics(f"{name}.0", channels, TORCH_EPS)
-    scale = inverse * reader.get(f"{name}.0.gain", channels)
-    shift = reader.get(f"{name}.0.bias", channels) - mean * scale
-    return Head(
-        scale, shift, reader.spectral(f"{name}.2", 3, channels, 3, 3), reader.get(f"{name}.2.bias", 3)
-    )
+def _head(reader: _Reader, channels: int) -> dict[str, Tensor]:
+    """Return the weights of what follows the last block; its kernel and bias are doubled."""
+    mean, inverse = reader.statistics("output_layer.0", channels, TORCH_EPS)
+    scale = inverse * reader.finite("output_layer.0.gain", channels)
+    shift = reader.finite("output_layer.0.bias", channels) - mean * scale
+    kernel = reader.spectral("output_layer.2", 3, channels, 3, 3)
+    bias = reader.finite("output_layer.2.bias", 3)
+    return {
+        "scale": scale[:, None, None],
+        "shift": shift[:, None, None],
+        "kernel": _channels_last(2 * kernel),
+        "bias": 2 * bias,
+    }

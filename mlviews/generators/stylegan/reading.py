@@ -1,14 +1,16 @@
-"""StyleGAN2 files of three projects, translated into the names and conventions of :mod:`mlviews.generators.stylegan.stylegan2`.
+"""StyleGAN2 files of three projects, translated for :mod:`mlviews.generators.stylegan.stylegan2`.
 
-Sizes come from the tensors, not from what the file says of itself. The gains that those projects apply at run time (He et al.'s constants,
-the mapping network's learning rate) are folded into the weights.
+Two translations follow each other: from a project's names into those of StyleGAN2-ADA, and from these into
+    ours. Sizes
+come from the tensors, not from what the file says of itself. The gains that those projects apply at run time
+(He et al.'s constants, the mapping network's learning rate) are folded into the weights.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,42 +21,50 @@ from mlviews.errors import WeightsError, listing
 from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config, normalized
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.reader import Reader
 
 _MOST_PIXELS = 4096  # of one side: more than any published network has
 
 
 def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
-    """The generator of a checkpoint file, see :func:`mlviews.weights.checkpoints.read`; ``options`` are those of the class.
+    """Return the generator of a checkpoint file, see :func:`mlviews.weights.checkpoints.read`.
+
+    Args:
+        checkpoint: of layout "stylegan2-ada", "stylegan2-tf" or "stylegan2-rosinality".
+        options: those of the class.
 
     Raises:
         ValueError: for options out of range.
-        mlviews.WeightsError: if the file has tensors missing, unknown or of a wrong shape, or a variant of the
-            architecture that is not supported.
+        mlviews.WeightsError: if the file has tensors missing, unknown or of a wrong shape, or a variant of
+            the architecture that is not supported.
     """
-    config, filter, steps = convert(checkpoint)
+    config, filter, tensors = convert(checkpoint)
 
     def make() -> StyleGAN2:
         return StyleGAN2(config, filter=filter, **options)
 
     with torch.device("meta"):
         meta = make()  # here, so that a wrong option is not taken for a wrong file
-    if meta.mapping.psi != 1 and "mapping.average" not in steps:
+    if meta.mapping.psi != 1 and "mapping.average" not in tensors:
         raise WeightsError(f"{checkpoint.path} has no mean w to truncate towards: use truncation_psi=1.")
-    steps.setdefault("mapping.average", torch.zeros(config.w_dim))
-    where = {
-        step: f"blocks.{block}.steps.{step - run.start}"
-        for block, run in enumerate(meta.runs)
-        for step in range(*run)
+    tensors.setdefault("mapping.average", torch.zeros(config.w_dim))
+
+    # A block has a run of consecutive steps, which it counts from 0.
+    prefixes = {}
+    for block, run in enumerate(meta.runs):
+        for step in range(*run):
+            prefixes[str(step)] = f"blocks.{block}.steps.{step - run.start}"
+    by_block = {
+        re.sub(r"^steps\.(\d+)", lambda match: prefixes[match[1]], name): value
+        for name, value in tensors.items()
     }
-    tensors = {
-        re.sub(r"^steps\.(\d+)", lambda found: where[int(found[1])], name): value
-        for name, value in steps.items()
-    }
-    return weights.fit(make, tensors, checkpoint.path)
+    return weights.fit(make, by_block, checkpoint.path)
 
 
 def convert(checkpoint: Checkpoint) -> tuple[StyleGAN2Config, Filter, dict[str, Tensor]]:
-    """The architecture, its upsampling filter, and the weights, where step *i* is what style *i* feeds.
+    """Return the architecture, its upsampling filter, and the weights.
+
+    Names of weights begin with ``mapping.`` or with ``steps.{i}.``, where step *i* is what style *i* feeds.
 
     Raises:
         mlviews.WeightsError: see :func:`load`.
@@ -64,73 +74,50 @@ def convert(checkpoint: Checkpoint) -> tuple[StyleGAN2Config, Filter, dict[str, 
             f"{checkpoint.path} holds {checkpoint.layout!r}, not a StyleGAN2 generator ({listing(_LAYOUTS)})."
         )
     reader = _Reader(checkpoint)
-    parts = _LAYOUTS[checkpoint.layout](reader)
-    reader.done()
-    return parts
+    network = _LAYOUTS[checkpoint.layout](reader)
+    reader.finish()
+    return network
 
 
-class _Reader:
-    """A checkpoint's tensors, each to be taken once, and its facts, none to be trusted."""
+class _Reader(Reader):
+    """A StyleGAN2 file's tensors, which :meth:`rename` puts under StyleGAN2-ADA's names, and its facts."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.tensors = dict(checkpoint.tensors)
-        self.facts = checkpoint.facts
-        self.path = checkpoint.path
+    problem = "is no StyleGAN2 generator that can be read"
 
-    def error(self, what: str) -> WeightsError:
-        return WeightsError(f"{self.path} is no StyleGAN2 generator that can be read: {what}.")
+    def rename(self, translate: Callable[[str, Tensor], tuple[str, Tensor] | None], kind: str) -> None:
+        """Put every tensor under another name, in another form.
 
-    def take(self, name: str, *shape: int | None) -> Tensor:
-        """A tensor by its name and shape (None: any size), in float32."""
-        found = self.tensors.pop(name, None)
-        if found is None:
-            raise self.error(f"{name} is missing")
-        if not found.is_floating_point():
-            raise self.error(f"{name} holds {found.dtype}, expected floating-point numbers")
-        if found.ndim != len(shape) or any(
-            size is not None and size != here for size, here in zip(shape, found.shape, strict=True)
-        ):
-            expected = ", ".join("any" if size is None else str(size) for size in shape)
-            raise self.error(f"{name} has shape {tuple(found.shape)}, expected ({expected})")
-        if not found.numel():
-            raise self.error(f"{name} is empty")
-        return found.float()
+        Args:
+            translate: takes name and tensor, and returns them in StyleGAN2-ADA's convention; None for a name
+                that it does not know.
+            kind: what the project calls a tensor, for messages.
 
-    def fact(self, *keys: str) -> Any:
-        """A constructor argument, None where the file has none."""
-        value: Any = self.facts
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    def number(self, *keys: str) -> float | None:
-        """A positive number among the facts."""
-        value = self.fact(*keys)
-        if value is not None and not (is_number(value) and value > 0):
-            raise self.error(f"{keys[-1]} is {str(value)[:40]!r}, expected a positive number")
-        return None if value is None else float(value)
-
-    def expect(self, allowed: str, *keys: str) -> None:
-        """Refuses every other variant of the architecture."""
-        value = self.fact(*keys)
-        if value is not None and value != allowed:
-            raise self.error(f"{keys[-1]} is {str(value)[:40]!r}, and only {allowed!r} is supported")
-
-    def done(self) -> None:
-        if self.tensors:
-            names = sorted(self.tensors)
-            raise self.error(f"it has {len(names)} unknown tensor(s): {listing(names[:3])}")
+        Raises:
+            mlviews.WeightsError: if a name is not known, or two become the same.
+        """
+        for name in list(self.tensors):
+            translation = translate(name, self.tensors[name])
+            if translation is None:
+                raise self.error(f"the {kind} {name} is unknown")
+            new, value = translation
+            del self.tensors[name]
+            if new in self.tensors:
+                raise self.error(f"the {kind} {name} is there twice")
+            self.tensors[new] = value
 
 
-_Parts = tuple[StyleGAN2Config, Filter, dict[str, Tensor]]
+_Network = tuple[StyleGAN2Config, Filter, dict[str, Tensor]]
 
 
-def _from_ada(reader: _Reader) -> _Parts:
-    """StyleGAN2-ADA's names: ``mapping.fc0.weight``, ``synthesis.b8.conv0.affine.weight``, ..."""
+# -- a project's names into StyleGAN2-ADA's
+
+
+def _from_ada(reader: _Reader) -> _Network:
+    """Read StyleGAN2-ADA's names: ``mapping.fc0.weight``, ``synthesis.b8.conv0.affine.weight``, ..."""
     reader.expect("skip", "synthesis_kwargs", "architecture")
     for part in ("mapping_kwargs", "synthesis_kwargs"):
         reader.expect("lrelu", part, "activation")
-    return _parts(
+    return _network(
         reader,
         clamp=reader.number("synthesis_kwargs", "conv_clamp"),
         rate=reader.number("mapping_kwargs", "lr_multiplier"),
@@ -138,48 +125,13 @@ def _from_ada(reader: _Reader) -> _Parts:
     )
 
 
-def _from_tensorflow(reader: _Reader) -> _Parts:
-    """Variables of the TensorFlow releases: matrices are ``[in, out]``, kernels ``[h, w, in, out]``, modulation lacks its 1."""
+def _from_tensorflow(reader: _Reader) -> _Network:
+    """Read variables of the TensorFlow releases, as :func:`_translate_tensorflow` says."""
     reader.expect("skip", "architecture")
     for nonlinearity in ("nonlinearity", "mapping_nonlinearity"):
         reader.expect("lrelu", nonlinearity)
-    convolutions = {"Conv": "conv1", "Conv1": "conv1", "Conv0_up": "conv0", "ToRGB": "torgb"}
-    ends = {"mod_weight": "affine.weight", "mod_bias": "affine.bias"}
-    for name in list(reader.tensors):
-        value = reader.tensors[name]
-        short = re.sub(r"^(G_)?(mapping|synthesis)\w*/", r"\2/", name)
-        if name == "dlatent_avg":
-            new = "mapping.w_avg"
-        elif found := re.fullmatch(r"mapping/(Dense(\d{1,2})|LabelEmbed|LabelConcat)/(weight|bias)", short):
-            kind = f"fc{found[2]}" if found[2] else {"LabelEmbed": "embed", "LabelConcat": "concat"}[found[1]]
-            new, value = f"mapping.{kind}.{found[3]}", value.T if value.ndim == 2 else value
-        elif short == "synthesis/4x4/Const/const":
-            new, value = "synthesis.b4.const", _squeezed(value, 4, 1)
-        elif found := re.fullmatch(r"synthesis/noise(\d{1,2})", short):
-            index = int(found[1])
-            new, value = (
-                f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const",
-                _squeezed(value, 4, 2),
-            )
-        elif found := re.fullmatch(
-            r"synthesis/(\d{1,5})x\1/(Conv|Conv1|Conv0_up|ToRGB)/(weight|bias|mod_weight|mod_bias|noise_strength)",
-            short,
-        ):
-            new = f"synthesis.b{found[1]}.{convolutions[found[2]]}.{ends.get(found[3], found[3])}"
-            if value.ndim == 4:
-                value = value.permute(3, 2, 0, 1)
-                value = value.flip(2, 3) if found[2] == "Conv0_up" else value
-            elif value.ndim == 2:
-                value = value.T
-            elif found[3] == "mod_bias":
-                value = value + 1
-        else:
-            raise reader.error(f"the variable {name} is unknown")
-        del reader.tensors[name]
-        if new in reader.tensors:
-            raise reader.error(f"the variable {name} is there twice")
-        reader.tensors[new] = value
-    return _parts(
+    reader.rename(_translate_tensorflow, "variable")
+    return _network(
         reader,
         clamp=reader.number("conv_clamp"),
         rate=reader.number("mapping_lrmul"),
@@ -187,136 +139,178 @@ def _from_tensorflow(reader: _Reader) -> _Parts:
     )
 
 
-def _from_rosinality(reader: _Reader) -> _Parts:
-    """rosinality's names: ``style.1.weight``, ``convs.0.conv.weight``, ``to_rgbs.0.bias``; weights are scaled before demodulation."""
-    ends = {
-        "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias", "noise.weight": "noise_strength",
-        "activate.bias": "bias", "bias": "bias", "conv.weight": "weight",
-        "conv.blur.kernel": "resample_filter", "upsample.kernel": "resample_filter",
-    }  # fmt: skip
-    for name in list(reader.tensors):
-        value = reader.tensors[name]
-        if name == "latent_avg":
-            new, value = "mapping.w_avg", value.flatten()
-        elif name == "input.input":
-            new, value = "synthesis.b4.const", _squeezed(value, 4, 1)
-        elif found := re.fullmatch(r"style\.(\d{1,2})\.(weight|bias)", name):
-            new = f"mapping.fc{int(found[1]) - 1}.{found[2]}"
-        elif found := re.fullmatch(r"noises\.noise_(\d{1,2})", name):
-            index = int(found[1])
-            new, value = (
-                f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const",
-                _squeezed(value, 4, 2),
-            )
-        elif found := re.fullmatch(r"(conv1|convs\.(\d{1,2})|to_rgb1|to_rgbs\.(\d{1,2}))\.(.+)", name):
-            end = ends.get(found[4])
-            if end is None:
-                raise reader.error(f"the tensor {name} is unknown")
-            index = int(found[2] or -1)
-            layer = "torgb" if "rgb" in found[1] else f"conv{index % 2}"
-            resolution = (
-                8 << int(found[3])
-                if found[3]
-                else 4
-                if "rgb" in found[1]
-                else 8 << index // 2
-                if index >= 0
-                else 4
-            )
-            new = f"synthesis.b{resolution}.{layer}.{end}"
-            if end == "weight":
-                value = _squeezed(value, 5, 1)
-                value = (
-                    value / math.sqrt(max(value[0].numel(), 1))
-                    if layer != "torgb" and value.ndim == 4 and len(value)
-                    else value
-                )
-            elif end == "resample_filter":
-                value = value / 4  # it carries the upsampling's gain
-            elif layer == "torgb" and end == "bias":
-                value = value.flatten()
-        else:
-            raise reader.error(f"the tensor {name} is unknown")
-        del reader.tensors[name]
-        if new in reader.tensors:
-            raise reader.error(f"the tensor {name} is there twice")
-        reader.tensors[new] = value
-    return _parts(reader, clamp=None, rate=None, kernel=None)
+_TF_MAPPING = re.compile(r"mapping/(Dense(?P<index>\d{1,2})|LabelEmbed|LabelConcat)/(?P<end>weight|bias)")
+_TF_NOISE = re.compile(r"synthesis/noise(\d{1,2})")
+_TF_LAYER = re.compile(
+    r"synthesis/(?P<side>\d{1,5})x(?P=side)/(?P<layer>Conv|Conv1|Conv0_up|ToRGB)/"
+    r"(?P<end>weight|bias|mod_weight|mod_bias|noise_strength)"
+)
+_TF_LAYERS = {"Conv": "conv1", "Conv1": "conv1", "Conv0_up": "conv0", "ToRGB": "torgb"}
+_TF_ENDS = {"mod_weight": "affine.weight", "mod_bias": "affine.bias"}
 
 
-_LAYOUTS: dict[str, Callable[[_Reader], _Parts]] = {
+def _translate_tensorflow(name: str, value: Tensor) -> tuple[str, Tensor] | None:
+    """Translate a variable.
+
+    Matrices are ``[in, out]`` there, kernels ``[h, w, in, out]``, and the bias of modulation lacks its 1.
+    """
+    if name == "dlatent_avg":
+        return "mapping.w_avg", value
+    short = re.sub(r"^(G_)?(mapping|synthesis)\w*/", r"\2/", name)
+    if short == "synthesis/4x4/Const/const":
+        return "synthesis.b4.const", _squeezed(value, 4, 1)
+    match = _TF_MAPPING.fullmatch(short)
+    if match is not None:
+        names = {"LabelEmbed": "embed", "LabelConcat": "concat"}
+        layer = names.get(match[1], f"fc{match['index']}")
+        return f"mapping.{layer}.{match['end']}", value.T if value.ndim == 2 else value
+    match = _TF_NOISE.fullmatch(short)
+    if match is not None:
+        return _noise_name(int(match[1])), _squeezed(value, 4, 2)
+    match = _TF_LAYER.fullmatch(short)
+    if match is not None:
+        end = _TF_ENDS.get(match["end"], match["end"])
+        new = f"synthesis.b{match['side']}.{_TF_LAYERS[match['layer']]}.{end}"
+        return new, _tensorflow_values(match["layer"], match["end"], value)
+    return None
+
+
+def _tensorflow_values(layer: str, end: str, value: Tensor) -> Tensor:
+    """Return the values of a synthesis layer in the order that torch has."""
+    if value.ndim == 4:
+        kernel = value.permute(3, 2, 0, 1)  # [out, in, h, w]
+        return kernel.flip(2, 3) if layer == "Conv0_up" else kernel
+    if value.ndim == 2:
+        return value.T
+    return value + 1 if end == "mod_bias" else value
+
+
+def _from_rosinality(reader: _Reader) -> _Network:
+    """Read rosinality's names: ``style.1.weight``, ``convs.0.conv.weight``, ``to_rgbs.0.bias``."""
+    reader.rename(_translate_rosinality, "tensor")
+    return _network(reader, clamp=None, rate=None, kernel=None)
+
+
+_ROSINALITY_LAYER = re.compile(
+    r"(?P<layer>conv1|convs\.(?P<conv>\d{1,2})|to_rgb1|to_rgbs\.(?P<image>\d{1,2}))\.(?P<end>.+)"
+)
+_ROSINALITY_ENDS = {
+    "conv.modulation.weight": "affine.weight",
+    "conv.modulation.bias": "affine.bias",
+    "noise.weight": "noise_strength",
+    "activate.bias": "bias",
+    "bias": "bias",
+    "conv.weight": "weight",
+    "conv.blur.kernel": "resample_filter",
+    "upsample.kernel": "resample_filter",
+}
+
+
+def _translate_rosinality(name: str, value: Tensor) -> tuple[str, Tensor] | None:
+    """Translate a tensor; see :func:`_rosinality_values` for what becomes of a layer's."""
+    if name == "latent_avg":
+        return "mapping.w_avg", value.flatten()
+    if name == "input.input":
+        return "synthesis.b4.const", _squeezed(value, 4, 1)
+    match = re.fullmatch(r"style\.(\d{1,2})\.(weight|bias)", name)
+    if match is not None:
+        return f"mapping.fc{int(match[1]) - 1}.{match[2]}", value
+    match = re.fullmatch(r"noises\.noise_(\d{1,2})", name)
+    if match is not None:
+        return _noise_name(int(match[1])), _squeezed(value, 4, 2)
+    match = _ROSINALITY_LAYER.fullmatch(name)
+    if match is None or match["end"] not in _ROSINALITY_ENDS:
+        return None
+    layer, resolution = _rosinality_layer(match)
+    end = _ROSINALITY_ENDS[match["end"]]
+    return f"synthesis.b{resolution}.{layer}.{end}", _rosinality_values(layer, end, value)
+
+
+def _rosinality_layer(match: re.Match[str]) -> tuple[str, int]:
+    """Return StyleGAN2-ADA's name of a layer, and the pixels of one side of its output."""
+    if match["layer"] == "to_rgb1":
+        return "torgb", 4
+    if match["layer"] == "conv1":
+        return "conv1", 4
+    if match["image"]:
+        return "torgb", 8 << int(match["image"])
+    index = int(match["conv"])  # two convolutions at each resolution from 8 on
+    return f"conv{index % 2}", 8 << index // 2
+
+
+def _rosinality_values(layer: str, end: str, value: Tensor) -> Tensor:
+    """Return a layer's values as StyleGAN2-ADA has them."""
+    if end == "weight":
+        weight = _squeezed(value, 5, 1)
+        if layer == "torgb" or weight.ndim != 4 or not len(weight):
+            return weight
+        # Weights are scaled before demodulation, whose epsilon makes it count.
+        return weight / math.sqrt(max(weight[0].numel(), 1))
+    if end == "resample_filter":
+        return value / 4  # it carries the upsampling's gain
+    if layer == "torgb" and end == "bias":
+        return value.flatten()
+    return value
+
+
+_LAYOUTS: dict[str, Callable[[_Reader], _Network]] = {
     "stylegan2-ada": _from_ada,
     "stylegan2-tf": _from_tensorflow,
     "stylegan2-rosinality": _from_rosinality,
 }
 
 
+def _noise_name(index: int) -> str:
+    """Return StyleGAN2-ADA's name of noise that others count.
+
+    There is one image at 4 pixels, and there are two at each resolution after it.
+    """
+    return f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const"
+
+
 def _squeezed(value: Tensor, ndim: int, axes: int) -> Tensor:
-    """Without its leading axes of size 1, if it has the expected form; else as it is, for its reader to refuse."""
-    return (
-        value.reshape(value.shape[axes:]) if value.ndim == ndim and value.shape[:axes].numel() == 1 else value
-    )
+    """Return a tensor of ``ndim`` axes without its first ``axes``, if these have size 1.
+
+    Any other tensor is returned as it is, for its shape to be refused.
+    """
+    if value.ndim != ndim or value.shape[:axes].numel() != 1:
+        return value
+    return value.reshape(value.shape[axes:])
 
 
-def _parts(reader: _Reader, clamp: float | None, rate: float | None, kernel: Any) -> _Parts:
-    """Configuration, filter and tensors (``steps.{style}.``) from tensors in StyleGAN2-ADA's names and conventions.
+# -- StyleGAN2-ADA's names into ours
+
+
+def _network(reader: _Reader, clamp: float | None, rate: float | None, kernel: Any) -> _Network:
+    """Return configuration, filter and tensors from tensors in StyleGAN2-ADA's names and conventions.
 
     Weights are stored as N(0, 1) there and scaled at run time; here they are scaled once.
+
+    Args:
+        reader: of the file.
+        clamp: on the outputs of all convolutions; None for none.
+        rate: the mapping network's learning rate, relative to the others; None for 0.01.
+        kernel: the upsampling filter's taps, as the file says them; None if it does not.
     """
-    rate = 0.01 if rate is None else rate
-    names = list(reader.tensors)
-    if any(re.match(r"synthesis\.b\d+\.skip\.|synthesis/.*/Skip/", name) for name in names):
-        raise reader.error("its architecture is 'resnet', and only 'skip' is supported")
-    found = sorted({int(match[1]) for name in names if (match := re.match(r"synthesis\.b(\d{1,5})\.", name))})
-    if len(found) < 2 or found != [4 << index for index in range(len(found))] or found[-1] > _MOST_PIXELS:
-        raise reader.error(
-            f"it has layers at {listing(found[:12]) or 'no'} pixels, expected 4, 8, 16, ... up to {_MOST_PIXELS} at most"
-        )
-    missing = [
-        resolution for resolution in found if f"synthesis.b{resolution}.torgb.weight" not in reader.tensors
-    ]
-    if missing and missing == found[:-1]:
-        raise reader.error("its architecture is 'orig', and only 'skip' is supported")
-
-    made: dict[str, Tensor] = {}
-    channels = []
-    for index, resolution in enumerate(found):
-        block = f"synthesis.b{resolution}"
-        step = f"steps.{2 * index}"
-        if index == 0:
-            made[f"{step}.const"] = reader.take(f"{block}.const", None, 4, 4)
-        else:
-            _convolution(reader, made, f"{block}.conv0", f"steps.{2 * index - 1}.conv", resolution)
-        channels.append(_convolution(reader, made, f"{block}.conv1", f"{step}.conv", resolution))
-        step = f"steps.{2 * index + 1}.image"
-        weight = reader.take(f"{block}.torgb.weight", None, None, 1, 1)
-        made[f"{step}.weight"] = weight[:, :, 0, 0] / math.sqrt(weight.shape[1])
-        made[f"{step}.bias"] = reader.take(f"{block}.torgb.bias", None)
-        _affine(reader, made, f"{block}.torgb.affine", f"{step}.style")
-
-    sizes: list[int] = []
-    while f"mapping.fc{len(sizes)}.weight" in reader.tensors:
-        index = len(sizes)
-        weight = reader.take(f"mapping.fc{index}.weight", None, None)
-        made[f"mapping.layers.{index}.weight"] = weight * (rate / math.sqrt(weight.shape[1]))
-        made[f"mapping.layers.{index}.bias"] = reader.take(f"mapping.fc{index}.bias", None) * rate
-        sizes.append(len(weight))
-    if not sizes:
-        raise reader.error("mapping.fc0.weight is missing")
-    table, separately = _embedding(reader)
+    resolutions = _resolutions(reader)
+    synthesis, channels = _synthesis(reader, resolutions)
+    mapping, sizes = _mapping(reader, 0.01 if rate is None else rate)
+    table, is_separate = _embedding(reader)
+    num_classes, label_dim = (0, 0) if table is None else table.shape
     if table is not None:
-        made["mapping.embedding.weight"] = table
+        mapping["mapping.embedding.weight"] = table
     if "mapping.w_avg" in reader.tensors:
-        made["mapping.average"] = reader.take("mapping.w_avg", None)
+        mapping["mapping.average"] = reader.take("mapping.w_avg", None)
+
     config = StyleGAN2Config(
         channels=tuple(channels),
-        image_channels=len(made["steps.1.image.weight"]),
-        z_dim=made["mapping.layers.0.weight"].shape[1] - (0 if table is None else table.shape[1]),
-        w_dim=made["steps.0.conv.style.weight"].shape[1],
+        image_channels=len(synthesis["steps.1.image.weight"]),
+        z_dim=mapping["mapping.layers.0.weight"].shape[1] - label_dim,
+        w_dim=synthesis["steps.0.conv.style.weight"].shape[1],
         mapping=tuple(sizes),
-        num_classes=0 if table is None else len(table),
-        label_dim=0 if table is None else table.shape[1],
-        label_normalized=separately,
+        num_classes=num_classes,
+        label_dim=label_dim,
+        label_normalized=is_separate,
         clamp=clamp,
     )
     if config.z_dim < 1:
@@ -325,39 +319,110 @@ def _parts(reader: _Reader, clamp: float | None, rate: float | None, kernel: Any
         raise reader.error(
             f"its mapping network makes a w of {config.mapping[-1]} values, its layers take {config.w_dim}"
         )
-    return config, _filter(reader, kernel), made
+    return config, _filter(reader, kernel), synthesis | mapping
 
 
-def _affine(reader: _Reader, made: dict[str, Tensor], name: str, new: str) -> None:
+def _resolutions(reader: _Reader) -> list[int]:
+    """Return the pixels of one side of all layers, if it is the architecture that is supported."""
+    names = list(reader.tensors)
+    if any(re.match(r"synthesis\.b\d+\.skip\.|synthesis/.*/Skip/", name) for name in names):
+        raise reader.error("its architecture is 'resnet', and only 'skip' is supported")
+    matches = [re.match(r"synthesis\.b(\d{1,5})\.", name) for name in names]
+    resolutions = sorted({int(match[1]) for match in matches if match is not None})
+    expected = [4 << index for index in range(len(resolutions))]
+    if len(resolutions) < 2 or resolutions != expected or resolutions[-1] > _MOST_PIXELS:
+        raise reader.error(
+            f"it has layers at {listing(resolutions[:12]) or 'no'} pixels, "
+            f"expected 4, 8, 16, ... up to {_MOST_PIXELS} at most"
+        )
+    without_image = [
+        resolution
+        for resolution in resolutions
+        if f"synthesis.b{resolution}.torgb.weight" not in reader.tensors
+    ]
+    if without_image == resolutions[:-1]:
+        raise reader.error("its architecture is 'orig', and only 'skip' is supported")
+    return resolutions
+
+
+def _synthesis(reader: _Reader, resolutions: list[int]) -> tuple[dict[str, Tensor], list[int]]:
+    """Return the tensors of all steps, and the channels at each resolution.
+
+    Step 2i has the second convolution of resolution i (the first one, at 4 pixels, begins with the constant);
+    step 2i + 1 has its image branch, and the first convolution of the resolution after it.
+    """
+    tensors: dict[str, Tensor] = {}
+    channels = []
+    for index, resolution in enumerate(resolutions):
+        block, step = f"synthesis.b{resolution}", f"steps.{2 * index}"
+        if index == 0:
+            tensors[f"{step}.const"] = reader.take(f"{block}.const", None, 4, 4)
+        else:
+            tensors |= _convolution(reader, f"{block}.conv0", f"steps.{2 * index - 1}.conv", resolution)
+        tensors |= _convolution(reader, f"{block}.conv1", f"{step}.conv", resolution)
+        channels.append(len(tensors[f"{step}.conv.weight"]))
+
+        image = f"steps.{2 * index + 1}.image"
+        weight = reader.take(f"{block}.torgb.weight", None, None, 1, 1)
+        tensors[f"{image}.weight"] = weight[:, :, 0, 0] / math.sqrt(weight.shape[1])
+        tensors[f"{image}.bias"] = reader.take(f"{block}.torgb.bias", None)
+        tensors |= _affine(reader, f"{block}.torgb.affine", f"{image}.style")
+    return tensors, channels
+
+
+def _mapping(reader: _Reader, rate: float) -> tuple[dict[str, Tensor], list[int]]:
+    """Return the tensors of the mapping network's layers, and the outputs of each."""
+    tensors: dict[str, Tensor] = {}
+    sizes: list[int] = []
+    while f"mapping.fc{len(sizes)}.weight" in reader.tensors:
+        index = len(sizes)
+        weight = reader.take(f"mapping.fc{index}.weight", None, None)
+        tensors[f"mapping.layers.{index}.weight"] = weight * (rate / math.sqrt(weight.shape[1]))
+        tensors[f"mapping.layers.{index}.bias"] = reader.take(f"mapping.fc{index}.bias", None) * rate
+        sizes.append(len(weight))
+    if not sizes:
+        raise reader.error("mapping.fc0.weight is missing")
+    return tensors, sizes
+
+
+def _affine(reader: _Reader, name: str, target: str) -> dict[str, Tensor]:
+    """Return the linear map from w to a layer's style."""
     weight = reader.take(f"{name}.weight", None, None)
-    made[f"{new}.weight"] = weight / math.sqrt(weight.shape[1])
-    made[f"{new}.bias"] = reader.take(f"{name}.bias", None)
+    return {
+        f"{target}.weight": weight / math.sqrt(weight.shape[1]),
+        f"{target}.bias": reader.take(f"{name}.bias", None),
+    }
 
 
-def _convolution(reader: _Reader, made: dict[str, Tensor], name: str, new: str, resolution: int) -> int:
-    """A modulated convolution; returns its output channels."""
+def _convolution(reader: _Reader, name: str, target: str, resolution: int) -> dict[str, Tensor]:
+    """Return a modulated convolution, with its style and noise."""
     weight = reader.take(f"{name}.weight", None, None, 3, 3)
     # StyleGAN2-ADA, appendix D.1: scaled so that half precision cannot overflow; demodulation undoes it.
     peak = weight.abs().amax((1, 2, 3)) * math.sqrt(weight[0].numel())
     peak = torch.where(peak > 0, peak, 1)
-    made[f"{new}.weight"] = weight / peak[:, None, None, None]
-    made[f"{new}.epsilon"] = 1e-8 / peak.square()
-    made[f"{new}.bias"] = reader.take(f"{name}.bias", None)
-    _affine(reader, made, f"{name}.affine", f"{new}.style")
-    if f"{name}.noise_strength" not in reader.tensors and f"{name}.noise_const" not in reader.tensors:
-        made[f"{new}.noise"] = torch.zeros(1, 1).expand(resolution, resolution)  # trained without noise
-    else:
-        strength = reader.tensors.get(f"{name}.noise_strength")
-        shape = (1,) if strength is not None and strength.ndim else ()
-        made[f"{new}.noise"] = reader.take(f"{name}.noise_const", resolution, resolution) * reader.take(
-            f"{name}.noise_strength", *shape
-        )
-    return len(weight)
+    return {
+        f"{target}.weight": weight / peak[:, None, None, None],
+        f"{target}.epsilon": 1e-8 / peak.square(),
+        f"{target}.bias": reader.take(f"{name}.bias", None),
+        **_affine(reader, f"{name}.affine", f"{target}.style"),
+        f"{target}.noise": _noise(reader, name, resolution),
+    }
+
+
+def _noise(reader: _Reader, name: str, resolution: int) -> Tensor:
+    """Return a convolution's noise times its strength, ``[resolution, resolution]``."""
+    constant, strength = f"{name}.noise_const", f"{name}.noise_strength"
+    if constant not in reader.tensors and strength not in reader.tensors:
+        return torch.zeros(1, 1).expand(resolution, resolution)  # trained without noise
+    is_scalar = strength not in reader.tensors or reader.tensors[strength].ndim == 0
+    shape = () if is_scalar else (1,)
+    return reader.take(constant, resolution, resolution) * reader.take(strength, *shape)
 
 
 def _embedding(reader: _Reader) -> tuple[Tensor | None, bool]:
-    """The classes' vectors as the mapping network takes them, and whether they are normalised apart from z."""
-    if "mapping.concat.weight" in reader.tensors:  # StyleGAN2: a matrix, normalised together with z
+    """Return the classes' vectors for the mapping network, and whether they are normalized apart from z."""
+    if "mapping.concat.weight" in reader.tensors:
+        # StyleGAN2: a matrix, normalized together with z.
         return reader.take("mapping.concat.weight", None, None).T.contiguous(), False
     if "mapping.embed.weight" not in reader.tensors:
         return None, True
@@ -366,8 +431,8 @@ def _embedding(reader: _Reader) -> tuple[Tensor | None, bool]:
     return normalized(weight.T / math.sqrt(weight.shape[1]) + bias), True
 
 
-def _filter(reader: _Reader, kernel: Any) -> Filter:
-    """The upsampling filter: that of the buffers, else of the facts, else [1, 3, 3, 1]."""
+def _filter(reader: Reader, kernel: Any) -> Filter:
+    """Return the upsampling filter: that of the buffers, else of the facts, else [1, 3, 3, 1]."""
     names = [name for name in reader.tensors if name.endswith("resample_filter")]
     if names:
         taps = reader.take(names[0], 4, 4)
@@ -375,24 +440,28 @@ def _filter(reader: _Reader, kernel: Any) -> Filter:
             if not torch.equal(reader.take(name, 4, 4), taps):
                 raise reader.error(f"{name} differs from {names[0]}: all upsampling filters must be the same")
     else:
-        kernel = [1, 3, 3, 1] if kernel is None else kernel
-        if (
-            not isinstance(kernel, Sequence)
-            or len(kernel) != 4
-            or not all(is_number(tap) for tap in kernel)
-            or not sum(kernel)
-        ):
-            raise reader.error(
-                f"its upsampling filter is {str(kernel)[:40]}, expected four numbers, as in [1, 3, 3, 1]"
-            )
-        axis = torch.tensor([float(tap) for tap in kernel]) / sum(kernel)
+        axis = _axis(reader, [1, 3, 3, 1] if kernel is None else kernel)
         taps = torch.outer(axis, axis)
+
     rows, columns, total = taps.sum(1), taps.sum(0), taps.sum()
-    if (
-        not taps.isfinite().all()
-        or not total
-        or not torch.allclose(torch.outer(rows, columns) / total, taps, rtol=1e-4, atol=1e-6)
-    ):
+    is_product = (
+        taps.isfinite().all()
+        and total
+        and torch.allclose(torch.outer(rows, columns) / total, taps, rtol=1e-4, atol=1e-6)
+    )
+    if not is_product:
         raise reader.error("its upsampling filter is not the product of one for rows and one for columns")
+    # Each axis has gain 2, and a correlation takes the taps in reverse.
     down, across = (2 * rows / total).flip(0), (2 * columns).flip(0)
     return Filter(tuple(down.tolist()), tuple(across.tolist()))
+
+
+def _axis(reader: Reader, kernel: Any) -> Tensor:
+    """Return the four taps of both axes, with sum 1."""
+    is_list = isinstance(kernel, Sequence) and len(kernel) == 4
+    if not is_list or not all(is_number(tap) for tap in kernel) or not sum(kernel):
+        raise reader.error(
+            f"its upsampling filter is {str(kernel)[:40]}, expected four numbers, as in [1, 3, 3, 1]"
+        )
+    taps = torch.tensor([float(tap) for tap in kernel])
+    return taps.div(sum(kernel))
