@@ -11,7 +11,7 @@ from torch import Tensor
 from mlviews.anchors import Sampler
 from mlviews.checks import integer
 from mlviews.generators.base import MLVGM
-from mlviews.impact.report import Distances
+from mlviews.impact.figures import Distances
 from mlviews.latents import with_levels
 from mlviews.perturb import Perturber
 from mlviews.sampling import TruncatedNormal

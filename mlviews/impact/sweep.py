@@ -25,7 +25,7 @@ from mlviews.anchors import Sampler
 from mlviews.checks import integer, output_folder, positive
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import EVALUATE, TRAIN
-from mlviews.impact.report import Curve
+from mlviews.impact.figures import Curve
 from mlviews.latents import with_levels
 from mlviews.mi.critics import ImageTrunk
 from mlviews.mi.infonce import info_nce, reachable

@@ -23,7 +23,7 @@ from mlviews.anchors import Sampler
 from mlviews.checks import integer, is_number, output_folder, positive
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import EVALUATE, TRAIN, measure_distances
-from mlviews.impact.report import Distances, History
+from mlviews.impact.figures import Distances, History
 from mlviews.latents import with_levels
 from mlviews.mi.critics import ImageCritic
 from mlviews.mi.infonce import info_nce, mi_bound, reachable
