@@ -50,8 +50,12 @@ class Distances(Stored):
     counts: list[int]  # anchors in each bin of the histogram
     prior: float  # mean distance between two independent draws: the unit that levels can be compared in
     norm: float  # mean |T(z)| / mean |z| of the latents: 1 where T stays in the prior's typical set
-    diversity: float  # 1 - |mean unit direction| of the shifts: 0 if all anchors move in one direction, ~1 if in all
-    directions: float  # participation ratio of the directions' second moments: 1 for a line, d for d dimensions
+    diversity: (
+        float  # 1 - |mean unit direction| of the shifts: 0 if all anchors move in one direction, ~1 if in all
+    )
+    directions: (
+        float  # participation ratio of the directions' second moments: 1 for a line, d for d dimensions
+    )
 
     @property
     def relative(self) -> float:
@@ -92,7 +96,9 @@ class LevelImpact(Stored):
     levels: tuple[int, ...]  # indices: a single one, or some that are moved together
     name: str  # of the level, or of the levels
     status: str  # "reached", "resample" or "under-used"
-    perturber: Annotated[Perturber, StoredPerturber]  # spends the budget; under-used: the farthest that was tried
+    perturber: Annotated[
+        Perturber, StoredPerturber
+    ]  # spends the budget; under-used: the farthest that was tried
     loss: float  # plain InfoNCE under that perturber, nats; under-used: the largest that was reached
     stderr: float  # standard error of the loss, nats
     distances: Distances  # how far that perturber moves the level
@@ -261,7 +267,9 @@ class Measurement(Stored):
         """The result in a few sentences."""
         groups = []
         for verdict in VERDICTS:
-            members = [f"{impact.key} ({impact.name})" for impact in self.impacts if impact.verdict == verdict]
+            members = [
+                f"{impact.key} ({impact.name})" for impact in self.impacts if impact.verdict == verdict
+            ]
             if members:
                 verb = "is" if len(members) == 1 else "are"
                 groups.append(f"{_joined(members)} {verb} {verdict}")
@@ -301,7 +309,8 @@ class Measurement(Stored):
     def facts(self) -> list[tuple[str, str]]:
         """What the run was: names and values as text."""
         levels = [
-            f"{index}: {name} [{'×'.join(map(str, shape))}]" for index, (name, shape) in enumerate(self.levels)
+            f"{index}: {name} [{'×'.join(map(str, shape))}]"
+            for index, (name, shape) in enumerate(self.levels)
         ]
         paper_target = to_paper_scale(self.target_loss, self.temperature)
         return [
@@ -396,7 +405,9 @@ class Measurement(Stored):
         setup, generator = ["generator = ...  # the one that was measured"], "generator"
         if arguments:
             values = [f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments.values()]
-            options = [f"{key}={value}" for key, value in zip(arguments, values, strict=True) if key != "name"]
+            options = [
+                f"{key}={value}" for key, value in zip(arguments, values, strict=True) if key != "name"
+            ]
             setup, generator = [], f"mlviews.load_generator({', '.join([values[0], *options])})"
         return "\n".join(
             [

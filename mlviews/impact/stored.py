@@ -81,9 +81,7 @@ def check_finite(value: Any, place: str) -> None:
         for index, item in enumerate(value):
             check_finite(item, f"{place}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(
-            f"Invalid {place}={value!r}: a report holds finite numbers only; measure again."
-        )
+        raise ValueError(f"Invalid {place}={value!r}: a report holds finite numbers only; measure again.")
 
 
 def check_keys(value: Mapping[str, Any], names: Sequence[str], place: str) -> None:
