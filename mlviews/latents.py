@@ -39,8 +39,8 @@ def interpolate(
 def distinct(latents: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
     """Return the tensors that the levels hold, each once, and the place of each level's tensor among them.
 
-    The levels of a tied generator hold one tensor until a perturber moves some of them. What is computed of it level by
-    level (StyleGAN2's W from Z) would else be computed as often as there are levels.
+    The levels of a tied generator hold one tensor until a perturber moves some of them. What is computed of
+    it level by level (StyleGAN2's W from Z) would else be computed as often as there are levels.
     """
     tensors = {id(z): z for z in latents}
     places = {key: place for place, key in enumerate(tensors)}

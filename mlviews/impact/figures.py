@@ -17,10 +17,10 @@ from mlviews.mi.infonce import mi_lower_bound, to_paper_scale
 from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker
 
 OVER_USED = 0.25
-"""A level that spends its budget within this share of the distance between two draws decides nearly everything."""
+"""The share of the distance between two draws below which a level decides nearly everything."""
 
 BEYOND = 1.01
-"""From this share on a level has to go farther than a fresh draw (a hundredth is left for Monte Carlo's error)."""
+"""The share of the same above which a level goes farther than a fresh draw (0.01 for Monte Carlo's error)."""
 
 COLLAPSED = 0.1
 """The diversity of directions below which a walker moves all anchors the same way."""
@@ -89,8 +89,8 @@ class Curve(Stored):
 class LevelImpact(Stored):
     """One row of the paper's Table 1.
 
-    The status is "reached"; "resample" where a fresh draw reaches the target and no shift within the grid does; or
-    "under-used" where nothing does.
+    The status is "reached"; "resample" where a fresh draw reaches the target and no shift within the grid
+    does; or "under-used" where nothing does.
     """
 
     levels: tuple[int, ...]  # indices: a single one, or some that are moved together
@@ -120,7 +120,7 @@ class LevelImpact(Stored):
 
     @property
     def verdict(self) -> str:
-        """One of "over-used", "balanced", "weak" (the target lies farther than a fresh draw), "under-used"."""
+        """One of "over-used", "balanced", "weak" (farther than a fresh draw), "under-used"."""
         if self.status == "under-used":
             return "under-used"
         if self.distances.relative > BEYOND:
@@ -186,9 +186,9 @@ class LevelImpact(Stored):
             remedy = f"the walker ({self.specification['path']})"
         if self.status == "under-used":
             return (
-                f"Under-used: nothing reaches the target; the loss is {self.loss:.3f} nats even at {share} the "
-                "distance between two draws. Moving it does not spend the budget: Resample() does no harm, and "
-                "adds little to the views."
+                f"Under-used: nothing reaches the target; the loss is {self.loss:.3f} nats even at {share} "
+                "the distance between two draws. Moving it does not spend the budget: Resample() does no "
+                "harm, and adds little to the views."
             )
         if self.status == "resample":
             return (
@@ -198,18 +198,18 @@ class LevelImpact(Stored):
         if self.verdict == "over-used":
             return (
                 f"Over-used: {share} the distance between two draws already spends the budget, so this level "
-                "decides nearly all that tells images apart. Keep it fixed, or move it by a mean distance of at "
-                f"most {distance}: {remedy}."
+                "decides nearly all that tells images apart. Keep it fixed, or move it by a mean distance of "
+                f"at most {distance}: {remedy}."
             )
         if self.verdict == "weak":
             cost = f" costs {self.curve.resample:.2f} nats and" if self.curve else ""
             return (
-                f"Weak: it takes {remedy}, {share} the distance between two draws, to spend the budget. A fresh "
-                f"draw, Resample(),{cost} stays within what the generator was trained on."
+                f"Weak: it takes {remedy}, {share} the distance between two draws, to spend the budget. A "
+                f"fresh draw, Resample(),{cost} stays within what the generator was trained on."
             )
         return (
-            f"Balanced: {remedy} spends the budget, at a mean distance of {distance}, {share} that between two "
-            "draws."
+            f"Balanced: {remedy} spends the budget, at a mean distance of {distance}, {share} that between "
+            "two draws."
         )
 
     @property
@@ -219,14 +219,14 @@ class LevelImpact(Stored):
         if isinstance(self.perturber, Walker) and self.distances.diversity < COLLAPSED:
             sentences.append(
                 f"The walker's directions have collapsed (diversity {self.distances.diversity:.2f}, below "
-                f"{COLLAPSED}): it moves all anchors in one direction. Train it with directions=4 to keep them "
-                "apart, or use Normal."
+                f"{COLLAPSED}): it moves all anchors in one direction. Train it with directions=4 to keep "
+                "them apart, or use Normal."
             )
         if self.status == "reached" and self.distances.norm > OFF_PRIOR:
             sentences.append(
-                f"The perturbed latents have left the prior (norms {self.distances.norm:.2f} times the anchors', "
-                f"above {OFF_PRIOR}): the generator was not trained there. Look at the views before using them; "
-                "Resample(), or a walker trained with keep_norm=True, does not leave it."
+                f"The perturbed latents have left the prior (norms {self.distances.norm:.2f} times the "
+                f"anchors', above {OFF_PRIOR}): the generator was not trained there. Look at the views "
+                "before using them; Resample(), or a walker trained with keep_norm=True, does not leave it."
             )
         return sentences
 
@@ -255,7 +255,7 @@ class Measurement(Stored):
         """The largest bound that so many pairs can show, ``log(2K - 1)`` nats."""
         return math.log(2 * self.pairs - 1)
 
-    # -- words ---------------------------------------------------------------------------------------------
+    # -- words ------------------------------------------------------------------------------------------
 
     @property
     def title(self) -> str:
@@ -299,10 +299,10 @@ class Measurement(Stored):
             f"the target is {self.target_loss:.3g}.",
             f"MI bound: log(2K − 1) − loss in nats, K = {self.pairs} pairs; "
             f"it cannot exceed its ceiling of {self.ceiling:.2f} nats.",
-            f"Paper's scale: the same loss × {factor:.2f} (temperature / 0.07), as the research code prints it. "
-            "A conversion only: the bound does not hold for it.",
-            "Distance: L2 between a positive's latent and its anchor's. Relative: 1 is as far as a fresh draw of "
-            "the level. ≥: the target was not reached within this distance.",
+            f"Paper's scale: the same loss × {factor:.2f} (temperature / 0.07), as the research code prints "
+            "it. A conversion only: the bound does not hold for it.",
+            "Distance: L2 between a positive's latent and its anchor's. Relative: 1 is as far as a fresh "
+            "draw of the level. ≥: the target was not reached within this distance.",
         ]
 
     @property
@@ -330,7 +330,7 @@ class Measurement(Stored):
             *_flat(self.environment),
         ]
 
-    # -- tables --------------------------------------------------------------------------------------------
+    # -- tables -----------------------------------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row per impact, with columns that name their units.
@@ -396,7 +396,7 @@ class Measurement(Stored):
         cells["verdict"] = row["verdict"]
         return cells
 
-    # -- what to do with it --------------------------------------------------------------------------------
+    # -- what to do with it -----------------------------------------------------------------------------
 
     @property
     def snippet(self) -> str:
@@ -446,7 +446,10 @@ class Measurement(Stored):
 
     @property
     def _generator(self) -> dict[str, Any] | None:
-        """How a configuration names the generator, with a weights file if it needs one; None for a user's own."""
+        """How a configuration names the generator, with a weights file if it needs one.
+
+        None for a user's own.
+        """
         bundled = {information.name: information.bundled for information in list_generators()}
         if self.generator not in bundled:
             return None
@@ -471,7 +474,7 @@ def _equal(first: Perturber, second: Perturber) -> bool:
     return isinstance(first, Fixed | Resample) or first == second
 
 
-# -- text ------------------------------------------------------------------------------------------------------
+# -- text -----------------------------------------------------------------------------------------------
 
 
 def digits(value: float, scale: float | None = None) -> str:

@@ -19,7 +19,7 @@ from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
 from mlviews.impact.distances import measure_distances
 from mlviews.impact.report import ImpactReport, LevelImpact
-from mlviews.impact.sweep import HIGH, Swept, SweepOptions, sweep
+from mlviews.impact.sweep import HIGH, SweepOptions, Swept, sweep
 from mlviews.impact.walkers import WalkerOptions, check_levels, train_walker
 from mlviews.latents import interpolate
 from mlviews.perturb import Normal, Resample, Walker
@@ -66,11 +66,12 @@ def measure_impact(
         method: "sweep": critics trained once, and every level's loss as a curve of its noise
             (:func:`mlviews.impact.sweep.sweep`); "walker": the paper's, a learned walker for each level
             (:func:`mlviews.train_walker`).
-        target_loss: plain InfoNCE in nats that each level is moved to; 0.7 is what the paper's code reports as 1.
+        target_loss: plain InfoNCE in nats that each level is moved to; 0.7 is what the paper's code reports
+            as 1.
         out: folder for the checkpoints of a run that can be resumed; None keeps nothing on disk.
             ``report.save(out)`` adds the report.
-        levels: rows of the report: indices, or (method "walker") lists of levels to move together; None: every
-            level alone.
+        levels: rows of the report: indices, or (method "walker") lists of levels to move together; None:
+            every level alone.
         anchor: law of the anchors; None: N(0, 1) truncated as the generator prefers.
         seed: the seed of everything random.
         device: the kind of device; None: where the generator is.
@@ -150,8 +151,8 @@ def _groups(
         return [(level,) for level in range(len(generator.levels))]
     if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
         raise ValueError(
-            f"Invalid levels={levels!r}: give a row each, e.g. [0, 2] or [[1, 2, 3]], or None for every level "
-            "alone."
+            f"Invalid levels={levels!r}: give a row each, e.g. [0, 2] or [[1, 2, 3]], or None for every "
+            "level alone."
         )
     groups = []
     for row in levels:
@@ -272,7 +273,7 @@ class _Outcome:
 
 
 def _outcome(swept: Swept, target: float, truncation: float | None) -> _Outcome:
-    """Return the perturber of a level: the shift that meets the target, a fresh draw, or the farthest shift."""
+    """Return a level's perturber: the shift that meets the target, a fresh draw, or the farthest shift."""
     curve = swept.curve
     if swept.std is not None:
         place, places = np.log(swept.std), np.log(curve.magnitudes)

@@ -18,7 +18,7 @@ LATEX = str.maketrans(
 )
 
 
-# -- Markdown --------------------------------------------------------------------------------------------------
+# -- Markdown -------------------------------------------------------------------------------------------
 
 
 def markdown(measurement: Measurement) -> str:
@@ -44,7 +44,7 @@ def _markdown_advice(impact: LevelImpact) -> str:
     return f"- **Level {impact.key} ({impact.name.translate(MARKDOWN)}).** {advice.translate(MARKDOWN)}"
 
 
-# -- LaTeX -----------------------------------------------------------------------------------------------------
+# -- LaTeX ----------------------------------------------------------------------------------------------
 
 
 def latex(measurement: Measurement) -> str:
@@ -79,7 +79,7 @@ def _latex_row(cells: Mapping[str, str]) -> dict[str, str]:
     return {**first, "mean": mean, "std": std, **rest}
 
 
-# -- HTML ------------------------------------------------------------------------------------------------------
+# -- HTML -----------------------------------------------------------------------------------------------
 
 
 def html(measurement: Measurement, pictures: Mapping[Path, str]) -> str:

@@ -90,7 +90,7 @@ def _panels(measurement: Measurement, height: float, most: int) -> tuple[Figure,
     return figure, axes[:count]
 
 
-# -- how far each level moves ----------------------------------------------------------------------------------
+# -- how far each level moves ---------------------------------------------------------------------------
 
 
 def _magnitude(measurement: Measurement) -> tuple[Figure, str]:
@@ -116,8 +116,8 @@ def _magnitude(measurement: Measurement) -> tuple[Figure, str]:
     figure.legend(loc="outside lower center", ncols=3)
     return figure, (
         f"Mean distance that brings the loss to {target:.3g} nats, level by level (log scale; bars: standard "
-        "deviation over anchors). Lines mark the distance between two independent draws of the level, and the "
-        "share of it below which a level counts as over-used."
+        "deviation over anchors). Lines mark the distance between two independent draws of the level, and "
+        "the share of it below which a level counts as over-used."
     )
 
 
@@ -157,7 +157,7 @@ def _magnitude_legend(axis: Axes) -> None:
         axis.plot([], [], marker, color=color, markersize=10, mfc=face, label=label)
 
 
-# -- the sweep's curves ----------------------------------------------------------------------------------------
+# -- the sweep's curves ---------------------------------------------------------------------------------
 
 
 class _Span(NamedTuple):
@@ -191,9 +191,9 @@ def _curves(measurement: Measurement) -> tuple[Figure, str]:
     figure.suptitle(f"Loss against the magnitude of the perturbation, {measurement.generator}")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure, (
-        "Loss of each level against the standard deviation of the noise it is moved by. The curve through the "
-        "measurements may only rise; it meets the target at the level's σ. Right edge: the loss when the level "
-        "is a fresh draw."
+        "Loss of each level against the standard deviation of the noise it is moved by. The curve through "
+        "the measurements may only rise; it meets the target at the level's σ. Right edge: the loss when "
+        "the level is a fresh draw."
     )
 
 
@@ -228,7 +228,7 @@ def _curve_points(axis: Axes, curve: Curve, edge: float) -> None:
     axis.errorbar(edge, curve.resample, curve.resample_stderr, **fresh)
 
 
-# -- the walkers' games ----------------------------------------------------------------------------------------
+# -- the walkers' games ---------------------------------------------------------------------------------
 
 
 def _dynamics(measurement: Measurement) -> tuple[Figure, str]:
@@ -257,8 +257,8 @@ def _dynamics(measurement: Measurement) -> tuple[Figure, str]:
     figure.suptitle(f"The game between critic and walker, {measurement.generator}")
     figure.legend(handles=_game_handles(axes[0, 0]), loc="outside lower center", ncols=3)
     return figure, (
-        "The critic brings the loss down while the walker stands still (warm-up); then the walker raises it by "
-        "moving farther, and waits at the target for the critic to follow. Losses above "
+        "The critic brings the loss down while the walker stands still (warm-up); then the walker raises it "
+        "by moving farther, and waits at the target for the critic to follow. Losses above "
         f"{top:.2g} nats, of the first steps, are cut off."
     )
 
@@ -291,7 +291,7 @@ def _game_handles(axis: Axes) -> list[Any]:
     ]
 
 
-# -- distances over anchors ------------------------------------------------------------------------------------
+# -- distances over anchors -----------------------------------------------------------------------------
 
 
 def _distances(measurement: Measurement) -> tuple[Figure, str]:
@@ -321,7 +321,7 @@ def _distances(measurement: Measurement) -> tuple[Figure, str]:
     )
 
 
-# -- views -----------------------------------------------------------------------------------------------------
+# -- views ----------------------------------------------------------------------------------------------
 
 
 def _views(measurement: Measurement) -> tuple[Figure, str]:

@@ -35,7 +35,7 @@ class ImpactReport(Measurement):
     def __rich__(self) -> Table:
         return self.table()
 
-    # -- tables and pages ----------------------------------------------------------------------------------
+    # -- tables and pages -------------------------------------------------------------------------------
 
     def frame(self) -> pd.DataFrame:
         """Return one row per impact, with flat columns that name their units.
@@ -68,15 +68,15 @@ class ImpactReport(Measurement):
         """
         return pages.html(self, pictures)
 
-    # -- files ---------------------------------------------------------------------------------------------
+    # -- files ------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write the report, each file whole or not at all, and the page last.
 
         Args:
-            folder: the folder for ``impact.json``, ``impact.csv``, ``impact.md``, ``impact.tex``, the pictures,
-                ``report.html``, and a ``walker-<levels>.safetensors`` for each walker; it is made if it is
-                missing.
+            folder: the folder for ``impact.json``, ``impact.csv``, ``impact.md``, ``impact.tex``, the
+                pictures, ``report.html``, and a ``walker-<levels>.safetensors`` for each walker; it is made
+                if it is missing.
 
         Returns:
             The files' paths, in the order in which they were written.

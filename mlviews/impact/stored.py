@@ -17,7 +17,7 @@ Figures = TypeVar("Figures")
 
 
 class Stored:
-    """A dataclass that pydantic reads strictly: no value is converted, numbers are finite, every key is known."""
+    """A dataclass that pydantic reads strictly: it converts no value, and knows every key."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         "strict": True,

@@ -1,8 +1,9 @@
-"""The sweep: every level's loss as a curve of the perturbation's magnitude, from critics trained once for all levels.
+"""The sweep: every level's loss as a curve of the perturbation's magnitude, from critics trained once.
 
-A walker is trained against a critic of its own. Here critics learn from random pairs of a level and a magnitude, which
-they are told. Their loss is then read off on a grid of magnitudes, on fresh pairs that all magnitudes share, and each
-level's curve is solved for the target. The far end of every curve is a fresh draw of the level.
+A walker is trained against a critic of its own. Here critics learn from random pairs of a level and a
+magnitude, which they are told. Their loss is then read off on a grid of magnitudes, on fresh pairs that all
+magnitudes share, and each level's curve is solved for the target. The far end of every curve is a fresh draw
+of the level.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Sweep(NamedTuple):
     seconds: float
 
 
-# -- critics ---------------------------------------------------------------------------------------------------
+# -- critics --------------------------------------------------------------------------------------------
 
 
 class Critic(nn.Module):
@@ -197,7 +198,8 @@ class Critics(nn.Module):
 def _told(conditions: Sequence[Condition], levels: int, like: Tensor) -> Tensor:
     """Return what critics are told, ``[conditions, 4 * levels]``, in one copy to the device.
 
-    For the level that is moved: 1, the place on the log grid in [-1, 1], its square, and whether it is a fresh draw.
+    For the level that is moved: 1, the place on the log grid in [-1, 1], its square, and whether it is a
+    fresh draw.
     """
     rows_told = []
     for level, std in conditions:
@@ -239,7 +241,8 @@ class _Pairs:
     def _moved(self, z: Tensor, indices: range, epoch: int, level: int, std: float | None) -> Tensor:
         """Return the level's latents with noise, or drawn afresh.
 
-        The noise is the same at every magnitude: curves are smooth, and differences between magnitudes are theirs.
+        The noise is the same at every magnitude: curves are smooth, and differences between magnitudes are
+        theirs.
         """
         if std is None:
             (fresh,) = self.draw.noise(indices, self.draw.law, epoch, (level,), 2)
@@ -259,13 +262,13 @@ def _random_condition(level: int, seed: int, step: int) -> Condition:
     return Condition(level, None if kind < FRESH else LOW * (HIGH / LOW) ** place)
 
 
-# -- training and measuring ------------------------------------------------------------------------------------
+# -- training and measuring -----------------------------------------------------------------------------
 
 
 def sweep(
     generator: MLVGM, target_loss: float, fabric: Fabric, out: str | Path | None = None, **options: Any
 ) -> Sweep:
-    """Measure every level's loss as a curve of the standard deviation of its noise, and solve it for the target.
+    """Measure every level's loss as a curve of its noise's standard deviation, and solve it for the target.
 
     Args:
         generator: an MLVGM on Fabric's device.
@@ -277,8 +280,8 @@ def sweep(
             - pairs (64): K of the batches that the curves are measured on, over all processes; at least 2.
             - temperature (0.1): of InfoNCE.
             - steps (500): of the critics, at least 10; each sees one perturbation of every level.
-            - train_pairs (32): K of the batches that the critics learn from: small ones, more often, teach more in
-              the same time.
+            - train_pairs (32): K of the batches that the critics learn from: small ones, more often, teach
+              more in the same time.
             - critics (2): trained side by side, at least 2: their differences are a part of the intervals.
             - lr (1e-3): Adam's rate at the peak of a cosine schedule.
             - truncation (2.0): of the noise, in standard deviations; None for the full normal.
@@ -420,8 +423,8 @@ class _Training:
         """Return the losses of the averaged critics on fresh pairs.
 
         Returns:
-            Plain InfoNCE in nats, float64 ``[levels, grid + 1, members + 1, batches]``: the last point of the grid
-            is a fresh draw, and the last member the union of all.
+            Plain InfoNCE in nats, float64 ``[levels, grid + 1, members + 1, batches]``: the last point of the
+            grid is a fresh draw, and the last member the union of all.
         """
         options, levels = self.options, len(self.generator.levels)
         points = [*self.grid, None]
@@ -438,18 +441,19 @@ class _Training:
         return losses
 
 
-# -- curves and their solutions --------------------------------------------------------------------------------
+# -- curves and their solutions -------------------------------------------------------------------------
 
 
 def _solved(measured: Array, grid: list[float], target: float, seed: int) -> list[Swept]:
     """Return curves and solutions, with intervals on the scale of log magnitudes.
 
-    An interval has two parts. How far the solution moves with the evaluation pairs is a bootstrap over batches. How
-    far it moves with the critics is seen in the members' own solutions, whose variance is pooled over levels, as two
-    members alone say little.
+    An interval has two parts. How far the solution moves with the evaluation pairs is a bootstrap over
+    batches. How far it moves with the critics is seen in the members' own solutions, whose variance is pooled
+    over levels, as two members alone say little.
 
     Args:
-        measured: losses ``[levels, grid + 1, members + 1, batches]``, as :meth:`_Training.measure` returns them.
+        measured: losses ``[levels, grid + 1, members + 1, batches]``, as :meth:`_Training.measure` returns
+            them.
         grid: the standard deviations.
         target: the loss to solve for.
         seed: the seed of the bootstrap.

@@ -1,9 +1,9 @@
-"""Training a walker (paper, eq. 5): ``max_phi min_f L(f(g(z)), f(g(T_phi(z))))``, a game of walker and critic.
+"""Training a walker (paper, eq. 5), a game with a critic: ``max_phi min_f L(f(g(z)), f(g(T_phi(z))))``.
 
-The critic learns alone first, until it tells images apart that the walker has hardly moved. Then the walker climbs,
-ever more slowly as the smoothed loss nears its target, and waits at the target for the critic: the run ends when the
-loss stays there. How far the walker got is the magnitude of the level; a level whose loss never gets there is
-under-used.
+The critic learns alone first, until it tells images apart that the walker has hardly moved. Then the walker
+climbs, ever more slowly as the smoothed loss nears its target, and waits at the target for the critic: the
+run ends when the loss stays there. How far the walker got is the magnitude of the level; a level whose loss
+never gets there is under-used.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class WalkerOptions:
         self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
         if not is_number(self.directions) or self.directions < 1:
             raise ValueError(
-                f"Invalid directions={self.directions!r}: it must be a number of at least 1; 1 is the paper's."
+                f"Invalid directions={self.directions!r}: it must be a number of at least 1; 1 is the "
+                "paper's."
             )
         self.directions = float(self.directions)
 
@@ -139,7 +140,7 @@ class TrainedWalker(Walker):
 
     @property
     def loss(self) -> float:
-        """Plain InfoNCE in nats at the end, on fresh pairs; of an under-used level the largest smoothed loss."""
+        """Plain InfoNCE in nats at the end, on fresh pairs; under-used: the largest smoothed loss."""
         return self.run.loss
 
     @property
@@ -202,12 +203,12 @@ class Game(nn.Module):
         Args:
             latents: the anchors' tensors ``[B, *level.shape]``, one per level.
             labels: int64 ``[B]``; None without classes.
-            gain: the sign is that of the walker's gradient of the loss: with a negative one it goes back. None:
-                the walker has not begun, and positives are the anchors themselves.
+            gain: the sign is that of the walker's gradient of the loss: with a negative one it goes back.
+                None: the walker has not begun, and positives are the anchors themselves.
 
         Returns:
-            The InfoNCE loss over all processes, how far the shifts lie in too few directions, and this process's
-            mean distance; scalars.
+            The InfoNCE loss over all processes, how far the shifts lie in too few directions, and this
+            process's mean distance; scalars.
         """
         (generator,) = self._generator
         first = self.levels[0]
@@ -263,42 +264,43 @@ def train_walker(
     fabric: Fabric | None = None,
     **options: Any,
 ) -> TrainedWalker:
-    """Train a walker for one level, or one for several together, until InfoNCE stays at the target (paper, eq. 5).
+    """Train a walker for some levels together, until InfoNCE stays at the target (paper, eq. 5).
 
     Args:
         generator: an MLVGM; its weights do not change.
         levels: the indices of the levels to move, which follow each other.
         target_loss: plain InfoNCE in nats; 0.7 is what the paper's code reports as 1.
-        out: folder for ``checkpoint.pt``, ``walker.safetensors`` and ``history.csv``; None keeps nothing on disk.
+        out: folder for ``checkpoint.pt``, ``walker.safetensors`` and ``history.csv``; None keeps nothing on
+            disk.
         device: the kind of device; None: where the generator is.
-        devices: processes on this machine, one device each: gloo on CPUs, NCCL on GPUs. The script runs once in
-            each of them, as under Lightning's ``ddp``; torchrun's processes are used instead if it started this
-            one.
+        devices: processes on this machine, one device each: gloo on CPUs, NCCL on GPUs. The script runs once
+            in each of them, as under Lightning's ``ddp``; torchrun's processes are used instead if it started
+            this one.
         fabric: a launched Fabric, in place of device and devices.
         **options: fields of :class:`WalkerOptions`, by keyword:
 
             - pairs (64): K of a batch, over all processes; at least 2.
             - temperature (0.1): of InfoNCE.
             - steps (1000): of the walker, at most.
-            - warmup (300): steps of the critic alone, at most; it ends once the smoothed loss is below a tenth of
-              the target.
-            - lr_walker (1e-3): Adam's rate for a walker 16 wide; wider ones take ``sqrt(16 / width)`` of it, as
-              each of Adam's steps changes every weight by about the rate, so that an output of many weights moves
-              more.
+            - warmup (300): steps of the critic alone, at most; it ends once the smoothed loss is below a
+              tenth of the target.
+            - lr_walker (1e-3): Adam's rate for a walker 16 wide; wider ones take ``sqrt(16 / width)`` of it,
+              as each of Adam's steps changes every weight by about the rate, so that an output of many
+              weights moves more.
             - lr_critic (1e-3): Adam's rate for the critic.
             - tolerance (0.1): share of the target within which the smoothed loss counts as there.
-            - patience (100): steps at the target in all, in which the critic learns to follow the walker: with
-              few, a surprised critic is enough.
-            - directions (1.0): how many directions the anchors' shifts spread over, at least: a penalty sets in
-              where the mean squared cosine between two of them is above ``1 / directions``. 1 is the paper's,
-              without a penalty, whose walkers move all anchors in one direction.
-            - keep_norm (False): positives keep their anchor's length, and so stay in the prior's typical set; see
-              :class:`Walker`.
+            - patience (100): steps at the target in all, in which the critic learns to follow the walker:
+              with few, a surprised critic is enough.
+            - directions (1.0): how many directions the anchors' shifts spread over, at least: a penalty sets
+              in where the mean squared cosine between two of them is above ``1 / directions``. 1 is the
+              paper's, without a penalty, whose walkers move all anchors in one direction.
+            - keep_norm (False): positives keep their anchor's length, and so stay in the prior's typical set;
+              see :class:`Walker`.
             - width (None): channels of the critic's first stage; None: by the image's size.
             - anchor (None): law of the anchors; None: N(0, 1) truncated as the generator prefers.
             - seed (0): of the samples and of both networks' first weights.
-            - resume (True): go on from ``out``'s checkpoint. History and result are those of a run that was never
-              stopped.
+            - resume (True): go on from ``out``'s checkpoint. History and result are those of a run that was
+              never stopped.
             - checkpoint_every (50): steps between checkpoints.
             - monte_carlo (100,000): anchors for the distances of the result.
             - progress (True): show a bar.
@@ -560,7 +562,8 @@ class _Log:
         self.losses.append(loss)
         self.distances.append(distance)
         count = len(self.losses)
-        # Losses of the critic's beginnings, which pass the target on their way down, must not count for the walker.
+        # Losses of the critic's beginnings, which pass the target on their way down, must not count for the
+        # walker.
         recent = self.losses[max(self.begun, count - WINDOW) :]
         self.smoothed.append(statistics.fmean(recent))
         if not self.begun:
