@@ -104,11 +104,11 @@ class _Shifts:
     @property
     def norm_ratio(self) -> float:
         """The mean norm of the moved latents in units of the anchors'."""
-        return (self.lengths[0] / self.lengths[1]).item()
+        return float(self.lengths[0] / self.lengths[1])
 
     @property
     def directions(self) -> float:
         """The participation ratio of the second moments; 0 if nothing moved."""
         if not self.spread.any():
             return 0.0
-        return (self.spread.trace() / self.spread.norm()).square().item()
+        return float((self.spread.trace() / self.spread.norm()).square())

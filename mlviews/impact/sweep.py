@@ -352,14 +352,11 @@ class _Training:
             torch.manual_seed(options.seed % (1 << 63))
             self.model = Critics(options.critics, generator.image_shape, len(generator.levels), options.width)
         self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr, betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _rate(step, options.steps)
+        )
         self.wrapped, _ = self.fabric.setup(self.model, self.optimizer)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
-
-    def _rate(self, step: int) -> float:
-        """Return the share of the learning rate at a step: a short warm-up, then a cosine to a twentieth."""
-        cosine = 0.525 + 0.475 * math.cos(math.pi * step / self.options.steps)
-        return min(1.0, (step + 1) / WARMUP) * cosine
 
     def _restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
@@ -439,6 +436,11 @@ class _Training:
                     losses[level, :, :, batch] = mean(self.fabric, values).cpu().numpy()
                     advance(batch * levels + level + 1, "")
         return losses
+
+
+def _rate(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: a short warm-up, then a cosine to a twentieth."""
+    return min(1.0, (step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
 
 
 # -- curves and their solutions -------------------------------------------------------------------------

@@ -248,7 +248,8 @@ class Game(nn.Module):
         # The mean squared cosine between the shifts of two anchors, without those of an anchor with itself.
         common = ((units @ units.T).square().sum() - count) / max(1, count * (count - 1))
         # Times their length, as the loss's gradient would else outgrow this one's.
-        return size * torch.relu(common - 1 / self.directions)
+        crowded: Tensor = size * torch.relu(common - 1 / self.directions)
+        return crowded
 
 
 @torch.inference_mode(False)  # whatever the caller's modes are
