@@ -338,15 +338,8 @@ def test_the_configuration_says_what_the_report_found() -> None:
         2: "resample",
         3: "resample",
     }
-    assert (
-        len(
-            assign(
-                {key: build(item) for key, item in values["perturb"].items()},
-                load_generator("fashion").levels,
-            )
-        )
-        == 4
-    )
+    perturb = {key: build(item) for key, item in values["perturb"].items()}
+    assert len(assign(perturb, load_generator("fashion").levels)) == 4
     joint = replace(walker(), generator="Mine", impacts=(replace(walker().impacts[0], levels=(0, 1, 2)),))
     assert yaml.safe_load(joint.configuration)["perturb"] == {
         "0:3": {"name": "walker", "path": "walker-0-1-2.safetensors"}
@@ -393,12 +386,16 @@ def test_files_that_are_no_report(tmp_path: Path) -> None:
             ImpactReport.load(tmp_path)
 
 
-def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
+def damaged_copy(saved: Saved, folder: Path) -> Path:
+    """Copy the walkers' report, and return the path of its impact.json, to be damaged."""
     for file in saved["walker"][1].glob("*.[js]*"):
-        shutil.copy(file, tmp_path)
-    path = tmp_path / "impact.json"
-    whole = path.read_text(encoding="utf-8")
-    content = json.loads(whole)
+        shutil.copy(file, folder)
+    return folder / "impact.json"
+
+
+def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
+    path = damaged_copy(saved, tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
     row = content["impacts"][0]
     distances, history = row["distances"], row["history"]
     for key, value, message in (
@@ -441,16 +438,26 @@ def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
         path.write_text(json.dumps({**content, key: value}), encoding="utf-8")
         with pytest.raises(ValueError, match=rf"impact\.json is damaged: .*{message}"):
             ImpactReport.load(path)
+
+
+def test_reports_without_a_key(saved: Saved, tmp_path: Path) -> None:
+    """One that has a default in Python is missed, too."""
+    path = damaged_copy(saved, tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
     for name in ("seed", "options"):
         shortened = {key: value for key, value in content.items() if key != name}
         path.write_text(json.dumps(shortened), encoding="utf-8")
         with pytest.raises(ValueError, match=r"damaged: report has the keys"):
             ImpactReport.load(path)
+    row = content["impacts"][0]
     shortened = {key: value for key, value in row.items() if key != "curve"}
     path.write_text(json.dumps({**content, "impacts": [shortened]}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"damaged: report\.impacts\[0\] has the keys"):
         ImpactReport.load(path)
-    path.write_text(whole, encoding="utf-8")
+
+
+def test_reports_whose_walker_is_damaged_or_missing(saved: Saved, tmp_path: Path) -> None:
+    path = damaged_copy(saved, tmp_path)
     (tmp_path / "walker-1.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"walker-1\.safetensors is not a whole"):
         ImpactReport.load(path)

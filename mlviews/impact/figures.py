@@ -313,6 +313,7 @@ class Measurement(Stored):
             for index, (name, shape) in enumerate(self.levels)
         ]
         paper_target = to_paper_scale(self.target_loss, self.temperature)
+        counts = sorted({f"{impact.distances.count:,}" for impact in self.impacts})
         return [
             ("generator", f"{self.generator}, images {'×'.join(map(str, self.image_shape))}"),
             ("levels", "; ".join(levels)),
@@ -320,10 +321,7 @@ class Measurement(Stored):
             ("target loss", f"{self.target_loss:g} nats ({paper_target:.2f} on the paper's scale)"),
             ("temperature", f"{self.temperature:g}"),
             ("pairs K", str(self.pairs)),
-            (
-                "anchors for distances",
-                _joined(sorted({f"{impact.distances.count:,}" for impact in self.impacts})),
-            ),
+            ("anchors for distances", _joined(counts)),
             ("seed", str(self.seed)),
             ("time", duration(self.seconds)),
             *_flat(self.options),
@@ -467,8 +465,8 @@ def _equal(first: Perturber, second: Perturber) -> bool:
     if isinstance(first, Walker) and isinstance(second, Walker):
         if first.provenance != second.provenance or first.keep_norm != second.keep_norm:
             return False
-        tensors, others = first.state_dict(), second.state_dict()
-        return all(torch.equal(value, others[name]) for name, value in tensors.items())
+        weights, second_weights = first.state_dict(), second.state_dict()
+        return all(torch.equal(value, second_weights[name]) for name, value in weights.items())
     if type(first) is not type(second):
         return False
     return isinstance(first, Fixed | Resample) or first == second

@@ -37,7 +37,7 @@ METHODS: dict[str, type[SweepOptions] | type[WalkerOptions]] = {
 }
 """The methods' options by the methods' names."""
 
-OWN_FIELDS = ("anchor", "seed", "monte_carlo", "temperature", "pairs")  # options that the report says apart
+NAMED = ("anchor", "seed", "monte_carlo", "temperature", "pairs")  # options that the report names elsewhere
 RUN_ONLY = ("resume", "progress", "checkpoint_every")  # options that do not change a figure
 ANCHORS, VIEWS = 4, 8  # of a level's picture
 ENDS = 10_000  # anchors for the distances at the ends of an interval
@@ -102,9 +102,8 @@ def measure_impact(
     begin = time.perf_counter()
     impacts = _by_walker(run, options) if method == "walker" else _by_sweep(run, options)
     seconds = time.perf_counter() - begin
-    values = {
-        field.name: options.get(field.name, field.default) for field in dataclasses.fields(METHODS[method])
-    }
+    defaults = {field.name: field.default for field in dataclasses.fields(METHODS[method])}
+    values = defaults | options
     return ImpactReport(
         generator=generator.name,
         image_shape=generator.image_shape,
@@ -122,7 +121,7 @@ def measure_impact(
             "monte_carlo": monte_carlo,
             "anchor": dataclasses.asdict(law),
             "processes": fabric.world_size,
-            **{name: value for name, value in values.items() if name not in OWN_FIELDS + RUN_ONLY},
+            **{name: value for name, value in values.items() if name not in NAMED + RUN_ONLY},
         },
         grids={impact.name: _grid(generator, impact, law, seed) for impact in impacts},
     )

@@ -64,9 +64,7 @@ class SweepOptions:
     truncation: float | None = 2.0  # of the noise, in standard deviations; None for the full normal
     evaluations: int = 8  # batches of fresh pairs on which the curves are measured, at least 2
     width: int | None = None  # channels of the critics' first stages; None: by the image's size
-    anchor: TruncatedNormal | None = (
-        None  # law of the anchors; None: N(0, 1), truncated as the generator prefers
-    )
+    anchor: TruncatedNormal | None = None  # their law; None: N(0, 1), truncated as the generator prefers
     seed: int = 0  # of the samples, the magnitudes and the critics' first weights
     resume: bool = True  # go on from the checkpoint
     checkpoint_every: int = 50  # steps between checkpoints
@@ -370,7 +368,7 @@ class _Training:
         return {
             "model": self.model,
             "average": self.average,
-            "optimiser": self.optimizer,  # spelled as in the checkpoints that there are
+            "optimiser": self.optimizer,  # its spelling in the checkpoints of version 0.1
             "schedule": self.schedule,
         }
 
@@ -381,9 +379,9 @@ class _Training:
             seconds = time.perf_counter() - self.begin
             self.checkpoint.save({"step": steps, "seconds": seconds, "parts": parts})
 
-    def _bar(self, description: str, total: int, done: int) -> Any:
+    def _bar(self, description: str, total: int, first: int) -> Any:
         show = self.options.progress and self.fabric.global_rank == 0
-        return bar(description, total, done, show)
+        return bar(description, total, first, show)
 
     def train(self) -> None:
         """Train the critics on a random magnitude of every level in each step."""

@@ -63,14 +63,10 @@ class WalkerOptions:
     lr_critic: float = 1e-3  # Adam's rate for the critic
     tolerance: float = 0.1  # share of the target within which the smoothed loss counts as there
     patience: int = 100  # steps at the target in all, after which the run ends
-    directions: float = (
-        1.0  # that the anchors' shifts spread over, at least; 1 is the paper's, without a penalty
-    )
+    directions: float = 1.0  # that shifts spread over, at least 1: the paper's, without a penalty
     keep_norm: bool = False  # whether positives keep their anchor's length
     width: int | None = None  # channels of the critic's first stage; None: by the image's size
-    anchor: TruncatedNormal | None = (
-        None  # law of the anchors; None: N(0, 1), truncated as the generator prefers
-    )
+    anchor: TruncatedNormal | None = None  # their law; None: N(0, 1), truncated as the generator prefers
     seed: int = 0  # of the samples and of both networks' first weights
     resume: bool = True  # go on from the checkpoint
     checkpoint_every: int = 50  # steps between checkpoints
