@@ -20,6 +20,22 @@ def with_levels(latents: Sequence[Tensor], levels: Sequence[int], values: Sequen
     return changed
 
 
+def interpolate(
+    latents: Sequence[Tensor], levels: Sequence[int], ends: Sequence[Tensor], share: float
+) -> list[Tensor]:
+    """Return the latents with some levels moved along the straight line to their ends.
+
+    Args:
+        latents: a tensor ``[B, *level.shape]`` per level.
+        levels: the indices of the levels to move.
+        ends: where each of them goes, of the same shape.
+        share: how far they go: 0 is the latents themselves, 1 the ends.
+    """
+    starts = [latents[level] for level in levels]
+    values = [start + share * (end - start) for start, end in zip(starts, ends, strict=True)]
+    return with_levels(latents, levels, values)
+
+
 def distinct(latents: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
     """Return the tensors that the levels hold, each once, and the place of each level's tensor among them.
 

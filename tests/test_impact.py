@@ -1,12 +1,17 @@
-"""Walkers, the sweep, the distances, and measure_impact, on a generator of three levels that is small enough to play the whole game."""
+"""Walkers, the sweep, the distances, and measure_impact.
+
+The generator has three levels, and is small enough to play the whole game.
+"""
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -19,14 +24,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import Toy, external
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 import mlviews
 from mlviews import sampling
 from mlviews.impact import measure_distances
 from mlviews.impact.measure import measure_impact
-from mlviews.impact.sweep import Condition, Critic, _monotone, _solved, _told
-from mlviews.impact.walkers import WINDOW, TrainedWalker, _Log, train_walker
+from mlviews.impact.sweep import Condition, Critic, SweepOptions, _monotone, _solved, _told, sweep
+from mlviews.impact.walkers import WINDOW, TrainedWalker, WalkerOptions, _Log, train_walker
+from mlviews.latents import interpolate
 from mlviews.mi.critics import ImageCritic, ImageTrunk
 from mlviews.perturb import Normal, Resample, Walker, matched
 from mlviews.runs.checkpoint import Checkpoint
@@ -36,28 +43,28 @@ SMALL: dict[str, Any] = {"pairs": 8, "width": 8, "monte_carlo": 200, "progress":
 GAME: dict[str, Any] = {**SMALL, "warmup": 30, "steps": 20, "patience": 5}
 
 
-# -- distances -----------------------------------------------------------------------------------------------------------
+# -- distances ------------------------------------------------------------------------------------------
 
 
 def test_distances_are_those_of_the_distribution() -> None:
     """|w| of a standard normal in 4 dimensions is chi-distributed: mean sqrt(2) gamma(2.5) / gamma(2)."""
-    found = measure_distances(Toy(truncation=None), [0], Normal(0.5), 50_000)
+    distances = measure_distances(Toy(truncation=None), [0], Normal(0.5), 50_000)
     mean = 0.5 * math.sqrt(2) * math.gamma(2.5) / math.gamma(2)
-    assert found.mean == pytest.approx(mean, rel=5e-3)
-    assert found.std == pytest.approx(math.sqrt(0.25 * 4 - mean**2), rel=2e-2)
-    assert sum(found.counts) == found.count == 50_000
-    assert len(found.edges) == len(found.counts) + 1
+    assert distances.mean == pytest.approx(mean, rel=5e-3)
+    assert distances.std == pytest.approx(math.sqrt(0.25 * 4 - mean**2), rel=2e-2)
+    assert sum(distances.counts) == distances.count == 50_000
+    assert len(distances.edges) == len(distances.counts) + 1
     # Two draws differ by N(0, 2), and moved anchors are N(0, 1.25).
-    assert found.prior == pytest.approx(mean / 0.5 * math.sqrt(2), rel=5e-3)
-    assert found.norm == pytest.approx(math.sqrt(1.25), rel=5e-3)
-    assert found.diversity > 0.98
-    assert found.directions == pytest.approx(4, rel=0.01)
+    assert distances.prior == pytest.approx(mean / 0.5 * math.sqrt(2), rel=5e-3)
+    assert distances.norm == pytest.approx(math.sqrt(1.25), rel=5e-3)
+    assert distances.diversity > 0.98
+    assert distances.directions == pytest.approx(4, rel=0.01)
 
 
 def test_a_fresh_draw_is_as_far_as_the_prior_goes_and_a_shift_has_one_direction() -> None:
-    again = measure_distances(Toy(), [1], Resample(), 20_000)
-    assert again.relative == pytest.approx(1, abs=0.01)
-    assert again.norm == pytest.approx(1, abs=0.01)
+    fresh = measure_distances(Toy(), [1], Resample(), 20_000)
+    assert fresh.relative == pytest.approx(1, abs=0.01)
+    assert fresh.norm == pytest.approx(1, abs=0.01)
     shift = measure_distances(Toy(), [1], Normal(0.0, mean=2.0), 500)
     assert shift.diversity == pytest.approx(0, abs=1e-6)
     assert shift.directions == pytest.approx(1, abs=1e-5)
@@ -67,7 +74,9 @@ def test_a_fresh_draw_is_as_far_as_the_prior_goes_and_a_shift_has_one_direction(
 
 def test_several_levels_are_measured_together() -> None:
     parts = [measure_distances(Toy(), [level], Normal(0.0, mean=1.0), 50).mean for level in (1, 2)]
-    assert measure_distances(Toy(), [1, 2], Normal(0.0, mean=1.0), 50).mean == pytest.approx(math.hypot(*parts), rel=1e-6)
+    assert measure_distances(Toy(), [1, 2], Normal(0.0, mean=1.0), 50).mean == pytest.approx(
+        math.hypot(*parts), rel=1e-6
+    )
 
 
 def test_distances_of_stylegan2_are_measured_in_w(tmp_path: Path) -> None:
@@ -75,10 +84,10 @@ def test_distances_of_stylegan2_are_measured_in_w(tmp_path: Path) -> None:
     z = g.sample_latents(range(64), epoch=2)
     moved = g.sample_noise(range(64), sampling.TruncatedNormal(1.0, g.truncation), epoch=2, levels=[1])
     expected = g.distances(z, [z[0], *moved, *z[2:]])[1]
-    found = measure_distances(g, [1], Resample(), 64)
-    assert found.mean == pytest.approx(expected.mean().item(), rel=1e-5)
+    distances = measure_distances(g, [1], Resample(), 64)
+    assert distances.mean == pytest.approx(expected.mean().item(), rel=1e-5)
     plain = (moved[0] - z[1]).norm(dim=1).mean().item()
-    assert abs(found.mean - plain) > 0.01 * plain
+    assert abs(distances.mean - plain) > 0.01 * plain
 
 
 def test_distances_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +99,7 @@ def test_distances_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) 
     assert parts.diversity == pytest.approx(whole.diversity, abs=1e-6)
 
 
-# -- the generator's part ------------------------------------------------------------------------------------------------
+# -- the generator's part -------------------------------------------------------------------------------
 
 
 def test_decoding_goes_on_from_a_state() -> None:
@@ -105,6 +114,16 @@ def test_decoding_goes_on_from_a_state() -> None:
     assert [block.rows - before for block, before in zip(g.blocks, rows, strict=True)] == [0, 0, 5]
 
 
+def test_latents_are_walked_along_a_line() -> None:
+    z = Toy().sample_latents(range(3))
+    end = torch.ones(3, 6)
+    for share, expected in ((0.0, z[1]), (0.25, 0.75 * z[1] + 0.25), (1.0, end)):
+        first, moved, last = interpolate(z, [1], [end], share)
+        assert first is z[0]
+        assert last is z[2]
+        torch.testing.assert_close(moved, expected)
+
+
 def test_noise_is_that_of_a_sources_positives() -> None:
     g = Toy()
     source = mlviews.MLViewSource(g, {1: Normal(0.7, 2.0)}, batch_size=6, num_samples=6, num_views=3, seed=4)
@@ -114,10 +133,12 @@ def test_noise_is_that_of_a_sources_positives() -> None:
         torch.testing.assert_close(batch.latents[view][1], batch.latents[0][1] + noise, rtol=0, atol=0)
 
 
-# -- critics -------------------------------------------------------------------------------------------------------------
+# -- critics --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "parameters"), [((1, 4, 4), 0.7), ((1, 32, 32), 0.9), ((3, 64, 64), 0.9), ((3, 128, 128), 11.5)])
+@pytest.mark.parametrize(
+    ("shape", "parameters"), [((1, 4, 4), 0.7), ((1, 32, 32), 0.9), ((3, 64, 64), 0.9), ((3, 128, 128), 11.5)]
+)
 def test_the_critic_is_sized_to_the_image(shape: tuple[int, int, int], parameters: float) -> None:
     critic = ImageCritic(shape)
     assert critic(torch.rand(2, *shape)).shape == (2, 128)
@@ -136,18 +157,32 @@ def test_a_critic_is_told_its_condition() -> None:
     nn.init.normal_(critic.style.weight)
     features = torch.rand(2, critic.trunk.features)
     told = _told([Condition(0, 0.05), Condition(0, 8.0), Condition(1, 8.0), Condition(1, None)], 3, features)
-    assert told[:, :8].tolist() == [[1, -1, 1, 0] + [0] * 4, [1, 1, 1, 0] + [0] * 4, [0] * 4 + [1, 1, 1, 0], [0] * 4 + [1, 0, 0, 1]]
-    seen = [critic.head(features, one) for one in told]
-    for i, one in enumerate(seen):
-        torch.testing.assert_close(one.norm(dim=1), torch.ones(2))
-        assert all((one - other).abs().max() > 1e-3 for other in seen[:i])
+    assert told[:, :8].tolist() == [
+        [1, -1, 1, 0] + [0] * 4,
+        [1, 1, 1, 0] + [0] * 4,
+        [0] * 4 + [1, 1, 1, 0],
+        [0] * 4 + [1, 0, 0, 1],
+    ]
+    embeddings = [critic.head(features, row) for row in told]
+    for index, embedding in enumerate(embeddings):
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+        earlier = embeddings[:index]
+        assert all((embedding - previous).abs().max() > 1e-3 for previous in earlier)
 
 
-# -- the stopping rule ---------------------------------------------------------------------------------------------------
+# -- the stopping rule ----------------------------------------------------------------------------------
 
 
 def play(log: _Log, losses: list[float], distance: float = 1.0, **changes: Any) -> _Log:
-    rule = {"target": 0.7, "warmup": 100, "steps": 1000, "tolerance": 0.1, "patience": 10, "reach": 50.0, **changes}
+    rule = {
+        "target": 0.7,
+        "warmup": 100,
+        "steps": 1000,
+        "tolerance": 0.1,
+        "patience": 10,
+        "reach": 50.0,
+        **changes,
+    }
     for loss in losses:
         log.add(loss, distance, **rule)
         if log.status:
@@ -198,7 +233,7 @@ def test_a_stall_above_the_target_is_not_one() -> None:
     assert play(_Log(), [0.0] * WINDOW + [0.9] * 400, patience=1000).status == ""
 
 
-# -- walkers -------------------------------------------------------------------------------------------------------------
+# -- walkers --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -217,14 +252,24 @@ def test_a_walker_comes_with_its_history_and_files(whole: tuple[TrainedWalker, P
     assert history.distances[: history.warmup] == [0.0] * history.warmup
     assert min(history.distances[history.warmup :]) > 0
     assert walker.checkpoint == out / "checkpoint.pt"
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.pt", "history.csv", "walker.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint.pt",
+        "history.csv",
+        "walker.safetensors",
+    ]
     with (out / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == history.losses
     again = Walker.load(out / "walker.safetensors")
     z = torch.randn(3, 6)
     assert again([z])[0].equal(walker([z])[0])
-    for key, value in {"levels": [1], "target_loss": 0.7, "generator": "Toy", "status": walker.status, "seed": 0}.items():
+    for key, value in {
+        "levels": [1],
+        "target_loss": 0.7,
+        "generator": "Toy",
+        "status": walker.status,
+        "seed": 0,
+    }.items():
         assert again.provenance[key] == value
     assert again.provenance["versions"]["torch"] == torch.__version__
     assert again.provenance["distances"]["mean"] == walker.distances.mean
@@ -248,10 +293,14 @@ train_walker(Toy(), [1], 0.7, {out!r}, checkpoint_every=1, **{game!r})
 """
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: tuple[TrainedWalker, Path], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    whole: tuple[TrainedWalker, Path], tmp_path: Path
+) -> None:
     """kill -9 in mid-training, then the same call."""
     code = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), game=GAME)
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
     checkpoint, deadline = tmp_path / "checkpoint.pt", time.monotonic() + 120
     steps = 0
     while steps < 5 and process.poll() is None and time.monotonic() < deadline:
@@ -259,22 +308,54 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: tuple[TrainedWal
         steps = len(torch.load(checkpoint)["state"]["log"]["losses"]) if checkpoint.exists() else 0
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(torch.load(checkpoint)["state"]["log"]["losses"])
-    assert 5 <= done < len(whole[0].history.losses), "killed too late to show anything"
+    steps = len(torch.load(checkpoint)["state"]["log"]["losses"])
+    assert 5 <= steps < len(whole[0].history.losses), "killed too late to show anything"
     walker = train_walker(Toy(), [1], 0.7, tmp_path, checkpoint_every=1, **GAME)
     assert walker.history == whole[0].history
     assert all(value.equal(whole[0].state_dict()[name]) for name, value in walker.state_dict().items())
 
 
-def test_a_finished_run_is_not_run_again(whole: tuple[TrainedWalker, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_run_again(
+    whole: tuple[TrainedWalker, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.optim.Adam, "step", lambda *_: pytest.fail("it trained"))
     walker = train_walker(Toy(), [1], 0.7, whole[1], checkpoint_every=1, **GAME)
     assert walker.history == whole[0].history
-    assert (walker.loss, walker.stderr, walker.distances) == (whole[0].loss, whole[0].stderr, whole[0].distances)
+    assert (walker.loss, walker.stderr, walker.distances) == (
+        whole[0].loss,
+        whole[0].stderr,
+        whole[0].distances,
+    )
+
+
+def test_a_walker_is_read_and_copied_like_any_other(whole: tuple[TrainedWalker, Path]) -> None:
+    walker, out = whole
+    assert walker.run.status == walker.status
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        walker.run.loss = 0.0  # type: ignore[misc]
+    assert type(TrainedWalker.load(out / "walker.safetensors")) is Walker
+    z = torch.randn(3, 6)
+    duplicate = copy.deepcopy(walker)
+    assert duplicate.run == walker.run
+    assert duplicate([z])[0].equal(walker([z])[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "options"), [(train_walker, WalkerOptions), (sweep, SweepOptions)], ids=["walker", "sweep"]
+)
+def test_every_option_is_documented(function: Callable[..., Any], options: type) -> None:
+    """The docstring names each field with its default."""
+    for field in dataclasses.fields(options):
+        match = re.search(rf"- {field.name} \(([^)]+)\): ", function.__doc__ or "")
+        assert match is not None, field.name
+        text = match[1].replace(",", "")
+        assert text == str(field.default) or float(text) == field.default
 
 
 def test_other_settings_or_another_generator_do_not_go_on_from_it(whole: tuple[TrainedWalker, Path]) -> None:
-    with pytest.raises(ValueError, match=r"a run with target_loss=0.7, not 0.5: use another folder, or resume=False"):
+    with pytest.raises(
+        ValueError, match=r"a run with target_loss=0.7, not 0.5: use another folder, or resume=False"
+    ):
         train_walker(Toy(), [1], 0.5, whole[1], **GAME)
     with pytest.raises(ValueError, match="a run with fingerprint="):
         train_walker(Toy(dims=(4, 6, 7)), [1], 0.7, whole[1], **GAME)
@@ -291,8 +372,10 @@ def test_several_levels_and_the_remedies(whole: tuple[TrainedWalker, Path]) -> N
 
 def test_the_penalty_keeps_directions_apart() -> None:
     options = {**GAME, "steps": 80, "lr_walker": 1e-2, "patience": 1000}
-    alone, apart = (train_walker(Toy(), [1], directions=least, **options).distances.directions for least in (1.0, 4.0))
-    assert apart > alone + 0.8
+    free, penalized = (
+        train_walker(Toy(), [1], directions=least, **options).distances.directions for least in (1.0, 4.0)
+    )
+    assert penalized > free + 0.8
 
 
 def test_a_walkers_file_keeps_whether_it_keeps_norms(tmp_path: Path) -> None:
@@ -311,11 +394,19 @@ class NonlinearWalker(nn.Module):
 
 def test_walkers_of_the_research_code_are_read(tmp_path: Path) -> None:
     theirs, z = NonlinearWalker(6), torch.randn(3, 6)
-    for name, content in {"module": {"nn_walker": theirs}, "state": {"nn_walker": theirs.state_dict()}}.items():
+    for name, content in {
+        "module": {"nn_walker": theirs},
+        "state": {"nn_walker": theirs.state_dict()},
+    }.items():
         torch.save(content, tmp_path / f"{name}.pth")
         ours = Walker.load(tmp_path / f"{name}.pth")
         torch.testing.assert_close(ours([z])[0], z + theirs.walker(z))
-    assert Walker.load(tmp_path / "module.pth").provenance == {"format": "mi_ml_gen", "g_type": "bigbigan", "start": 1, "stop": 3}
+    assert Walker.load(tmp_path / "module.pth").provenance == {
+        "format": "mi_ml_gen",
+        "g_type": "bigbigan",
+        "start": 1,
+        "stop": 3,
+    }
 
 
 class Fires:
@@ -328,7 +419,10 @@ class Fires:
 def test_a_hostile_walker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.pth").write_bytes(pickle.dumps({"nn_walker": Fires()}))
-    for name, content in {"gan.pth": {"shared.weight": torch.ones(2)}, "one.pth": {"nn_walker": nn.Linear(3, 3)}}.items():
+    for name, content in {
+        "gan.pth": {"shared.weight": torch.ones(2)},
+        "one.pth": {"nn_walker": nn.Linear(3, 3)},
+    }.items():
         torch.save(content, name)
     for name in ("bad.pth", "gan.pth", "one.pth"):
         with pytest.raises(mlviews.WeightsError, match=name):
@@ -336,7 +430,7 @@ def test_a_hostile_walker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not Path("fired").exists()
 
 
-# -- the sweep -----------------------------------------------------------------------------------------------------------
+# -- the sweep ------------------------------------------------------------------------------------------
 
 
 def test_the_monotone_curve_is_the_nearest_one() -> None:
@@ -344,10 +438,24 @@ def test_the_monotone_curve_is_the_nearest_one() -> None:
     assert _monotone(np.array([3.0, 1.0, 2.0, 5.0, 4.0])).tolist() == [2, 2, 2, 4.5, 4.5]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_monotone_curve_is_scipys(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = np.linspace(0, 1, 12) + random.choice([0.1, 0.5, 2.0]) * random.standard_normal(12)
+    values[3:5] = values[2]  # ties, too
+    np.testing.assert_allclose(_monotone(values), isotonic_regression(values).x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(_monotone(-values), isotonic_regression(-values).x, rtol=0, atol=1e-12)
+
+
 def curves(*slopes: float, noise: float = 0.02, difference: float = 0.0) -> np.ndarray[Any, Any]:
-    """Losses ``[levels, 5 magnitudes and a fresh draw, 2 members and their union, 8 batches]`` that rise with log magnitude."""
+    """Losses that rise with log magnitude.
+
+    Their shape is ``[levels, 5 magnitudes and a fresh draw, 2 members and their union, 8 batches]``.
+    """
     random, rise = np.random.default_rng(0), np.arange(6.0)
-    values = np.stack([slope * rise for slope in slopes])[:, :, None, None] + noise * random.standard_normal((len(slopes), 6, 3, 8))
+    values = np.stack([slope * rise for slope in slopes])[:, :, None, None] + noise * random.standard_normal(
+        (len(slopes), 6, 3, 8)
+    )
     values[:, :, 0] += difference
     values[:, :, 1] -= difference
     return values
@@ -371,7 +479,9 @@ def test_a_curve_is_solved_for_the_target() -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> mlviews.ImpactReport:
-    return measure_impact(Toy(), out=tmp_path_factory.mktemp("sweep"), steps=12, evaluations=2, checkpoint_every=5, **SMALL)
+    return measure_impact(
+        Toy(), out=tmp_path_factory.mktemp("sweep"), steps=12, evaluations=2, checkpoint_every=5, **SMALL
+    )
 
 
 def test_a_sweep_that_is_resumed_gives_the_same_curves(
@@ -379,36 +489,40 @@ def test_a_sweep_that_is_resumed_gives_the_same_curves(
 ) -> None:
     save = Checkpoint.save
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", lambda self, state: (save(self, state), (_ for _ in ()).throw(KeyboardInterrupt))[0])
+        patch.setattr(
+            Checkpoint,
+            "save",
+            lambda self, state: (save(self, state), (_ for _ in ()).throw(KeyboardInterrupt))[0],
+        )
         with pytest.raises(KeyboardInterrupt):
             measure_impact(Toy(), out=tmp_path, steps=12, evaluations=2, checkpoint_every=5, **SMALL)
     assert torch.load(tmp_path / "sweep.pt")["state"]["step"] == 5
     again = measure_impact(Toy(), out=tmp_path, steps=12, evaluations=2, checkpoint_every=5, **SMALL)
-    assert [one.curve for one in again.impacts] == [one.curve for one in swept.impacts]
-    assert [one.interval for one in again.impacts] == [one.interval for one in swept.impacts]
+    assert [impact.curve for impact in again.impacts] == [impact.curve for impact in swept.impacts]
+    assert [impact.interval for impact in again.impacts] == [impact.interval for impact in swept.impacts]
 
 
 def test_a_sweeps_report(swept: mlviews.ImpactReport) -> None:
     assert swept.method == "sweep"
-    assert [one.name for one in swept.impacts] == ["l0", "l1", "l2"]
+    assert [impact.name for impact in swept.impacts] == ["l0", "l1", "l2"]
     assert swept.ceiling == pytest.approx(math.log(15))
-    for one in swept.impacts:
-        assert one.curve is not None
-        assert len(one.curve.losses) == len(one.curve.magnitudes) == 12
-        assert one.curve.monotone == sorted(one.curve.monotone)
-        assert one.distances.count == 200
-        assert swept.grids[one.name].shape == (4, 8, 1, 4, 4)
-        assert swept.grids[one.name].dtype == torch.uint8
-        if one.status == "reached":
-            assert isinstance(one.perturber, Normal)
-            assert one.perturber.std == one.magnitude
-            if one.curve.monotone[0] < 0.7:
-                assert one.loss == pytest.approx(0.7, abs=0.3)
+    for impact in swept.impacts:
+        assert impact.curve is not None
+        assert len(impact.curve.losses) == len(impact.curve.magnitudes) == 12
+        assert impact.curve.monotone == sorted(impact.curve.monotone)
+        assert impact.distances.count == 200
+        assert swept.grids[impact.name].shape == (4, 8, 1, 4, 4)
+        assert swept.grids[impact.name].dtype == torch.uint8
+        if impact.status == "reached":
+            assert isinstance(impact.perturber, Normal)
+            assert impact.perturber.std == impact.magnitude
+            if impact.curve.monotone[0] < 0.7:
+                assert impact.loss == pytest.approx(0.7, abs=0.3)
 
 
 def test_matched_perturbers_go_into_a_source(swept: mlviews.ImpactReport) -> None:
     source = mlviews.MLViewSource(Toy(), matched(swept), batch_size=4, num_samples=4)
-    assert [one.levels for one in source.assignments] == [(0,), (1,), (2,)]
+    assert [assignment.levels for assignment in source.assignments] == [(0,), (1,), (2,)]
     assert len(next(iter(source))) == 2
 
 
@@ -421,16 +535,22 @@ def test_levels_that_cannot_spend_the_budget_are_drawn_afresh(swept: mlviews.Imp
         dataclasses.replace(base, levels=(2,), status="under-used", perturber=Normal(8.0), distances=far),
     ]
     report = dataclasses.replace(swept, impacts=tuple(rows))
-    assert [one.verdict for one in report.impacts] == ["over-used", "weak", "under-used"]
-    assert {key: repr(one) for key, one in matched(report).items()} == {0: repr(Normal(0.3)), 1: "Resample()", 2: "Resample()"}
+    assert [impact.verdict for impact in report.impacts] == ["over-used", "weak", "under-used"]
+    assert {key: repr(perturber) for key, perturber in matched(report).items()} == {
+        0: repr(Normal(0.3)),
+        1: "Resample()",
+        2: "Resample()",
+    }
 
 
 def test_a_walkers_report(tmp_path: Path) -> None:
     report = measure_impact(Toy(), "walker", out=tmp_path, levels=[0, [1, 2]], **GAME)
-    assert [one.levels for one in report.impacts] == [(0,), (1, 2)]
-    assert [one.key for one in report.impacts] == ["0", "1:3"]
+    assert [impact.levels for impact in report.impacts] == [(0,), (1, 2)]
+    assert [impact.key for impact in report.impacts] == ["0", "1:3"]
     assert report.impacts[1].name == "l1 + l2"
-    assert all(isinstance(one.perturber, Walker) and one.history is not None for one in report.impacts)
+    for impact in report.impacts:
+        assert isinstance(impact.perturber, Walker)
+        assert impact.history is not None
     assert (tmp_path / "walker-1-2" / "walker.safetensors").exists()
     grid = report.grids["l0"]
     z = Toy().sample_latents(range(4))
@@ -439,21 +559,43 @@ def test_a_walkers_report(tmp_path: Path) -> None:
     torch.testing.assert_close(grid[:, -1].float() / 255, Toy()(moved), atol=0.003, rtol=0)
 
 
-# -- mistakes ------------------------------------------------------------------------------------------------------------
+# -- mistakes -------------------------------------------------------------------------------------------
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
-    "unknown method": (lambda: measure_impact(Toy(), "sweeep"), "Invalid method='sweeep'.*Did you mean 'sweep'"),
-    "unknown option": (lambda: measure_impact(Toy(), stepz=3), "Unknown option 'stepz' of method 'sweep'.*Did you mean 'steps'"),
-    "option of the other method": (lambda: measure_impact(Toy(), directions=2.0), "Unknown option 'directions'"),
+    "unknown method": (
+        lambda: measure_impact(Toy(), "sweeep"),
+        "Invalid method='sweeep'.*Did you mean 'sweep'",
+    ),
+    "unknown option": (
+        lambda: measure_impact(Toy(), stepz=3),
+        "Unknown option 'stepz' of method 'sweep'.*Did you mean 'steps'",
+    ),
+    "unknown option of a walker": (
+        lambda: train_walker(Toy(), [0], patiense=3),
+        "Invalid option 'patiense' of train_walker.*Did you mean 'patience'",
+    ),
+    "option of the other method": (
+        lambda: measure_impact(Toy(), directions=2.0),
+        "Unknown option 'directions'",
+    ),
     "not a generator": (lambda: measure_impact(sum), "mlviews.MLVGM"),  # type: ignore[arg-type]
     "joint levels in a sweep": (lambda: measure_impact(Toy(), levels=[[0, 1]]), "use method='walker'"),
-    "level out of range": (lambda: train_walker(Toy(), [3]), "Invalid level=3: it must be an integer from 0 to 2"),
-    "levels with a gap": (lambda: train_walker(Toy(), [0, 2]), r"Invalid levels=\[0, 2\]: .* follow each other"),
+    "level out of range": (
+        lambda: train_walker(Toy(), [3]),
+        "Invalid level=3: it must be an integer from 0 to 2",
+    ),
+    "levels with a gap": (
+        lambda: train_walker(Toy(), [0, 2]),
+        r"Invalid levels=\[0, 2\]: .* follow each other",
+    ),
     "no levels": (lambda: train_walker(Toy(), []), r"Invalid levels=\[\]"),
     "no target": (lambda: train_walker(Toy(), [0], 0.0), "Invalid target_loss=0.0"),
     "target above chance": (lambda: train_walker(Toy(), [0], 9.0), r"log\(2K - 1\) = 4.84 nats"),
-    "target of a sweep above chance": (lambda: measure_impact(Toy(), target_loss=3.0, pairs=8), r"log\(2K - 1\) = 2.71 nats"),
+    "target of a sweep above chance": (
+        lambda: measure_impact(Toy(), target_loss=3.0, pairs=8),
+        r"log\(2K - 1\) = 2.71 nats",
+    ),
     "a name for a generator": (lambda: train_walker("fashion", [0]), "Invalid generator of type str"),  # type: ignore[arg-type]
     "one level as levels": (lambda: measure_impact(Toy(), levels=2), "Invalid levels=2: give a row each"),  # type: ignore[arg-type]
     "no rows": (lambda: measure_impact(Toy(), levels=[]), r"Invalid levels=\[\]: give a row each"),
@@ -465,7 +607,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "no device": (lambda: measure_impact(Toy(), device="gpu"), "Invalid device='gpu'"),
     "no processes": (lambda: measure_impact(Toy(), devices=0), "Invalid devices=0"),
     "distances of one anchor": (lambda: measure_distances(Toy(), [0], Resample(), 1), "Invalid count=1"),
-    "distances of another level's walker": (lambda: measure_distances(Toy(), [0], Walker(3)), "A walker of width 3 cannot move"),
+    "distances of another level's walker": (
+        lambda: measure_distances(Toy(), [0], Walker(3)),
+        "A walker of width 3 cannot move",
+    ),
     "no report": (lambda: matched({}), "Invalid report of type dict"),  # type: ignore[arg-type]
 }
 
@@ -481,7 +626,16 @@ def test_grad_modes_of_the_caller_do_not_matter(mode: Callable[[], Any]) -> None
     generator = Toy()
     with mode():
         walker = train_walker(generator, [1], **{**GAME, "steps": 2})
-        report = measure_impact(generator, pairs=8, train_pairs=8, steps=10, evaluations=2, monte_carlo=100, width=8, progress=False)
+        report = measure_impact(
+            generator,
+            pairs=8,
+            train_pairs=8,
+            steps=10,
+            evaluations=2,
+            monte_carlo=100,
+            width=8,
+            progress=False,
+        )
     assert len(walker.history.losses) == walker.history.warmup + 2
     assert len(report.impacts) == 3
 
@@ -493,10 +647,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_weights_apart() -> None:
-    one, other = Toy(), Toy()
-    assert fingerprint(one) == fingerprint(other)
-    other.blocks[0].linear.weight.data[0, 0] += 1e-6  # type: ignore[union-attr, operator]
-    assert fingerprint(one) != fingerprint(other)
+    first, second = Toy(), Toy()
+    assert fingerprint(first) == fingerprint(second)
+    second.blocks[0].linear.weight.data[0, 0] += 1e-6  # type: ignore[union-attr, operator]
+    assert fingerprint(first) != fingerprint(second)
 
 
 def test_a_class_conditional_generator_is_measured() -> None:

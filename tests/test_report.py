@@ -16,6 +16,7 @@ import torch
 import yaml
 from rich.console import Console
 
+import mlviews
 from mlviews import load_generator
 from mlviews.impact.report import Curve, Distances, History, ImpactReport, LevelImpact
 from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker, assign, build
@@ -28,15 +29,39 @@ SIGMA = 0.1234567890123
 
 
 def distances(mean: float, prior: float = 5.5, norm: float = 1.0, diversity: float = 0.9) -> Distances:
-    return Distances(1000, mean, 0.2 * mean, [0.0, mean, 2 * mean], [400, 600], prior, norm, diversity, 1 + 7 * diversity)
+    return Distances(
+        1000, mean, 0.2 * mean, [0.0, mean, 2 * mean], [400, 600], prior, norm, diversity, 1 + 7 * diversity
+    )
 
 
 def sweep() -> ImpactReport:
     """Over-used, balanced, resample, under-used."""
     curve = Curve(MAGNITUDES, [0.01, 0.2, 0.9, 1.7, 1.6], [0.02] * 5, [0.01, 0.2, 0.9, 1.65, 1.65], 1.4, 0.03)
     impacts = (
-        LevelImpact((0,), NAMES[0], "reached", Normal(SIGMA), 0.7, 0.01, distances(0.6), SIGMA, (0.1, 0.15), (0.5, 0.7)),
-        LevelImpact((1,), NAMES[1], "reached", Normal(1 / 3, 2.0), 0.71, 0.01, distances(4.4), 1 / 3, (0.3, 0.4), (4.0, 4.9)),
+        LevelImpact(
+            (0,),
+            NAMES[0],
+            "reached",
+            Normal(SIGMA),
+            0.7,
+            0.01,
+            distances(0.6),
+            SIGMA,
+            (0.1, 0.15),
+            (0.5, 0.7),
+        ),
+        LevelImpact(
+            (1,),
+            NAMES[1],
+            "reached",
+            Normal(1 / 3, 2.0),
+            0.71,
+            0.01,
+            distances(4.4),
+            1 / 3,
+            (0.3, 0.4),
+            (4.0, 4.9),
+        ),
         LevelImpact((2,), NAMES[2], "resample", Resample(), 0.9, 0.02, distances(5.5), curve=curve),
         LevelImpact((3,), NAMES[3], "under-used", Resample(), 0.1, 0.02, distances(5.5)),
     )
@@ -49,18 +74,41 @@ def walker() -> ImpactReport:
     history = History([3.0, 0.5, 0.1, 0.4, 0.8], [3.0, 1.5, 0.6, 0.5, 0.7], [0.1, 0.1, 0.1, 3.0, 8.0], 2)
     shifts = (distances(4.0), distances(6.0, diversity=0.05), distances(16.0, norm=2.9))
     impacts = [
-        LevelImpact((i,), NAMES[i], "reached", Walker(16, {"seed": i}), 0.7, 0.01, shift, steps=5, history=history)
+        LevelImpact(
+            (i,), NAMES[i], "reached", Walker(16, {"seed": i}), 0.7, 0.01, shift, steps=5, history=history
+        )
         for i, shift in enumerate(shifts)
     ]
-    return report("walker", (*impacts, LevelImpact((3,), NAMES[3], "reached", Fixed(), 0.7, 0.01, distances(3.0), history=history)))
+    return report(
+        "walker",
+        (
+            *impacts,
+            LevelImpact((3,), NAMES[3], "reached", Fixed(), 0.7, 0.01, distances(3.0), history=history),
+        ),
+    )
 
 
 def report(method: str, impacts: tuple[LevelImpact, ...]) -> ImpactReport:
-    grids = {name: torch.arange(2 * 3 * 16 * 16).remainder(255).to(torch.uint8).view(2, 3, 1, 16, 16) for name in NAMES}
+    grids = {
+        name: torch.arange(2 * 3 * 16 * 16).remainder(255).to(torch.uint8).view(2, 3, 1, 16, 16)
+        for name in NAMES
+    }
     environment = {"versions": {"mlviews": "0"}, "machine": {"processor": "a <fast> one", "threads": 1}}
     levels = tuple((name, (16,)) for name in NAMES)
     return ImpactReport(
-        "fashion", (1, 32, 32), levels, method, 0.7, 0.1, 64, 3, impacts, 99.5, environment, {"magnitudes": MAGNITUDES}, grids
+        "fashion",
+        (1, 32, 32),
+        levels,
+        method,
+        0.7,
+        0.1,
+        64,
+        3,
+        impacts,
+        99.5,
+        environment,
+        {"magnitudes": MAGNITUDES},
+        grids,
     )
 
 
@@ -76,7 +124,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.loaded += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
         if tag not in ("meta", "img", "link", "br"):
             self.open.append(tag)
 
@@ -86,11 +136,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    made = {}
-    for one in (sweep(), walker()):
-        folder = tmp_path_factory.mktemp("reports") / one.method
-        made[one.method] = (one, folder, one.save(folder))
-    return made
+    reports = {}
+    for original in (sweep(), walker()):
+        folder = tmp_path_factory.mktemp("reports") / original.method
+        reports[original.method] = (original, folder, original.save(folder))
+    return reports
 
 
 @pytest.mark.parametrize("method", ["sweep", "walker"])
@@ -102,9 +152,9 @@ def test_what_is_saved_is_read_back(saved: Saved, method: str) -> None:
 
 
 def test_equal_reports_have_equal_perturbers() -> None:
-    one = sweep().impacts[0]
+    impact = sweep().impacts[0]
     first, second = Walker(4), Walker(4)
-    for own, other, equal in (
+    for perturber, second_perturber, equal in (
         (Fixed(), Fixed(), True),
         (Fixed(), Resample(), False),
         (Normal(1.0), Normal(1.0), True),
@@ -115,25 +165,43 @@ def test_equal_reports_have_equal_perturbers() -> None:
         (first, Walker(5), False),
         (first, Normal(1.0), False),
     ):
-        assert (replace(one, perturber=own) == replace(one, perturber=other)) is equal
-    assert one != "report"
+        assert (replace(impact, perturber=perturber) == replace(impact, perturber=second_perturber)) is equal
+    assert impact != "report"
 
 
 def test_files(saved: Saved) -> None:
-    always = {"impact.json", "impact.csv", "impact.md", "impact.tex", "magnitude.png", "views.png", "distances.png", "report.html"}
-    for method, own in {"sweep": {"curves.png"}, "walker": {"dynamics.png"} | {f"walker-{i}.safetensors" for i in range(3)}}.items():
+    always = {
+        "impact.json",
+        "impact.csv",
+        "impact.md",
+        "impact.tex",
+        "magnitude.png",
+        "views.png",
+        "distances.png",
+        "report.html",
+    }
+    for method, extra in {
+        "sweep": {"curves.png"},
+        "walker": {"dynamics.png"} | {f"walker-{i}.safetensors" for i in range(3)},
+    }.items():
         _, folder, paths = saved[method]
-        assert {path.name for path in paths} == {path.name for path in folder.iterdir()} == always | own, "nothing half-written stays"
+        assert {path.name for path in paths} == {path.name for path in folder.iterdir()} == always | extra, (
+            "nothing half-written stays"
+        )
         assert all(path.parent == folder and path.stat().st_size for path in paths)
         assert paths[-1].name == "report.html"
 
 
 def test_pictures_of_what_there_is(tmp_path: Path) -> None:
-    bare = replace(sweep(), grids={}, impacts=tuple(replace(impact, curve=None) for impact in sweep().impacts))
+    bare = replace(
+        sweep(), grids={}, impacts=tuple(replace(impact, curve=None) for impact in sweep().impacts)
+    )
     assert {path.name for path in bare.save(tmp_path)} & {"views.png", "curves.png", "dynamics.png"} == set()
     large = {name: torch.zeros(2, 3, 3, 256, 256, dtype=torch.uint8) for name in NAMES}
     many = tuple(replace(walker().impacts[i % 4], levels=(i,)) for i in range(5))
-    assert (tmp_path / "many" / "dynamics.png") in replace(walker(), grids=large, impacts=many).save(tmp_path / "many")
+    assert (tmp_path / "many" / "dynamics.png") in replace(walker(), grids=large, impacts=many).save(
+        tmp_path / "many"
+    )
 
 
 @pytest.mark.parametrize("method", ["sweep", "walker"])
@@ -148,24 +216,24 @@ def test_the_page_needs_nothing_else(saved: Saved, method: str) -> None:
     assert "script" not in page.tags
     assert "url(" not in text
     assert "@import" not in text
-    shown = unescape(text)
+    page_text = unescape(text)
     for impact in original.impacts:
-        assert impact.advice in shown
-        assert all(warning in shown for warning in impact.warnings)
+        assert impact.advice in page_text
+        assert all(warning in page_text for warning in impact.warnings)
     for cells in original.cells():
-        assert all(f">{cell}</td>" in shown for cell in cells.values())
+        assert all(f">{cell}</td>" in page_text for cell in cells.values())
     assert "a &lt;fast&gt; one" in text
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_pictures_of_any_number_of_channels(channels: int) -> None:
     image = torch.rand(channels, 2, 3)
-    made = mosaic([[image, image[:, :1]]])
-    assert made.shape == (4, 9, 3)
-    shown = image[: 3 if channels > 2 else 1].expand(3, 2, 3).permute(1, 2, 0)
-    assert torch.equal(made[1:3, 1:4], shown)
-    assert torch.equal(made[1:2, 5:8], shown[:1])
-    assert (made[2, 5:8] == 1).all(), "a smaller image leaves white"
+    picture = mosaic([[image, image[:, :1]]])
+    assert picture.shape == (4, 9, 3)
+    expected = image[: 3 if channels > 2 else 1].expand(3, 2, 3).permute(1, 2, 0)
+    assert torch.equal(picture[1:3, 1:4], expected)
+    assert torch.equal(picture[1:2, 5:8], expected[:1])
+    assert (picture[2, 5:8] == 1).all(), "a smaller image leaves white"
 
 
 def test_verdicts_and_what_to_do() -> None:
@@ -209,7 +277,8 @@ def test_markdown() -> None:
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6
     assert {line.count("|") for line in table} == {10}
-    assert table[2] == r"| 0 | 4x4 | 0.700 ± 0.010 | 4.14 | 1.00 | 0.600 ± 0.120 | 0.11 | 0.123 \[0.100, 0.150\] | over-used |"
+    first = ["0", "4x4", "0.700 ± 0.010", "4.14", "1.00", "0.600 ± 0.120", "0.11", r"0.123 \[0.100, 0.150\]"]
+    assert table[2] == f"| {' | '.join(first)} | over-used |"
     assert "| ≥ 5.50 ± 1.10 | ≥ 1.00 | resample | under-used |" in table[5]
 
 
@@ -220,7 +289,9 @@ def test_latex() -> None:
     rows = [line.strip() for line in lines if line.endswith(r"\\")]
     assert {row.count(" & ") + 1 for row in rows} == {len(kinds[1])}
     assert rows[0].startswith("level & name & loss, nats & mean & std & ")
-    assert rows[1].startswith(r"0 & 4x4 & 0.700 $\pm$ 0.010 & 0.600 & 0.120 & 4.14 & 1.00 & 0.11 & 0.123 [0.100, 0.150] & over-used")
+    assert rows[1].startswith(
+        r"0 & 4x4 & 0.700 $\pm$ 0.010 & 0.600 & 0.120 & 4.14 & 1.00 & 0.11 & 0.123 [0.100, 0.150] & over-used"
+    )
     assert [lines.count(rule) for rule in (r"    \toprule", r"    \midrule", r"    \bottomrule")] == [1, 1, 1]
     assert all(line.count("{") == line.count("}") for line in lines)
 
@@ -230,10 +301,17 @@ def test_the_table_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     print(sweep().table())
     printed = capsys.readouterr().out
     assert printed.rstrip("\n") == str(sweep())
-    with (console := Console(width=120)).capture() as shown:
+    with (console := Console(width=120)).capture() as capture:
         console.print(sweep())
-    assert "0.123 [0.100, 0.150]" in shown.get(), "in colour, too"
-    for text in ("over-used", "0.123 [0.100, 0.150]", "0.700 ± 0.010", "≥ 5.50 ± 1.10", "ceiling of 4.84 nats", "A conversion only"):
+    assert "0.123 [0.100, 0.150]" in capture.get(), "in color, too"
+    for text in (
+        "over-used",
+        "0.123 [0.100, 0.150]",
+        "0.700 ± 0.010",
+        "≥ 5.50 ± 1.10",
+        "ceiling of 4.84 nats",
+        "A conversion only",
+    ):
         assert text in printed
     assert "diversity" in str(walker())
 
@@ -260,11 +338,16 @@ def test_the_configuration_says_what_the_report_found() -> None:
         2: "resample",
         3: "resample",
     }
-    assert len(assign({key: build(one) for key, one in values["perturb"].items()}, load_generator("fashion").levels)) == 4
+    perturb = {key: build(item) for key, item in values["perturb"].items()}
+    assert len(assign(perturb, load_generator("fashion").levels)) == 4
     joint = replace(walker(), generator="Mine", impacts=(replace(walker().impacts[0], levels=(0, 1, 2)),))
-    assert yaml.safe_load(joint.configuration)["perturb"] == {"0:3": {"name": "walker", "path": "walker-0-1-2.safetensors"}}
+    assert yaml.safe_load(joint.configuration)["perturb"] == {
+        "0:3": {"name": "walker", "path": "walker-0-1-2.safetensors"}
+    }
     assert "generator" not in yaml.safe_load(joint.configuration)
-    assert replace(joint, impacts=(replace(joint.impacts[0], levels=(0, 2)),)).configuration == "", "no key names levels 0 and 2"
+    assert replace(joint, impacts=(replace(joint.impacts[0], levels=(0, 2)),)).configuration == "", (
+        "no key names levels 0 and 2"
+    )
     assert replace(joint, impacts=joint.impacts * 2).configuration == "", "a level has one perturber"
 
 
@@ -274,7 +357,11 @@ def test_snippets_are_python() -> None:
     assert 'weights="FILE"' in replace(sweep(), generator="bigbigan").snippet
     cars = replace(sweep(), generator="stylegan2", options={"generator": {"groups": 4}})
     assert 'load_generator("stylegan2", weights="FILE", groups=4)' in cars.snippet
-    assert yaml.safe_load(cars.configuration)["generator"] == {"name": "stylegan2", "weights": "FILE", "groups": 4}
+    assert yaml.safe_load(cars.configuration)["generator"] == {
+        "name": "stylegan2",
+        "weights": "FILE",
+        "groups": 4,
+    }
     assert "generator = ..." in replace(sweep(), generator="MyNet").snippet
 
 
@@ -284,19 +371,34 @@ def test_files_that_are_no_report(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Invalid report 3"):
         ImpactReport.load(3)  # type: ignore[arg-type]
     path = tmp_path / "impact.json"
-    for text in ("", "{", "[1]", "3", "\udcff", '{"format": "other"}', "[" * 100_000, '{"format": "mlviews.impact", "version": 99}'):
+    for text in (
+        "",
+        "{",
+        "[1]",
+        "3",
+        "\udcff",
+        '{"format": "other"}',
+        "[" * 100_000,
+        '{"format": "mlviews.impact", "version": 99}',
+    ):
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(ValueError, match=r"impact\.json (is not JSON|holds)"):
             ImpactReport.load(tmp_path)
 
 
-def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
+def damaged_copy(saved: Saved, folder: Path) -> Path:
+    """Copy the walkers' report, and return the path of its impact.json, to be damaged."""
     for file in saved["walker"][1].glob("*.[js]*"):
-        shutil.copy(file, tmp_path)
-    path = tmp_path / "impact.json"
-    whole = path.read_text(encoding="utf-8")
-    content = json.loads(whole)
-    for key, value, found in (
+        shutil.copy(file, folder)
+    return folder / "impact.json"
+
+
+def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
+    path = damaged_copy(saved, tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    row = content["impacts"][0]
+    distances, history = row["distances"], row["history"]
+    for key, value, message in (
         ("seed", None, "report.seed is None"),
         ("seed", 1.5, r"report.seed is 1\.5"),
         ("target_loss", "0.7", "report.target_loss is '0.7'"),
@@ -304,16 +406,58 @@ def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
         ("image_shape", [1, 2], "report.image_shape has 2 values, not 3"),
         ("impacts", {}, r"report.impacts is \{\}"),
         ("impacts", [{}], r"report.impacts\[0\] has the keys \[\]"),
-        ("impacts", [{**content["impacts"][0], "loss": True}], r"report.impacts\[0\].loss is True"),
-        ("impacts", [{**content["impacts"][0], "history": [1]}], r"report.impacts\[0\].history is \[1\]"),
-        ("impacts", [{**content["impacts"][0], "perturber": {"name": "magic"}}], "magic"),
-        ("impacts", [{**content["impacts"][0], "perturber": {"name": "walker", "path": "../walker-0.safetensors"}}], "beside the report"),
+        ("impacts", [{**row, "loss": True}], r"report.impacts\[0\].loss is True"),
+        ("impacts", [{**row, "history": [1]}], r"report.impacts\[0\].history is \[1\]"),
+        ("impacts", [{**row, "interval": [1.0]}], r"report.impacts\[0\].interval has 1 values, not 2"),
+        (
+            "impacts",
+            [row, {**row, "distances": {**distances, "mean": "4"}}],
+            r"report.impacts\[1\].distances.mean is '4'",
+        ),
+        (
+            "impacts",
+            [{**row, "history": {**history, "losses": [1.0, math.inf]}}],
+            r"report.impacts\[0\].history.losses\[1\] is inf",
+        ),
+        (
+            "impacts",
+            [{**row, "distances": {**distances, "median": 1.0}}],
+            r"report.impacts\[0\].distances has the keys .*'median'",
+        ),
+        ("impacts", [{**row, "history": {"losses": []}}], r"report.impacts\[0\].history has the keys"),
+        ("impacts", [{**row, "perturber": {"name": "magic"}}], "magic"),
+        (
+            "impacts",
+            [{**row, "perturber": {"name": "walker", "path": "../walker-0.safetensors"}}],
+            r"report.impacts\[0\].perturber.path is '../walker-0.safetensors': .* beside the report",
+        ),
+        ("image_shape", [1, 2, 3, 4], "report.image_shape has 4 values, not 3"),
+        ("grids", {}, "report has the keys"),
         ("unheard", 1, "report has the keys"),
     ):
         path.write_text(json.dumps({**content, key: value}), encoding="utf-8")
-        with pytest.raises(ValueError, match=rf"impact\.json is damaged: .*{found}"):
+        with pytest.raises(ValueError, match=rf"impact\.json is damaged: .*{message}"):
             ImpactReport.load(path)
-    path.write_text(whole, encoding="utf-8")
+
+
+def test_reports_without_a_key(saved: Saved, tmp_path: Path) -> None:
+    """One that has a default in Python is missed, too."""
+    path = damaged_copy(saved, tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("seed", "options"):
+        shortened = {key: value for key, value in content.items() if key != name}
+        path.write_text(json.dumps(shortened), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"damaged: report has the keys"):
+            ImpactReport.load(path)
+    row = content["impacts"][0]
+    shortened = {key: value for key, value in row.items() if key != "curve"}
+    path.write_text(json.dumps({**content, "impacts": [shortened]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"damaged: report\.impacts\[0\] has the keys"):
+        ImpactReport.load(path)
+
+
+def test_reports_whose_walker_is_damaged_or_missing(saved: Saved, tmp_path: Path) -> None:
+    path = damaged_copy(saved, tmp_path)
     (tmp_path / "walker-1.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"walker-1\.safetensors is not a whole"):
         ImpactReport.load(path)
@@ -327,9 +471,43 @@ def test_reports_that_cannot_be_written(tmp_path: Path) -> None:
         def __call__(self, latents: object, noise: object) -> list[torch.Tensor]:
             return []
 
-    one = sweep().impacts[0]
+    impact = sweep().impacts[0]
     with pytest.raises(ValueError, match=r"Invalid report\.impacts\[0\]\.loss=nan"):
-        replace(sweep(), impacts=(replace(one, loss=math.nan),)).save(tmp_path / "nan")
+        replace(sweep(), impacts=(replace(impact, loss=math.nan),)).save(tmp_path / "nan")
     with pytest.raises(ValueError, match="a report holds Fixed, Normal, Resample or Walker"):
-        replace(sweep(), impacts=(replace(one, perturber=Own()),)).save(tmp_path / "own")
+        replace(sweep(), impacts=(replace(impact, perturber=Own()),)).save(tmp_path / "own")
     assert list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_the_file_is_that_of_version_1(saved: Saved) -> None:
+    """Its keys, in their order, with the perturber last in each row: files of other days are read by it."""
+    content = json.loads((saved["sweep"][1] / "impact.json").read_text(encoding="utf-8"))
+    assert list(content) == [
+        "format",
+        "version",
+        "generator",
+        "image_shape",
+        "levels",
+        "method",
+        "target_loss",
+        "temperature",
+        "pairs",
+        "seed",
+        "impacts",
+        "seconds",
+        "environment",
+        "options",
+    ]
+    assert (content["format"], content["version"]) == ("mlviews.impact", 1)
+    row = content["impacts"][0]
+    assert list(row)[-2:] == ["curve", "perturber"]
+    assert row["perturber"] == {"name": "normal", "std": SIGMA, "truncation": None, "mean": 0.0}
+    assert row["interval"] == [0.1, 0.15]
+
+
+def test_layers() -> None:
+    """Figures know nothing of what is made of them, and pages, plots and terminal know figures only."""
+    allowed = {"figures": {"stored"}, "pages": {"figures"}, "plots": {"figures"}, "terminal": {"figures"}}
+    for name, lower in allowed.items():
+        text = (Path(mlviews.impact.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        assert set(re.findall(r"from mlviews\.impact\.(\w+) import", text)) == lower

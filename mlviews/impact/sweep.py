@@ -1,8 +1,9 @@
-"""The sweep: every level's loss as a curve of the perturbation's magnitude, from critics trained once for all of them.
+"""The sweep: every level's loss as a curve of the perturbation's magnitude, from critics trained once.
 
-Where each level's walker is trained against a critic of its own, here critics learn from random (level, magnitude) pairs, and are told
-which. Their loss is then read off on a grid of magnitudes, on fresh pairs that all magnitudes share, and each level's curve is
-solved for the target. The far end of every curve is a fresh draw of the level.
+A walker is trained against a critic of its own. Here critics learn from random pairs of a level and a
+magnitude, which they are told. Their loss is then read off on a grid of magnitudes, on fresh pairs that all
+magnitudes share, and each level's curve is solved for the target. The far end of every curve is a fresh draw
+of the level.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mlviews import sampling
+from mlviews import checks, sampling
 from mlviews.anchors import Sampler
 from mlviews.checks import integer, output_folder, positive
 from mlviews.generators.base import MLVGM
-from mlviews.impact.distances import EVALUATE, TRAIN
-from mlviews.impact.report import Curve
+from mlviews.impact.figures import Curve
+from mlviews.impact.streams import EVALUATE, TRAIN
 from mlviews.latents import with_levels
 from mlviews.mi.critics import ImageTrunk
 from mlviews.mi.infonce import info_nce, reachable
@@ -39,11 +41,44 @@ from mlviews.sampling import TruncatedNormal
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+Array = np.ndarray[Any, Any]
+
 LOW, HIGH, POINTS = 0.05, 8.0, 12  # the grid of standard deviations: its ends, and how many
 FRESH = 0.1  # share of the training's perturbations that are fresh draws
-AVERAGE = 0.98  # of the critics' moving averages, per step
+AVERAGE = 0.98  # decay of the critics' moving averages, per step
+WARMUP = 20  # steps in which the learning rate rises
 RESAMPLINGS = 1000  # bootstrap draws of evaluation batches
-QUANTILE = 1.96
+QUANTILE = 1.96  # standard errors on either side of a 95 % interval
+
+
+@dataclass
+class SweepOptions:
+    """How a sweep is trained and measured. Values are checked when it is made."""
+
+    pairs: int = 64  # K of the batches that the curves are measured on, over all processes; at least 2
+    temperature: float = 0.1  # of InfoNCE
+    steps: int = 500  # of the critics, at least 10; each sees one perturbation of every level
+    train_pairs: int = 32  # K of the batches that the critics learn from, over all processes; at least 2
+    critics: int = 2  # trained side by side, at least 2: their differences are a part of the intervals
+    lr: float = 1e-3  # Adam's rate at the peak of a cosine schedule
+    truncation: float | None = 2.0  # of the noise, in standard deviations; None for the full normal
+    evaluations: int = 8  # batches of fresh pairs on which the curves are measured, at least 2
+    width: int | None = None  # channels of the critics' first stages; None: by the image's size
+    anchor: TruncatedNormal | None = None  # their law; None: N(0, 1), truncated as the generator prefers
+    seed: int = 0  # of the samples, the magnitudes and the critics' first weights
+    resume: bool = True  # go on from the checkpoint
+    checkpoint_every: int = 50  # steps between checkpoints
+    progress: bool = True  # show a bar
+
+    def __post_init__(self) -> None:
+        self.pairs = integer("pairs", self.pairs, 2)
+        self.temperature = positive("temperature", self.temperature)
+        self.steps = integer("steps", self.steps, 10)
+        self.train_pairs = integer("train_pairs", self.train_pairs, 2)
+        self.critics = integer("critics", self.critics, 2)
+        self.lr = positive("lr", self.lr)
+        self.evaluations = integer("evaluations", self.evaluations, 2)
+        self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
 
 
 class Condition(NamedTuple):
@@ -53,61 +88,14 @@ class Condition(NamedTuple):
     std: float | None
 
 
-class Critic(nn.Module):
-    """Embeds images for a condition: a trunk, and a head whose hidden layer is scaled and shifted by the condition.
-
-    Args:
-        image_shape: ``(C, H, W)``.
-        levels: how many there are.
-        width: of the trunk.
-        dim: of the embeddings.
-    """
-
-    def __init__(self, image_shape: tuple[int, int, int], levels: int, width: int | None = None, dim: int = 128) -> None:
-        super().__init__()
-        self.trunk = ImageTrunk(image_shape, width)
-        self.hidden = nn.Linear(self.trunk.features, 2 * dim)
-        self.style = nn.Linear(4 * levels, 4 * dim)
-        nn.init.zeros_(self.style.weight)
-        nn.init.zeros_(self.style.bias)
-        self.out = nn.Linear(2 * dim, dim)
-
-    def head(self, features: Tensor, told: Tensor) -> Tensor:
-        """Unit embeddings ``[B, dim]`` of features ``[B, F]``, for one row of :func:`_told`."""
-        scale, shift = self.style(told).chunk(2)
-        return F.normalize(self.out(torch.relu(self.hidden(features) * (1 + scale) + shift)), dim=1)
-
-
-class Critics(nn.Module):
-    """Several critics that learn from the same pairs: together they tell more than one, and their differences how much to trust them."""
-
-    def __init__(self, count: int, image_shape: tuple[int, int, int], levels: int, width: int | None) -> None:
-        super().__init__()
-        self.levels = levels
-        self.members = nn.ModuleList(Critic(image_shape, levels, width) for _ in range(count))
-
-    def forward(self, anchors: Tensor, positives: Sequence[Tensor], conditions: Sequence[Condition], temperature: float) -> Tensor:
-        """InfoNCE in nats ``[conditions, members + 1]``, over all processes; the last column is that of the members' mean similarity."""
-        members: list[Critic] = list(self.members)  # type: ignore[arg-type]
-        features = [member.trunk(torch.cat([anchors, *positives])).split(len(anchors)) for member in members]
-        losses = []
-        for index, told in enumerate(_told(conditions, self.levels, anchors)):
-            sides = [[member.head(own[place], told) for member, own in zip(members, features, strict=True)] for place in (0, index + 1)]
-            joint = [torch.cat(side, dim=1) for side in sides]  # its cosine is the mean of theirs
-            losses.append(
-                torch.stack(
-                    [info_nce(a, b, temperature) for a, b in zip(*sides, strict=True)] + [info_nce(joint[0], joint[1], temperature)]
-                )
-            )
-        return torch.stack(losses)
-
-
 class Swept(NamedTuple):
     """What a level's curve says."""
 
     curve: Curve
-    std: float | None  # that meets the target; None where none up to HIGH does
-    interval: tuple[float, float] | None  # 95 %, of the evaluation pairs and of the critics; its ends are within the grid's
+    std: float | None  # the one that meets the target; None if none up to HIGH does
+    interval: (
+        tuple[float, float] | None
+    )  # 95 %, of evaluation pairs and critics; its ends are within the grid's
 
 
 class Sweep(NamedTuple):
@@ -118,201 +106,437 @@ class Sweep(NamedTuple):
     seconds: float
 
 
-def sweep(
-    generator: MLVGM,
-    target_loss: float,
-    fabric: Fabric,
-    out: str | Path | None = None,
-    *,
-    pairs: int = 64,
-    temperature: float = 0.1,
-    steps: int = 500,
-    train_pairs: int = 32,
-    critics: int = 2,
-    lr: float = 1e-3,
-    truncation: float | None = 2.0,
-    evaluations: int = 8,
-    width: int | None = None,
-    anchor: TruncatedNormal | None = None,
-    seed: int = 0,
-    resume: bool = True,
-    checkpoint_every: int = 50,
-    progress: bool = True,
-) -> Sweep:
-    """Every level's loss as a curve of the standard deviation of its noise, solved for the target.
+# -- critics --------------------------------------------------------------------------------------------
+
+
+class Critic(nn.Module):
+    """Embeds images for a condition: a trunk, and a head whose hidden layer the condition scales and shifts.
 
     Args:
-        generator: an MLVGM on Fabric's device.
-        target_loss: plain InfoNCE in nats.
-        fabric: launched.
-        out: folder for the checkpoint; None keeps nothing on disk.
-        pairs: K of the batches that the curves are measured on, over all processes.
-        temperature: of InfoNCE.
-        steps: of the critics; each sees one perturbation of every level.
-        train_pairs: K of the batches that the critics learn from: small ones, more often, teach more in the same time.
-        critics: trained side by side, at least 2: their differences are a part of the intervals.
-        lr: Adam's, at the peak of a cosine schedule.
-        truncation: of the noise, in standard deviations; None for the full normal.
-        evaluations: batches of fresh pairs on which the curves are measured, at least 2.
-        width: of the critics' first stages; None: by the image's size.
-        anchor: law of the anchors; None: N(0, 1) truncated as the generator prefers.
-        seed: of the samples, the magnitudes and the critics' first weights.
-        resume: go on from ``out``'s checkpoint.
-        checkpoint_every: steps between checkpoints.
-        progress: show a bar.
-
-    Raises:
-        ValueError: for a value out of range, or a checkpoint of a run with other settings.
+        image_shape: ``(C, H, W)``.
+        levels: how many there are.
+        width: channels of the trunk's first stage; None: by the image's size.
+        dim: the size of the embeddings.
     """
-    pairs, train_pairs = integer("pairs", pairs, 2), integer("train_pairs", train_pairs, 2)
-    target, temperature, lr = reachable(target_loss, pairs), positive("temperature", temperature), positive("lr", lr)
-    steps, critics = integer("steps", steps, 10), integer("critics", critics, 2)
-    evaluations, checkpoint_every = integer("evaluations", evaluations, 2), integer("checkpoint_every", checkpoint_every, 1)
-    for count in (pairs, train_pairs):
-        share(count, fabric)
-    pair = _Pairs(generator, Sampler(generator, anchor, seed), Normal(1.0, truncation))
-    settings = {
-        "generator": generator.name, "fingerprint": fingerprint(generator), "train_pairs": train_pairs, "temperature": temperature,
-        "steps": steps, "critics": critics, "lr": lr, "truncation": truncation, "width": width,
-        "anchor": dataclasses.asdict(pair.draw.law), "seed": seed,
-    }  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % (1 << 63))
-        model = Critics(critics, generator.image_shape, len(generator.levels), width)
-    optimiser = torch.optim.Adam(model.parameters(), lr, betas=(0.9, 0.99))
-    # A short warm-up, then a cosine to a twentieth.
-    rate = lambda step: min(1.0, (step + 1) / 20) * (0.525 + 0.475 * math.cos(math.pi * step / steps))  # noqa: E731
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    wrapped, _ = fabric.setup(model, optimiser)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
-    parts: dict[str, Any] = {"model": model, "average": average, "optimiser": optimiser, "schedule": schedule}
-    where = output_folder(out)
-    checkpoint = Checkpoint(None if where is None else where / "sweep.pt", settings, resume)
-    state = checkpoint.load() or {"step": 0, "seconds": 0.0, "parts": {}}
-    for name, saved in state["parts"].items():
-        parts[name].load_state_dict(saved)
-    begin = time.perf_counter() - state["seconds"]
 
-    levels = range(len(generator.levels))
-    grid = np.geomspace(LOW, HIGH, POINTS).tolist()
-    points = [[Condition(level, std) for std in (*grid, None)] for level in levels]
-    shown = progress and fabric.global_rank == 0
-    note = ""
-    with bar("sweep: critics", steps, state["step"], shown) as advance:
-        for step in range(state["step"], steps):
-            conditions = [_random_condition(level, seed, step) for level in levels]
-            losses = wrapped(*pair(rows(step, train_pairs, fabric), TRAIN, conditions), conditions, temperature)[:, :-1]
-            optimiser.zero_grad()
-            fabric.backward(losses.mean(0).sum())
-            optimiser.step()
-            schedule.step()
-            average.update_parameters(model)
-            kept = (step + 1) % checkpoint_every == 0 or step + 1 == steps
-            if kept:  # not at every step, which would wait for the device
-                note = f": loss {losses.mean().item():.2f} nats"
-            advance(step + 1, note)
-            if kept and fabric.global_rank == 0:
-                saved = {name: part.state_dict() for name, part in parts.items()}
-                checkpoint.save({"step": step + 1, "seconds": time.perf_counter() - begin, "parts": saved})
+    def __init__(
+        self, image_shape: tuple[int, int, int], levels: int, width: int | None = None, dim: int = 128
+    ) -> None:
+        super().__init__()
+        self.trunk = ImageTrunk(image_shape, width)
+        self.hidden = nn.Linear(self.trunk.features, 2 * dim)
+        self.style = nn.Linear(4 * levels, 4 * dim)
+        nn.init.zeros_(self.style.weight)
+        nn.init.zeros_(self.style.bias)
+        self.out = nn.Linear(2 * dim, dim)
 
-    measured = np.empty((len(points), len(grid) + 1, critics + 1, evaluations))
-    with torch.no_grad(), bar("sweep: curves", evaluations * len(points), 0, shown) as advance:
-        for batch in range(evaluations):
-            for level, conditions in enumerate(points):
-                anchors, positives = pair(rows(batch, pairs, fabric), EVALUATE, conditions)
-                losses = mean(fabric, average.module(anchors, positives, conditions, temperature))
-                measured[level, :, :, batch] = losses.cpu().numpy()
-                advance(batch * len(points) + level + 1, "")
-    return Sweep(_solved(measured, grid, target, seed), steps, time.perf_counter() - begin)
+    def head(self, features: Tensor, told: Tensor) -> Tensor:
+        """Return unit embeddings ``[B, dim]``.
+
+        Args:
+            features: the trunk's, ``[B, F]``.
+            told: a row of :func:`_told`, ``[4 * levels]``.
+        """
+        scale, shift = self.style(told).chunk(2)  # [2 * dim]
+        hidden = self.hidden(features) * (1 + scale) + shift  # [B, 2 * dim]
+        return F.normalize(self.out(torch.relu(hidden)), dim=1)
+
+
+class Critics(nn.Module):
+    """Several critics that learn from the same pairs.
+
+    Together they tell more than a single one, and their differences tell how much to trust them.
+
+    Args:
+        count: how many there are.
+        image_shape: ``(C, H, W)``.
+        levels: how many the generator has.
+        width: channels of the trunks' first stages; None: by the image's size.
+    """
+
+    def __init__(self, count: int, image_shape: tuple[int, int, int], levels: int, width: int | None) -> None:
+        super().__init__()
+        self.levels = levels
+        self.members = nn.ModuleList(Critic(image_shape, levels, width) for _ in range(count))
+
+    def forward(
+        self,
+        anchors: Tensor,
+        positives: Sequence[Tensor],
+        conditions: Sequence[Condition],
+        temperature: float,
+    ) -> Tensor:
+        """Return InfoNCE in nats ``[conditions, members + 1]``, over all processes.
+
+        The last column is that of the members' mean similarity.
+
+        Args:
+            anchors: images ``[B, C, H, W]``.
+            positives: such a tensor for each condition.
+            conditions: what the critics are told.
+            temperature: similarities are divided by it.
+        """
+        members: list[Critic] = list(self.members)  # type: ignore[arg-type]
+        images = torch.cat([anchors, *positives])
+        features = [member.trunk(images).split(len(anchors)) for member in members]
+        losses = []
+        for index, told in enumerate(_told(conditions, self.levels, anchors)):
+            anchor_embeddings, positive_embeddings = (
+                [member.head(parts[place], told) for member, parts in zip(members, features, strict=True)]
+                for place in (0, index + 1)
+            )
+            # The cosine of joined embeddings is the mean of the members' cosines.
+            anchor_embeddings.append(torch.cat(anchor_embeddings, dim=1))
+            positive_embeddings.append(torch.cat(positive_embeddings, dim=1))
+            sides = zip(anchor_embeddings, positive_embeddings, strict=True)
+            losses.append(torch.stack([info_nce(a, b, temperature) for a, b in sides]))
+        return torch.stack(losses)
+
+
+def _told(conditions: Sequence[Condition], levels: int, like: Tensor) -> Tensor:
+    """Return what critics are told, ``[conditions, 4 * levels]``, in one copy to the device.
+
+    For the level that is moved: 1, the place on the log grid in [-1, 1], its square, and whether it is a
+    fresh draw.
+    """
+    rows_told = []
+    for level, std in conditions:
+        place = 0.0 if std is None else 2 * math.log(std / LOW) / math.log(HIGH / LOW) - 1
+        row = [0.0] * 4 * levels
+        row[4 * level : 4 * level + 4] = [1.0, place, place**2, float(std is None)]
+        rows_told.append(row)
+    return like.new_tensor(rows_told)
 
 
 class _Pairs:
-    """Images of anchors, and of a positive for each condition; blocks before the moved level run once per anchor."""
+    """Images of anchors, and of a positive for each condition.
+
+    Blocks before the moved level run once per anchor.
+
+    Args:
+        generator: an MLVGM.
+        draw: what draws the anchors.
+        law: the law of noise of standard deviation 1.
+    """
 
     def __init__(self, generator: MLVGM, draw: Sampler, law: TruncatedNormal) -> None:
         self.generator, self.draw, self.law = generator, draw, law
 
     @torch.no_grad()
-    def __call__(self, indices: range, epoch: int, conditions: Sequence[Condition]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(
+        self, indices: range, epoch: int, conditions: Sequence[Condition]
+    ) -> tuple[Tensor, list[Tensor]]:
         generator = self.generator
         latents, labels = self.draw(indices, epoch)
         states = generator.states(latents, labels)
         positives = []
         for level, std in conditions:
-            # The same noise at every magnitude: curves are smooth, and differences between magnitudes are theirs.
-            law, view = (self.draw.law, 2) if std is None else (self.law, 1)
-            (noise,) = self.draw.noise(indices, law, epoch, (level,), view)
-            moved = noise if std is None else latents[level] + std * noise
-            positives.append(generator.decode(with_levels(latents, [level], [moved]), labels, state=states[level], start=level))
-        return generator.decode(latents, labels, state=states[-1], start=len(generator.levels)), positives
+            moved = with_levels(latents, [level], [self._moved(latents[level], indices, epoch, level, std)])
+            positives.append(generator.decode(moved, labels, state=states[level], start=level))
+        anchors = generator.decode(latents, labels, state=states[-1], start=len(generator.levels))
+        return anchors, positives
 
+    def _moved(self, z: Tensor, indices: range, epoch: int, level: int, std: float | None) -> Tensor:
+        """Return the level's latents with noise, or drawn afresh.
 
-def _told(conditions: Sequence[Condition], levels: int, like: Tensor) -> Tensor:
-    """What critics are told, ``[conditions, 4 * levels]``, in one copy to the device.
-
-    For the level that is moved: 1, the place on the log grid in [-1, 1], its square, and whether it is a fresh draw.
-    """
-    rows = []
-    for level, std in conditions:
-        place = 0.0 if std is None else 2 * math.log(std / LOW) / math.log(HIGH / LOW) - 1
-        rows.append([0.0] * 4 * level + [1.0, place, place**2, float(std is None)] + [0.0] * 4 * (levels - level - 1))
-    return like.new_tensor(rows)
+        The noise is the same at every magnitude: curves are smooth, and differences between magnitudes are
+        theirs.
+        """
+        if std is None:
+            (fresh,) = self.draw.noise(indices, self.draw.law, epoch, (level,), 2)
+            return fresh
+        (noise,) = self.draw.noise(indices, self.law, epoch, (level,), 1)
+        return z + std * noise
 
 
 def _random_condition(level: int, seed: int, step: int) -> Condition:
-    """A magnitude, log-uniform over the grid, or a fresh draw: a function of the seed and the step, so that runs can be resumed."""
+    """Return a magnitude, log-uniform over the grid, or a fresh draw.
+
+    It is a function of the seed and the step, so that runs can be resumed.
+    """
     field = sampling.Field(2, sampling.NOISE, sampling.MAX_VIEWS - 1, level, sampling.Uniform())
     draw = sampling.Draw({"condition": field}, torch.device("cpu"))
     ((kind, place),) = draw(torch.tensor([step]), seed, TRAIN)["condition"].tolist()
     return Condition(level, None if kind < FRESH else LOW * (HIGH / LOW) ** place)
 
 
-def _solved(measured: np.ndarray[Any, Any], grid: list[float], target: float, seed: int) -> list[Swept]:
-    """Curves and solutions from losses ``[levels, grid + 1, members + 1, batches]``; intervals on the scale of log magnitudes.
+# -- training and measuring -----------------------------------------------------------------------------
 
-    An interval has two parts. How far the solution moves with the evaluation pairs is a bootstrap over batches. How far it moves with the
-    critics is seen in the members' own solutions, whose variance is pooled over levels, as two members alone say little.
+
+def sweep(
+    generator: MLVGM, target_loss: float, fabric: Fabric, out: str | Path | None = None, **options: Any
+) -> Sweep:
+    """Measure every level's loss as a curve of its noise's standard deviation, and solve it for the target.
+
+    Args:
+        generator: an MLVGM on Fabric's device.
+        target_loss: plain InfoNCE in nats.
+        fabric: launched.
+        out: folder for the checkpoint; None keeps nothing on disk.
+        **options: fields of :class:`SweepOptions`, by keyword:
+
+            - pairs (64): K of the batches that the curves are measured on, over all processes; at least 2.
+            - temperature (0.1): of InfoNCE.
+            - steps (500): of the critics, at least 10; each sees one perturbation of every level.
+            - train_pairs (32): K of the batches that the critics learn from: small ones, more often, teach
+              more in the same time.
+            - critics (2): trained side by side, at least 2: their differences are a part of the intervals.
+            - lr (1e-3): Adam's rate at the peak of a cosine schedule.
+            - truncation (2.0): of the noise, in standard deviations; None for the full normal.
+            - evaluations (8): batches of fresh pairs on which the curves are measured, at least 2.
+            - width (None): channels of the critics' first stages; None: by the image's size.
+            - anchor (None): law of the anchors; None: N(0, 1) truncated as the generator prefers.
+            - seed (0): of the samples, the magnitudes and the critics' first weights.
+            - resume (True): go on from ``out``'s checkpoint.
+            - checkpoint_every (50): steps between checkpoints.
+            - progress (True): show a bar.
+
+    Raises:
+        ValueError: for an unknown option, a value out of range, or a checkpoint of a run with other settings.
+    """
+    checks.options("sweep", options, [item.name for item in dataclasses.fields(SweepOptions)])
+    chosen = SweepOptions(**options)
+    target = reachable(target_loss, chosen.pairs)
+    training = _Training(generator, output_folder(out), chosen, fabric)
+    training.train()
+    losses = training.measure()
+    curves = _solved(losses, training.grid, target, chosen.seed)
+    return Sweep(curves, chosen.steps, time.perf_counter() - training.begin)
+
+
+class _Training:
+    """The critics' training, and the losses that they then have on fresh pairs.
+
+    Args:
+        generator: an MLVGM on Fabric's device.
+        folder: where the checkpoint goes; None keeps nothing on disk.
+        options: how to train and measure.
+        fabric: launched.
+    """
+
+    def __init__(self, generator: MLVGM, folder: Path | None, options: SweepOptions, fabric: Fabric) -> None:
+        for count in (options.pairs, options.train_pairs):
+            share(count, fabric)  # a ValueError now, if they cannot be shared
+        self.generator, self.options, self.fabric = generator, options, fabric
+        draw = Sampler(generator, options.anchor, options.seed)
+        self.pairs = _Pairs(generator, draw, Normal(1.0, options.truncation))
+        self.grid: list[float] = np.geomspace(LOW, HIGH, POINTS).tolist()
+        self._make_critics()
+        path = None if folder is None else folder / "sweep.pt"
+        self.checkpoint = Checkpoint(path, self._settings(), options.resume)
+        self._restore()
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the training depends on: a checkpoint with other values belongs to another run."""
+        options = self.options
+        return {
+            "generator": self.generator.name,
+            "fingerprint": fingerprint(self.generator),
+            "train_pairs": options.train_pairs,
+            "temperature": options.temperature,
+            "steps": options.steps,
+            "critics": options.critics,
+            "lr": options.lr,
+            "truncation": options.truncation,
+            "width": options.width,
+            "anchor": dataclasses.asdict(self.pairs.draw.law),
+            "seed": options.seed,
+        }
+
+    def _make_critics(self) -> None:
+        """Make the critics, their optimizer and schedule, and their moving averages."""
+        options, generator = self.options, self.generator
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed % (1 << 63))
+            self.model = Critics(options.critics, generator.image_shape, len(generator.levels), options.width)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr, betas=(0.9, 0.99))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _rate(step, options.steps)
+        )
+        self.wrapped, _ = self.fabric.setup(self.model, self.optimizer)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+
+    def _restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        state = self.checkpoint.load() or {"step": 0, "seconds": 0.0, "parts": {}}
+        for name, saved in state["parts"].items():
+            self._parts()[name].load_state_dict(saved)
+        self.first_step: int = state["step"]
+        self.begin = time.perf_counter() - state["seconds"]
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "average": self.average,
+            "optimiser": self.optimizer,  # its spelling in the checkpoints of version 0.1
+            "schedule": self.schedule,
+        }
+
+    def _save(self, steps: int) -> None:
+        """Replace the checkpoint by one of so many steps."""
+        if self.fabric.global_rank == 0:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            seconds = time.perf_counter() - self.begin
+            self.checkpoint.save({"step": steps, "seconds": seconds, "parts": parts})
+
+    def _bar(self, description: str, total: int, first: int) -> Any:
+        show = self.options.progress and self.fabric.global_rank == 0
+        return bar(description, total, first, show)
+
+    def train(self) -> None:
+        """Train the critics on a random magnitude of every level in each step."""
+        options = self.options
+        note = ""
+        with self._bar("sweep: critics", options.steps, self.first_step) as advance:
+            for step in range(self.first_step, options.steps):
+                losses = self._step(step)
+                save = (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps
+                if save:  # not at every step, which would wait for the device
+                    note = f": loss {losses.mean().item():.2f} nats"
+                advance(step + 1, note)
+                if save:
+                    self._save(step + 1)
+
+    def _step(self, step: int) -> Tensor:
+        """Train the critics on a batch; return the members' losses ``[levels, members]``."""
+        options = self.options
+        conditions = [
+            _random_condition(level, options.seed, step) for level in range(len(self.generator.levels))
+        ]
+        indices = rows(step, options.train_pairs, self.fabric)
+        images = self.pairs(indices, TRAIN, conditions)
+        losses: Tensor = self.wrapped(*images, conditions, options.temperature)[:, :-1]
+        self.optimizer.zero_grad()
+        self.fabric.backward(losses.mean(0).sum())
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.model)
+        return losses
+
+    @torch.no_grad()
+    def measure(self) -> Array:
+        """Return the losses of the averaged critics on fresh pairs.
+
+        Returns:
+            Plain InfoNCE in nats, float64 ``[levels, grid + 1, members + 1, batches]``: the last point of the
+            grid is a fresh draw, and the last member the union of all.
+        """
+        options, levels = self.options, len(self.generator.levels)
+        points = [*self.grid, None]
+        losses = np.empty((levels, len(points), options.critics + 1, options.evaluations))
+        with self._bar("sweep: curves", options.evaluations * levels, 0) as advance:
+            for batch in range(options.evaluations):
+                indices = rows(batch, options.pairs, self.fabric)
+                for level in range(levels):
+                    conditions = [Condition(level, std) for std in points]
+                    images = self.pairs(indices, EVALUATE, conditions)
+                    values = self.average.module(*images, conditions, options.temperature)
+                    losses[level, :, :, batch] = mean(self.fabric, values).cpu().numpy()
+                    advance(batch * levels + level + 1, "")
+        return losses
+
+
+def _rate(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: a short warm-up, then a cosine to a twentieth."""
+    return min(1.0, (step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
+
+
+# -- curves and their solutions -------------------------------------------------------------------------
+
+
+def _solved(measured: Array, grid: list[float], target: float, seed: int) -> list[Swept]:
+    """Return curves and solutions, with intervals on the scale of log magnitudes.
+
+    An interval has two parts. How far the solution moves with the evaluation pairs is a bootstrap over
+    batches. How far it moves with the critics is seen in the members' own solutions, whose variance is pooled
+    over levels, as two members alone say little.
+
+    Args:
+        measured: losses ``[levels, grid + 1, members + 1, batches]``, as :meth:`_Training.measure` returns
+            them.
+        grid: the standard deviations.
+        target: the loss to solve for.
+        seed: the seed of the bootstrap.
     """
     logs = np.log(grid)
     joint = measured[:, :, -1]  # [levels, grid + 1, batches]
-    choose = np.random.default_rng(seed).integers(joint.shape[-1], size=(RESAMPLINGS, joint.shape[-1]))
     members = measured[:, :-1, :-1].mean(-1)  # [levels, grid, members]
-    spread = [
-        np.var([_solve(logs, _monotone(curve), target) for curve in level.T], ddof=1) / level.shape[1]
-        for level in members
-        if level.min() < target < level.max()
-    ]
-    found = []
-    for level in joint:
-        means = level.mean(-1)
-        monotone = _monotone(means[:-1])
-        std, interval = None, None
-        if monotone[-1] >= target:
-            drawn = [_solve(logs, _monotone(level[:-1, batches].mean(-1)), target) for batches in choose]
-            log = _solve(logs, monotone, target)
-            error = QUANTILE * math.sqrt(np.var(drawn) + (np.mean(spread) if spread else 0.0))
-            std = math.exp(log)
-            # Below the grid all that is known is that less is enough.
-            low = 0.0 if monotone[0] >= target else math.exp(max(log - error, logs[0]))
-            interval = (low, math.exp(min(log + error, logs[-1])))
-        errors = (level.std(-1, ddof=1) / math.sqrt(level.shape[-1])).tolist()
-        curve = Curve(grid, means[:-1].tolist(), errors[:-1], monotone.tolist(), float(means[-1]), errors[-1])
-        found.append(Swept(curve, std, interval))
-    return found
+    batches = joint.shape[-1]
+    resamplings = np.random.default_rng(seed).integers(batches, size=(RESAMPLINGS, batches))
+    critics_variance = _critics_variance(members, logs, target)
+    return [_solved_level(losses, grid, target, resamplings, critics_variance) for losses in joint]
 
 
-def _solve(logs: np.ndarray[Any, Any], monotone: np.ndarray[Any, Any], target: float) -> float:
-    """Where the curve through these points, straight between them, is at the target; an end of the grid where it never is."""
+def _critics_variance(members: Array, logs: Array, target: float) -> float:
+    """Return the variance of the solution with the critics: the mean over the levels that have one.
+
+    Args:
+        members: losses ``[levels, grid, members]``.
+        logs: the logarithms of the grid.
+        target: the loss to solve for.
+    """
+    variances = []
+    for losses in members:
+        if losses.min() < target < losses.max():
+            solutions = [_solve(logs, _monotone(curve), target) for curve in losses.T]
+            variances.append(np.var(solutions, ddof=1) / len(solutions))
+    return float(np.mean(variances)) if variances else 0.0
+
+
+def _solved_level(
+    losses: Array, grid: list[float], target: float, resamplings: Array, critics_variance: float
+) -> Swept:
+    """Return a level's curve and solution.
+
+    Args:
+        losses: of the critics' union, ``[grid + 1, batches]``.
+        grid: the standard deviations.
+        target: the loss to solve for.
+        resamplings: batches of each bootstrap draw, ``[draws, batches]``.
+        critics_variance: the variance of the solution with the critics, in log magnitudes.
+    """
+    logs = np.log(grid)
+    means = losses.mean(-1)  # [grid + 1]
+    monotone = _monotone(means[:-1])
+    std, interval = None, None
+    if monotone[-1] >= target:
+        solution = _solve(logs, monotone, target)
+        std = math.exp(solution)
+        drawn = [_solve(logs, _monotone(losses[:-1, batches].mean(-1)), target) for batches in resamplings]
+        error = QUANTILE * math.sqrt(np.var(drawn) + critics_variance)
+        # Below the grid all that is known is that less is enough.
+        low = 0.0 if monotone[0] >= target else math.exp(max(solution - error, logs[0]))
+        interval = (low, math.exp(min(solution + error, logs[-1])))
+    errors = (losses.std(-1, ddof=1) / math.sqrt(losses.shape[-1])).tolist()
+    curve = Curve(
+        magnitudes=grid,
+        losses=means[:-1].tolist(),
+        stderrs=errors[:-1],
+        monotone=monotone.tolist(),
+        resample=float(means[-1]),
+        resample_stderr=errors[-1],
+    )
+    return Swept(curve, std, interval)
+
+
+def _solve(logs: Array, monotone: Array, target: float) -> float:
+    """Return where the curve through these points, straight between them, is at the target.
+
+    It is an end of the grid where it never is.
+    """
     return float(np.interp(target, monotone, logs))
 
 
-def _monotone(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The non-decreasing sequence nearest to the values in least squares (pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []
+def _monotone(values: Array) -> Array:
+    """Return the non-decreasing sequence nearest to the values in least squares (pool adjacent violators)."""
+    blocks: list[tuple[float, int]] = []  # mean and length of each constant stretch
     for value in values:
-        mean, count = float(value), 1
-        while blocks and blocks[-1][0] >= mean:
-            before, size = blocks.pop()
-            mean, count = (before * size + mean * count) / (size + count), count + size
-        blocks.append((mean, count))
-    return np.concatenate([np.full(count, mean) for mean, count in blocks])
+        mean_value, count = float(value), 1
+        while blocks and blocks[-1][0] >= mean_value:
+            # A block that is not below the next is pooled with it.
+            previous_mean, previous_count = blocks.pop()
+            total = previous_mean * previous_count + mean_value * count
+            count += previous_count
+            mean_value = total / count
+        blocks.append((mean_value, count))
+    return np.concatenate([np.full(count, mean_value) for mean_value, count in blocks])

@@ -1,4 +1,4 @@
-"""The table of an impact report for a terminal."""
+"""The table of a measurement for a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlviews.impact.report import TEXT, ImpactReport
+from mlviews.impact.figures import TEXT, Measurement
 
 STYLES = {"over-used": "yellow", "weak": "dim", "under-used": "dim"}
 
@@ -20,20 +20,30 @@ class Printable(Table):
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=shutil.get_terminal_size((120, 24)).columns).print(self)
+        width = shutil.get_terminal_size((120, 24)).columns
+        Console(file=text, width=width).print(self)
         return text.getvalue().rstrip("\n")
 
 
-def table(report: ImpactReport) -> Table:
-    """Title, one row per impact, and how to read it."""
-    cells = report.cells()
-    made = Printable(
-        title=escape(report.title), caption=escape("\n".join(report.notes)), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+def table(measurement: Measurement) -> Table:
+    """Return a table of title, a row per impact, and how to read it."""
+    cells = measurement.cells()
+    printable = Printable(
+        title=escape(measurement.title),
+        caption=escape("\n".join(measurement.notes)),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    made.title_justify = made.caption_justify = "left"
+    printable.title_justify = printable.caption_justify = "left"
     for header in cells[0]:
-        text = header in TEXT
-        made.add_column(header.replace(" (", "\n("), justify="left" if text else "right", no_wrap=text, overflow="fold")
-    for row, impact in zip(cells, report.impacts, strict=True):
-        made.add_row(*map(escape, row.values()), style=STYLES.get(impact.verdict, ""))
-    return made
+        is_text = header in TEXT
+        printable.add_column(
+            header.replace(" (", "\n("),
+            justify="left" if is_text else "right",
+            no_wrap=is_text,
+            overflow="fold",
+        )
+    for row, impact in zip(cells, measurement.impacts, strict=True):
+        printable.add_row(*map(escape, row.values()), style=STYLES.get(impact.verdict, ""))
+    return printable

@@ -1,8 +1,9 @@
-"""Training a walker (paper, eq. 5): ``max_phi min_f L(f(g(z)), f(g(T_phi(z))))``, a game between a walker and a critic.
+"""Training a walker (paper, eq. 5), a game with a critic: ``max_phi min_f L(f(g(z)), f(g(T_phi(z))))``.
 
-The critic learns alone first, until it tells images apart that the walker has hardly moved. Then the walker climbs, ever more slowly
-as the smoothed loss nears its target, and there waits for the critic: the run ends when the loss stays at the target. How far the walker
-got is the magnitude of the level; a level whose loss never gets there is under-used.
+The critic learns alone first, until it tells images apart that the walker has hardly moved. Then the walker
+climbs, ever more slowly as the smoothed loss nears its target, and waits at the target for the critic: the
+run ends when the loss stays there. How far the walker got is the magnitude of the level; a level whose loss
+never gets there is under-used.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mlviews import checks
 from mlviews.anchors import Sampler
 from mlviews.checks import integer, is_number, output_folder, positive
 from mlviews.generators.base import MLVGM
-from mlviews.impact.distances import EVALUATE, TRAIN, measure_distances
-from mlviews.impact.report import Distances, History
+from mlviews.impact.distances import measure_distances
+from mlviews.impact.figures import Distances, History
+from mlviews.impact.streams import EVALUATE, TRAIN
 from mlviews.latents import with_levels
 from mlviews.mi.critics import ImageCritic
 from mlviews.mi.infonce import info_nce, mi_bound, reachable
 from mlviews.perturb import Fixed, Walker
 from mlviews.runs.checkpoint import Checkpoint
-from mlviews.runs.files import fingerprint
+from mlviews.runs.files import fingerprint, whole
 from mlviews.runs.processes import launch, mean, rows, share
 from mlviews.runs.progress import bar
 from mlviews.runs.records import environment
@@ -39,67 +43,209 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 WINDOW = 25  # steps that the smoothed loss is the mean of
-KNOWN = 0.1  # of the target: below it the critic knows unmoved images, and the walker starts
+KNOWN = 0.1  # share of the target below which the critic knows unmoved images, and the walker starts
 APART = 3.0  # weight of the penalty on shifts that lie in fewer directions than asked for
-REACH = 10.0  # of the prior's own distance: farther out a walker says nothing about the prior any more
+REACH = 10.0  # times the prior's own distance: farther out a walker says nothing about the prior any more
 STALL = 300  # steps without a larger smoothed loss after which a level is given up
 EVALUATIONS = 32  # batches of fresh pairs on which the final loss is measured
+PRIOR_ANCHORS = 2000  # anchors for the prior's own distance, which REACH is counted in
+
+
+@dataclass
+class WalkerOptions:
+    """How a walker is trained. Values are checked when it is made."""
+
+    pairs: int = 64  # K of a batch, over all processes; at least 2
+    temperature: float = 0.1  # of InfoNCE
+    steps: int = 1000  # of the walker, at most
+    warmup: int = 300  # steps of the critic alone, at most; at least WINDOW
+    lr_walker: float = 1e-3  # Adam's rate for a walker 16 wide
+    lr_critic: float = 1e-3  # Adam's rate for the critic
+    tolerance: float = 0.1  # share of the target within which the smoothed loss counts as there
+    patience: int = 100  # steps at the target in all, after which the run ends
+    directions: float = 1.0  # that shifts spread over, at least 1: the paper's, without a penalty
+    keep_norm: bool = False  # whether positives keep their anchor's length
+    width: int | None = None  # channels of the critic's first stage; None: by the image's size
+    anchor: TruncatedNormal | None = None  # their law; None: N(0, 1), truncated as the generator prefers
+    seed: int = 0  # of the samples and of both networks' first weights
+    resume: bool = True  # go on from the checkpoint
+    checkpoint_every: int = 50  # steps between checkpoints
+    monte_carlo: int = 100_000  # anchors for the distances of the result
+    progress: bool = True  # show a bar
+
+    def __post_init__(self) -> None:
+        self.pairs = integer("pairs", self.pairs, 2)
+        self.temperature = positive("temperature", self.temperature)
+        self.steps = integer("steps", self.steps, 1)
+        self.warmup = integer("warmup", self.warmup, WINDOW)
+        self.lr_walker = positive("lr_walker", self.lr_walker)
+        self.lr_critic = positive("lr_critic", self.lr_critic)
+        self.tolerance = positive("tolerance", self.tolerance)
+        self.patience = integer("patience", self.patience, 1)
+        self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
+        if not is_number(self.directions) or self.directions < 1:
+            raise ValueError(
+                f"Invalid directions={self.directions!r}: it must be a number of at least 1; 1 is the "
+                "paper's."
+            )
+        self.directions = float(self.directions)
+
+
+@dataclass(frozen=True)
+class WalkerRun:
+    """The run that trained a walker."""
+
+    levels: tuple[int, ...]  # indices of the levels that it moves
+    status: str  # "reached" the target, or "under-used": it never did
+    loss: float  # plain InfoNCE at the end, on fresh pairs, nats; under-used: the largest smoothed loss
+    stderr: float  # standard error of the loss, nats
+    distances: Distances  # how far it moves the levels
+    history: History  # losses and distances of each step
+    seconds: float  # what the run took, all its parts together
+    checkpoint: Path | None  # that it goes on from; walker.safetensors and history.csv are beside it
 
 
 class TrainedWalker(Walker):
-    """A walker, and the run that trained it."""
+    """A walker, and the run that trained it.
 
-    levels: tuple[int, ...]  # that it moves
-    status: str  # "reached" the target, or "under-used": it never did
-    loss: float  # plain InfoNCE in nats at the end, on fresh pairs; of an under-used level the largest smoothed loss
-    stderr: float
-    distances: Distances
-    history: History
-    seconds: float
-    checkpoint: Path | None  # that the run goes on from; its folder also has walker.safetensors and history.csv
+    Args:
+        walker: the walker, whose weights it takes over.
+        run: the run that trained it; its fields are also attributes of the walker.
+    """
+
+    def __init__(self, walker: Walker, run: WalkerRun) -> None:
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and not used
+            super().__init__(walker.width, walker.provenance, walker.keep_norm)
+        self.net = walker.net
+        self.run = run
+
+    @classmethod
+    def load(cls, path: str | Path) -> Walker:
+        """Read a walker's file, which does not hold the run: see :meth:`Walker.load`."""
+        return Walker.load(path)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Indices of the levels that it moves."""
+        return self.run.levels
+
+    @property
+    def status(self) -> str:
+        """How it ended: "reached" the target, or "under-used": it never did."""
+        return self.run.status
+
+    @property
+    def loss(self) -> float:
+        """Plain InfoNCE in nats at the end, on fresh pairs; under-used: the largest smoothed loss."""
+        return self.run.loss
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the loss, in nats."""
+        return self.run.stderr
+
+    @property
+    def distances(self) -> Distances:
+        """How far it moves the levels."""
+        return self.run.distances
+
+    @property
+    def history(self) -> History:
+        """Losses and distances of each step."""
+        return self.run.history
+
+    @property
+    def seconds(self) -> float:
+        """What the run took, all its parts together."""
+        return self.run.seconds
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file that the run goes on from; its folder also has walker.safetensors and history.csv."""
+        return self.run.checkpoint
 
 
 class Game(nn.Module):
-    """One step of both players, in one module so that DDP keeps all of it alike: latents -> loss, shared direction, distance."""
+    """A step of both players, in one module so that DDP keeps all of it alike.
+
+    Args:
+        generator: an MLVGM on the players' device.
+        levels: the indices of the levels that the walker moves.
+        walker: the walker.
+        critic: a network from images to embeddings.
+        temperature: of InfoNCE.
+        directions: how many directions the shifts are to spread over, at least.
+    """
 
     def __init__(
-        self, generator: MLVGM, levels: tuple[int, ...], walker: Walker, critic: nn.Module, temperature: float, directions: float
+        self,
+        generator: MLVGM,
+        levels: tuple[int, ...],
+        walker: Walker,
+        critic: nn.Module,
+        temperature: float,
+        directions: float,
     ) -> None:
         super().__init__()
         self._generator = (generator,)  # not a part: it does not learn
         self.levels, self.walker, self.critic = levels, walker, critic
         self.temperature, self.directions = temperature, directions
 
-    def forward(self, latents: Sequence[Tensor], labels: Tensor | None, gain: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The InfoNCE loss over all processes, how far the shifts lie in too few directions, and this process's mean distance.
+    def forward(
+        self, latents: Sequence[Tensor], labels: Tensor | None, gain: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Play a batch.
 
-        With a negative gain the walker's gradient of the loss changes its sign: it goes back. None: it has not begun, and positives are
-        the anchors themselves.
+        Args:
+            latents: the anchors' tensors ``[B, *level.shape]``, one per level.
+            labels: int64 ``[B]``; None without classes.
+            gain: the sign is that of the walker's gradient of the loss: with a negative one it goes back.
+                None: the walker has not begun, and positives are the anchors themselves.
+
+        Returns:
+            The InfoNCE loss over all processes, how far the shifts lie in too few directions, and this
+            process's mean distance; scalars.
         """
         (generator,) = self._generator
         first = self.levels[0]
         states = generator.states(latents, labels)
         anchors = generator.decode(latents, labels, state=states[-1], start=len(generator.levels))
         if gain is None:
-            embedded = self.critic(anchors)
-            still = torch.stack([weight.sum() for weight in self.walker.parameters()]).sum() * 0  # DDP waits for every weight's gradient
-            return info_nce(embedded, embedded, self.temperature), still, still.detach()
-        own = [latents[level] for level in self.levels]
-        moved = self.walker(own)
-        shown = [z.detach() + math.copysign(1.0, gain) * (z - z.detach()) for z in moved]
-        positives = with_levels(latents, self.levels, shown)
-        images = torch.cat([anchors, generator.decode(positives, labels, state=states[first], start=first)])
-        embedded, moved_too = self.critic(images).chunk(2)
-        loss = info_nce(embedded, moved_too, self.temperature)
-        shift = torch.cat([(there - here).flatten(1) for here, there in zip(own, moved, strict=True)], dim=1)
+            return self._stand_still(anchors)
+
+        # Positives, whose gradient the gain's sign turns round.
+        start = [latents[level] for level in self.levels]
+        moved = self.walker(start)
+        turned = [z.detach() + math.copysign(1.0, gain) * (z - z.detach()) for z in moved]
+        positives = with_levels(latents, self.levels, turned)
+        images = generator.decode(positives, labels, state=states[first], start=first)  # [B, C, H, W]
+
+        # The critic sees both sides in one batch.
+        anchors_embedded, positives_embedded = self.critic(torch.cat([anchors, images])).chunk(2)  # [B, dim]
+        loss = info_nce(anchors_embedded, positives_embedded, self.temperature)
+        by_level = generator.distances(latents, [z.detach() for z in positives], labels)
+        distances = torch.stack([by_level[level] for level in self.levels]).norm(dim=0)  # [B]
+        return loss, self._crowded(start, moved), distances.mean()
+
+    def _stand_still(self, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Play with the anchors as their own positives."""
+        embedded = self.critic(anchors)
+        # DDP waits for every weight's gradient, so that the walker's are in the sum, with a factor of 0.
+        zero = torch.stack([weight.sum() for weight in self.walker.parameters()]).sum() * 0
+        return info_nce(embedded, embedded, self.temperature), zero, zero.detach()
+
+    def _crowded(self, start: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
+        """Return how far the shifts lie in fewer directions than asked for; 0 if they do not."""
+        shifts = [(end - begin).flatten(1) for begin, end in zip(start, moved, strict=True)]
+        shift = torch.cat(shifts, dim=1)  # [B, width]
         size = shift.norm(dim=1).mean().detach()
         units = nn.functional.normalize(shift, dim=1)
         count = len(units)
-        # The mean squared cosine between the shifts of two anchors; times their length, as its gradient would else outgrow the loss's.
+        # The mean squared cosine between the shifts of two anchors, without those of an anchor with itself.
         common = ((units @ units.T).square().sum() - count) / max(1, count * (count - 1))
-        crowded = size * torch.relu(common - 1 / self.directions)
-        parts = generator.distances(latents, [z.detach() for z in positives], labels)
-        return loss, crowded, torch.stack([parts[level] for level in self.levels]).norm(dim=0).mean()
+        # Times their length, as the loss's gradient would else outgrow this one's.
+        crowded: Tensor = size * torch.relu(common - 1 / self.directions)
+        return crowded
 
 
 @torch.inference_mode(False)  # whatever the caller's modes are
@@ -110,160 +256,267 @@ def train_walker(
     target_loss: float = 0.7,
     out: str | Path | None = None,
     *,
-    pairs: int = 64,
-    temperature: float = 0.1,
-    steps: int = 1000,
-    warmup: int = 300,
-    lr_walker: float = 1e-3,
-    lr_critic: float = 1e-3,
-    tolerance: float = 0.1,
-    patience: int = 100,
-    directions: float = 1.0,
-    keep_norm: bool = False,
-    width: int | None = None,
-    anchor: TruncatedNormal | None = None,
-    seed: int = 0,
     device: str | torch.device | None = None,
     devices: int = 1,
-    resume: bool = True,
-    checkpoint_every: int = 50,
-    monte_carlo: int = 100_000,
-    progress: bool = True,
     fabric: Fabric | None = None,
+    **options: Any,
 ) -> TrainedWalker:
-    """Train a walker for one level, or one for several together, until InfoNCE stays at the target (paper, eq. 5).
+    """Train a walker for some levels together, until InfoNCE stays at the target (paper, eq. 5).
 
     Args:
         generator: an MLVGM; its weights do not change.
-        levels: indices of the levels to move, one after another.
+        levels: the indices of the levels to move, which follow each other.
         target_loss: plain InfoNCE in nats; 0.7 is what the paper's code reports as 1.
-        out: folder for ``checkpoint.pt``, ``walker.safetensors`` and ``history.csv``; None keeps nothing on disk.
-        pairs: K of a batch, over all processes.
-        temperature: of InfoNCE.
-        steps: of the walker, at most.
-        warmup: steps of the critic alone, at most; it ends once the smoothed loss is below a tenth of the target.
-        lr_walker: Adam's, for a walker 16 wide; wider ones take ``sqrt(16 / width)`` of it, as each of Adam's steps changes
-            every weight by about the rate, so that an output of many weights moves more.
-        lr_critic: Adam's.
-        tolerance: share of the target within which the smoothed loss counts as there.
-        patience: steps at the target in all, in which the critic learns to follow the walker: with few, a surprised critic is enough.
-        directions: that the anchors' shifts spread over, at least: a penalty sets in where the mean squared cosine between two of them is
-            above ``1 / directions``. 1 is the paper's, without one, whose walkers move all anchors in one direction.
-        keep_norm: positives keep their anchor's length, and so stay in the prior's typical set; see :class:`Walker`.
-        width: of the critic's first stage; None: by the image's size.
-        anchor: law of the anchors; None: N(0, 1) truncated as the generator prefers.
-        seed: of the samples and of both networks' first weights.
-        device: kind of device; None: where the generator is.
-        devices: processes on this machine, one device each: gloo on CPUs, NCCL on GPUs. The script runs once in each of them, as under
-            Lightning's ``ddp``; torchrun's processes are used instead where it started this one.
-        resume: go on from ``out``'s checkpoint. History and result are those of a run that was never stopped.
-        checkpoint_every: steps between checkpoints.
-        monte_carlo: anchors for the distances of the result.
-        progress: show a bar.
+        out: folder for ``checkpoint.pt``, ``walker.safetensors`` and ``history.csv``; None keeps nothing on
+            disk.
+        device: the kind of device; None: where the generator is.
+        devices: processes on this machine, one device each: gloo on CPUs, NCCL on GPUs. The script runs once
+            in each of them, as under Lightning's ``ddp``; torchrun's processes are used instead if it started
+            this one.
         fabric: a launched Fabric, in place of device and devices.
+        **options: fields of :class:`WalkerOptions`, by keyword:
+
+            - pairs (64): K of a batch, over all processes; at least 2.
+            - temperature (0.1): of InfoNCE.
+            - steps (1000): of the walker, at most.
+            - warmup (300): steps of the critic alone, at most; it ends once the smoothed loss is below a
+              tenth of the target.
+            - lr_walker (1e-3): Adam's rate for a walker 16 wide; wider ones take ``sqrt(16 / width)`` of it,
+              as each of Adam's steps changes every weight by about the rate, so that an output of many
+              weights moves more.
+            - lr_critic (1e-3): Adam's rate for the critic.
+            - tolerance (0.1): share of the target within which the smoothed loss counts as there.
+            - patience (100): steps at the target in all, in which the critic learns to follow the walker:
+              with few, a surprised critic is enough.
+            - directions (1.0): how many directions the anchors' shifts spread over, at least: a penalty sets
+              in where the mean squared cosine between two of them is above ``1 / directions``. 1 is the
+              paper's, without a penalty, whose walkers move all anchors in one direction.
+            - keep_norm (False): positives keep their anchor's length, and so stay in the prior's typical set;
+              see :class:`Walker`.
+            - width (None): channels of the critic's first stage; None: by the image's size.
+            - anchor (None): law of the anchors; None: N(0, 1) truncated as the generator prefers.
+            - seed (0): of the samples and of both networks' first weights.
+            - resume (True): go on from ``out``'s checkpoint. History and result are those of a run that was
+              never stopped.
+            - checkpoint_every (50): steps between checkpoints.
+            - monte_carlo (100,000): anchors for the distances of the result.
+            - progress (True): show a bar.
 
     Returns:
         The walker in eval mode, with its history, its loss and distances, and the path of its checkpoint.
 
     Raises:
-        ValueError: for a value out of range, or a checkpoint of a run with other settings.
+        ValueError: for an unknown option, a value out of range, or a checkpoint of a run with other settings.
     """
+    names = [item.name for item in dataclasses.fields(WalkerOptions)]
+    checks.options("train_walker", options, names)
     levels = check_levels(generator, levels)
-    pairs, steps, warmup = integer("pairs", pairs, 2), integer("steps", steps, 1), integer("warmup", warmup, WINDOW)
-    target, temperature = reachable(target_loss, pairs), positive("temperature", temperature)
-    patience, checkpoint_every = integer("patience", patience, 1), integer("checkpoint_every", checkpoint_every, 1)
-    rates = positive("lr_walker", lr_walker), positive("lr_critic", lr_critic)
-    tolerance = positive("tolerance", tolerance)
-    if not is_number(directions) or directions < 1:
-        raise ValueError(f"Invalid directions={directions!r}: it must be a number of at least 1; 1 is the paper's.")
-    fabric = launch(generator.freeze(), device or generator.device, devices) if fabric is None else fabric
-    share(pairs, fabric)
-    draw = Sampler(generator, anchor, seed)
-    sizes = [generator.levels[level].size for level in levels]
-    settings = {
-        "generator": generator.name, "fingerprint": fingerprint(generator), "levels": list(levels), "target_loss": target, "pairs": pairs,
-        "temperature": temperature, "steps": steps, "warmup": warmup, "lr_walker": rates[0], "lr_critic": rates[1],
-        "tolerance": tolerance, "patience": patience, "directions": float(directions), "keep_norm": keep_norm, "width": width,
-        "anchor": dataclasses.asdict(draw.law), "seed": seed, "monte_carlo": monte_carlo,
-    }  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % (1 << 63))
-        walker = TrainedWalker(sizes[0] if generator.tied else sum(sizes), keep_norm=keep_norm)
-        critic = ImageCritic(generator.image_shape, width)
-    rate = rates[0] * min(1.0, math.sqrt(16 / walker.width))
-    climb = torch.optim.Adam(walker.parameters(), rate, betas=(0.5, 0.999), maximize=True)
-    descend = torch.optim.Adam(critic.parameters(), rates[1], betas=(0.5, 0.999))
-    game = Game(generator, levels, walker, critic, temperature, directions)
-    wrapped, *_ = fabric.setup(game, climb, descend)
-    parts: dict[str, Any] = {"game": game, "climb": climb, "descend": descend}
-    walker.levels = levels
-
-    where = output_folder(out)
-    checkpoint = Checkpoint(None if where is None else where / "checkpoint.pt", settings, resume)
-    state = checkpoint.load() or {}
-    for name, saved in state.get("parts", {}).items():
-        parts[name].load_state_dict(saved)
-    log = _Log(**state["log"]) if state else _Log()
-    begin = time.perf_counter() - state.get("seconds", 0.0)
-
-    def save() -> None:
-        if fabric.global_rank == 0:
-            checkpoint.save({
-                "parts": {name: part.state_dict() for name, part in parts.items()},
-                "log": dataclasses.asdict(log), "seconds": time.perf_counter() - begin,
-            })  # fmt: skip
-
-    prior = measure_distances(generator, levels, Fixed(), 2000, seed, anchor).prior
-    name = f"walker of level {', '.join(str(level) for level in levels)}"
-    with bar(name, warmup + steps, len(log.losses), progress and fabric.global_rank == 0) as advance:
-        while not log.status:
-            step = len(log.losses)
-            gain = log.gain(target)
-            loss, crowded, distance = wrapped(*draw(rows(step, pairs, fabric), TRAIN), gain)
-            for optimiser in (climb, descend):
-                optimiser.zero_grad()
-            fabric.backward(loss - APART * crowded)
-            descend.step()
-            if gain:
-                climb.param_groups[0]["lr"] = rate * abs(gain)
-                climb.step()
-            means = mean(fabric, torch.stack([loss.detach(), distance]))
-            log.add(*means.tolist(), target=target, warmup=warmup, steps=steps, tolerance=tolerance, patience=patience, reach=REACH * prior)
-            advance(step + 1, f": loss {log.smoothed[-1]:.2f} of {target:.2f} nats, distance {log.distances[-1]:.2f}")
-            if log.status or len(log.losses) % checkpoint_every == 0:
-                save()
-
-    walker.eval().requires_grad_(False)
-    losses = []
-    with torch.no_grad():
-        for batch in range(EVALUATIONS):
-            losses.append(mean(fabric, game(*draw(rows(batch, pairs, fabric), EVALUATE), 1.0)[0]).item())
-    walker.status, walker.stderr = log.status, mi_bound(losses, pairs).stderr
-    walker.loss = statistics.mean(losses) if log.status == "reached" else max(log.climbed or log.smoothed[-1:])
-    walker.distances = measure_distances(generator, levels, walker, monte_carlo, seed, anchor)
-    walker.history = History(log.losses, log.smoothed, log.distances, log.begun)
-    walker.seconds, walker.checkpoint = time.perf_counter() - begin, checkpoint.path
-    found = {key: value for key, value in dataclasses.asdict(walker.distances).items() if key not in ("edges", "counts")}
-    walker.provenance = {
-        **settings, "status": walker.status, "loss": walker.loss, "stderr": walker.stderr, "distances": found,
-        "trained_steps": len(log.losses), "processes": fabric.world_size, **environment(fabric.device),
-    }  # fmt: skip
-    if where is not None and fabric.global_rank == 0:
-        walker.save(where / "walker.safetensors")
-        _write_history(walker.history, where / "history.csv")
-    return walker
+    chosen = WalkerOptions(**options)
+    target = reachable(target_loss, chosen.pairs)
+    if fabric is None:
+        fabric = launch(generator.freeze(), device or generator.device, devices)
+    training = _Training(generator, levels, target, output_folder(out), chosen, fabric)
+    training.play()
+    return training.finish()
 
 
-@dataclasses.dataclass
+class _Training:
+    """A walker's training, from its first networks or a checkpoint to the files of the result.
+
+    Args:
+        generator: an MLVGM on Fabric's device.
+        levels: the indices of the levels to move.
+        target: plain InfoNCE in nats.
+        folder: where its files go; None keeps nothing on disk.
+        options: how to train.
+        fabric: launched.
+    """
+
+    def __init__(
+        self,
+        generator: MLVGM,
+        levels: tuple[int, ...],
+        target: float,
+        folder: Path | None,
+        options: WalkerOptions,
+        fabric: Fabric,
+    ) -> None:
+        share(options.pairs, fabric)  # a ValueError now, if they cannot be shared
+        self.generator, self.levels, self.target = generator, levels, target
+        self.folder, self.options, self.fabric = folder, options, fabric
+        self.draw = Sampler(generator, options.anchor, options.seed)
+        self._make_players()
+        self.settings = self._settings()
+        path = None if folder is None else folder / "checkpoint.pt"
+        self.checkpoint = Checkpoint(path, self.settings, options.resume)
+        self._restore()
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the run depends on: a checkpoint with other values belongs to another run."""
+        options = self.options
+        return {
+            "generator": self.generator.name,
+            "fingerprint": fingerprint(self.generator),
+            "levels": list(self.levels),
+            "target_loss": self.target,
+            "pairs": options.pairs,
+            "temperature": options.temperature,
+            "steps": options.steps,
+            "warmup": options.warmup,
+            "lr_walker": options.lr_walker,
+            "lr_critic": options.lr_critic,
+            "tolerance": options.tolerance,
+            "patience": options.patience,
+            "directions": options.directions,
+            "keep_norm": options.keep_norm,
+            "width": options.width,
+            "anchor": dataclasses.asdict(self.draw.law),
+            "seed": options.seed,
+            "monte_carlo": options.monte_carlo,
+        }
+
+    def _make_players(self) -> None:
+        """Make both networks and their optimizers."""
+        generator, options = self.generator, self.options
+        sizes = [generator.levels[level].size for level in self.levels]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed % (1 << 63))
+            self.walker = Walker(sizes[0] if generator.tied else sum(sizes), keep_norm=options.keep_norm)
+            critic = ImageCritic(generator.image_shape, options.width)
+        self.rate = options.lr_walker * min(1.0, math.sqrt(16 / self.walker.width))
+        betas = (0.5, 0.999)
+        self.climb = torch.optim.Adam(self.walker.parameters(), self.rate, betas=betas, maximize=True)
+        self.descend = torch.optim.Adam(critic.parameters(), options.lr_critic, betas=betas)
+        self.game = Game(generator, self.levels, self.walker, critic, options.temperature, options.directions)
+        self.wrapped, *_ = self.fabric.setup(self.game, self.climb, self.descend)
+
+    def _restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        state = self.checkpoint.load() or {}
+        for name, saved in state.get("parts", {}).items():
+            self._parts()[name].load_state_dict(saved)
+        self.log = _Log(**state["log"]) if state else _Log()
+        self.begin = time.perf_counter() - state.get("seconds", 0.0)
+
+    def _parts(self) -> dict[str, Any]:
+        return {"game": self.game, "climb": self.climb, "descend": self.descend}
+
+    def _save(self) -> None:
+        """Replace the checkpoint."""
+        if self.fabric.global_rank == 0:
+            state = {
+                "parts": {name: part.state_dict() for name, part in self._parts().items()},
+                "log": dataclasses.asdict(self.log),
+                "seconds": time.perf_counter() - self.begin,
+            }
+            self.checkpoint.save(state)
+
+    def play(self) -> None:
+        """Play until the log says that the game is over."""
+        options, log = self.options, self.log
+        prior = measure_distances(
+            self.generator, self.levels, Fixed(), PRIOR_ANCHORS, options.seed, options.anchor
+        ).prior
+        name = f"walker of level {', '.join(str(level) for level in self.levels)}"
+        show = options.progress and self.fabric.global_rank == 0
+        with bar(name, options.warmup + options.steps, len(log.losses), show) as advance:
+            while not log.status:
+                loss, distance = self._step(len(log.losses))
+                log.add(
+                    loss,
+                    distance,
+                    target=self.target,
+                    warmup=options.warmup,
+                    steps=options.steps,
+                    tolerance=options.tolerance,
+                    patience=options.patience,
+                    reach=REACH * prior,
+                )
+                note = f": loss {log.smoothed[-1]:.2f} of {self.target:.2f} nats, distance {distance:.2f}"
+                advance(len(log.losses), note)
+                if log.status or len(log.losses) % options.checkpoint_every == 0:
+                    self._save()
+
+    def _step(self, step: int) -> tuple[float, float]:
+        """Train both players on a batch; return its loss and mean distance over all processes."""
+        gain = self.log.gain(self.target)
+        batch = self.draw(rows(step, self.options.pairs, self.fabric), TRAIN)
+        loss, crowded, distance = self.wrapped(*batch, gain)
+        for optimizer in (self.climb, self.descend):
+            optimizer.zero_grad()
+        self.fabric.backward(loss - APART * crowded)
+        self.descend.step()
+        if gain:
+            self.climb.param_groups[0]["lr"] = self.rate * abs(gain)
+            self.climb.step()
+        means = mean(self.fabric, torch.stack([loss.detach(), distance]))
+        mean_loss, mean_distance = means.tolist()
+        return mean_loss, mean_distance
+
+    def finish(self) -> TrainedWalker:
+        """Measure the walker, write its files, and return it with its run."""
+        self.walker.eval().requires_grad_(False)
+        run = self._measure()
+        trained = TrainedWalker(self.walker, run).eval()
+        trained.provenance = self._provenance(run)
+        if self.folder is not None and self.fabric.global_rank == 0:
+            trained.save(self.folder / "walker.safetensors")
+            _write_history(run.history, self.folder / "history.csv")
+        return trained
+
+    def _measure(self) -> WalkerRun:
+        """Measure loss and distances of the walker as it is now, on fresh samples."""
+        options, log = self.options, self.log
+        losses = []
+        with torch.no_grad():
+            for batch in range(EVALUATIONS):
+                drawn = self.draw(rows(batch, options.pairs, self.fabric), EVALUATE)
+                loss, _, _ = self.game(*drawn, 1.0)
+                losses.append(mean(self.fabric, loss).item())
+        if log.status == "reached":
+            loss_reached = statistics.mean(losses)
+        else:
+            loss_reached = max(log.climbed or log.smoothed[-1:])
+        distances = measure_distances(
+            self.generator, self.levels, self.walker, options.monte_carlo, options.seed, options.anchor
+        )
+        return WalkerRun(
+            levels=self.levels,
+            status=log.status,
+            loss=loss_reached,
+            stderr=mi_bound(losses, options.pairs).stderr,
+            distances=distances,
+            history=History(log.losses, log.smoothed, log.distances, log.begun),
+            seconds=time.perf_counter() - self.begin,
+            checkpoint=self.checkpoint.path,
+        )
+
+    def _provenance(self, run: WalkerRun) -> dict[str, Any]:
+        """Return what the walker's file says about its training."""
+        distances = dataclasses.asdict(run.distances)
+        del distances["edges"], distances["counts"]
+        return {
+            **self.settings,
+            "status": run.status,
+            "loss": run.loss,
+            "stderr": run.stderr,
+            "distances": distances,
+            "trained_steps": len(run.history.losses),
+            "processes": self.fabric.world_size,
+            **environment(self.fabric.device),
+        }
+
+
+@dataclass
 class _Log:
     """The losses so far, and what follows from them: all that the stopping rule knows."""
 
-    losses: list[float] = dataclasses.field(default_factory=list)
-    smoothed: list[float] = dataclasses.field(default_factory=list)
-    distances: list[float] = dataclasses.field(default_factory=list)
-    begun: int = 0  # step at which the walker began to climb; 0: not yet
+    losses: list[float] = field(default_factory=list)  # of each step's batch, nats
+    smoothed: list[float] = field(default_factory=list)  # means over a window, nats
+    distances: list[float] = field(default_factory=list)  # mean of each step's batch
+    begun: int = 0  # the step at which the walker began to climb; 0: not yet
     held: int = 0  # steps at which the smoothed loss was at the target
-    status: str = ""
+    status: str = ""  # how the game ended; empty while it goes on
 
     @property
     def climbed(self) -> list[float]:
@@ -271,59 +524,88 @@ class _Log:
         return self.smoothed[self.begun + WINDOW - 1 :]
 
     def gain(self, target: float) -> float | None:
-        """The share of its rate at which the walker climbs: 1 far below the target, less from half of it on, below 0 above it.
+        """Return the share of its rate at which the walker climbs.
 
-        None before it has begun.
+        It is 1 far below the target, less from half of it on, and below 0 above it. None before it has begun.
         """
         if not self.begun:
             return None
         return max(-1.0, min(1.0, (target - self.smoothed[-1]) / (0.5 * target)))
 
     def add(
-        self, loss: float, distance: float, *, target: float, warmup: int, steps: int, tolerance: float, patience: int, reach: float
+        self,
+        loss: float,
+        distance: float,
+        *,
+        target: float,
+        warmup: int,
+        steps: int,
+        tolerance: float,
+        patience: int,
+        reach: float,
     ) -> None:
-        """One more step."""
+        """Count a step, and say whether it was the last one.
+
+        Args:
+            loss: plain InfoNCE of the step's batch, in nats.
+            distance: the mean distance of the step's batch.
+            target: the loss to get to, in nats.
+            warmup: steps of the critic alone, at most.
+            steps: of the walker, at most.
+            tolerance: share of the target within which the smoothed loss counts as there.
+            patience: steps at the target after which it is reached.
+            reach: the distance beyond which the walker has left the prior.
+        """
         self.losses.append(loss)
         self.distances.append(distance)
         count = len(self.losses)
-        # Losses of the critic's beginnings, which pass the target on their way down, must not count for the walker.
+        # Losses of the critic's beginnings, which pass the target on their way down, must not count for the
+        # walker.
         recent = self.losses[max(self.begun, count - WINDOW) :]
         self.smoothed.append(statistics.fmean(recent))
         if not self.begun:
-            if count >= warmup or (count >= WINDOW and self.smoothed[-1] < KNOWN * target):
+            knows_unmoved = count >= WINDOW and self.smoothed[-1] < KNOWN * target
+            if count >= warmup or knows_unmoved:
                 self.begun = count
             return
-        there = len(recent) == WINDOW and abs(self.smoothed[-1] - target) <= tolerance * target
-        self.held += there
+        if len(recent) == WINDOW and abs(self.smoothed[-1] - target) <= tolerance * target:
+            self.held += 1
         climbed = self.climbed
         stalled = len(climbed) > STALL and max(climbed[-STALL:]) <= max(climbed[:-STALL])
+        given_up = stalled and max(climbed) < (1 - tolerance) * target
         if self.held >= patience:
             self.status = "reached"
-        elif count - self.begun >= steps or distance > reach or (stalled and max(climbed) < (1 - tolerance) * target):
+        elif count - self.begun >= steps or distance > reach or given_up:
             self.status = "under-used"
 
 
 def check_levels(generator: MLVGM, levels: Sequence[int]) -> tuple[int, ...]:
-    """The levels as indices, if they are ones to move together.
+    """Return the levels as indices, if they are ones to move together.
 
     Raises:
-        ValueError: if they are not indices of the generator's levels that follow each other, or it is no generator.
+        ValueError: if they are not indices of the generator's levels that follow each other, or it is no
+            generator.
     """
     if not isinstance(generator, MLVGM):
-        raise ValueError(f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM.")
+        raise ValueError(
+            f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM."
+        )
     if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
         raise ValueError(f"Invalid levels={levels!r}: give a list of indices, e.g. [2] or [1, 2, 3].")
-    found = tuple(integer("level", level, 0, len(generator.levels) - 1) for level in levels)
-    if found != tuple(range(found[0], found[0] + len(found))):
-        raise ValueError(f"Invalid levels={list(levels)}: levels that are moved together must follow each other, e.g. [1, 2, 3].")
-    return found
+    indices = tuple(integer("level", level, 0, len(generator.levels) - 1) for level in levels)
+    if indices != tuple(range(indices[0], indices[0] + len(indices))):
+        raise ValueError(
+            f"Invalid levels={list(levels)}: levels that are moved together must follow each other, "
+            "e.g. [1, 2, 3]."
+        )
+    return indices
 
 
 def _write_history(history: History, path: Path) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="") as file:
+    """Write the history as a CSV file with a row per step."""
+    steps = zip(history.losses, history.smoothed, history.distances, strict=True)
+    with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "walker", "loss", "smoothed_loss", "mean_distance"])
-        for step, row in enumerate(zip(history.losses, history.smoothed, history.distances, strict=True)):
-            writer.writerow([step, int(step >= history.warmup), *row])
-    partial.replace(path)
+        for step, figures in enumerate(steps):
+            writer.writerow([step, int(step >= history.warmup), *figures])
