@@ -182,4 +182,4 @@ def _hub(reference: str) -> ModuleType:
                 f"No weights file {reference}; if it is a Hugging Face id, weights from there {remedy}"
             ) from None
         raise ModuleNotFoundError(f"Weights from Hugging Face ({reference}) {remedy}") from None
-    return huggingface_hub  # type: ignore[no-any-return]
+    return huggingface_hub

@@ -1,7 +1,7 @@
 """Measure a bundled generator.
 
-The command ``python -m mlviews.zoo.evaluate WEIGHTS.safetensors --data DIR --out runs/eval`` writes ``quality.json``
-and, unless told otherwise, grids. What is measured, with a classifier trained on real images:
+The command is ``python -m mlviews.zoo.evaluate WEIGHTS.safetensors --data DIR --out runs/eval``. It writes
+``quality.json`` and, unless told otherwise, grids. With a classifier trained on real images, it measures
 
 - *fidelity*: its confidence on samples, the entropy of their classes, and the Fréchet distance in its feature
   space, of the anchors that a source draws (truncated) and of the full prior (or the other way round), beside

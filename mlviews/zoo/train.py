@@ -163,7 +163,8 @@ def average_decay(half_life: float, batch: int, seen: int) -> float:
         batch: images of the step.
         seen: images shown so far, those of the step included.
     """
-    return 0.5 ** (batch / min(half_life, 0.1 * seen))
+    decay: float = 0.5 ** (batch / min(half_life, 0.1 * seen))
+    return decay
 
 
 class BaseTrainer(ABC):
