@@ -1,4 +1,6 @@
-"""Files of other projects: what is right comes back to the bit, what is wrong gives one clear error, and nothing in any of them runs."""
+"""Files of other projects: what is right comes back to the bit, what is wrong gives one clear error, and
+nothing in any of them runs.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ from mlviews.zoo import FOLDER
 Tensors = dict[str, Tensor]
 SOURCE = "import os\nos.mkdir('canary')\n"  # what hostile files would have run; the tests look for the folder
 
-# -- files as their projects write them, by stand-ins of their classes -------------------------------------------------
+# -- files as their projects write them, by stand-ins of their classes ---------------------------------------
 
 
 def _reconstruct_persistent_obj(meta: Any) -> None:
@@ -68,7 +70,14 @@ class Plain(nn.Module):
             first, _, rest = name.partition(".")
             if rest and first not in self._modules:
                 self.add_module(
-                    first, type(self)({n.partition(".")[2]: v for n, v in (tensors or {}).items() if n.startswith(f"{first}.")})
+                    first,
+                    type(self)(
+                        {
+                            n.partition(".")[2]: v
+                            for n, v in (tensors or {}).items()
+                            if n.startswith(f"{first}.")
+                        }
+                    ),
                 )
             elif not rest and value.is_floating_point() and first.endswith("weight"):
                 self.register_parameter(name, nn.Parameter(value))
@@ -80,7 +89,13 @@ class Generator(Plain):
     """A module, pickled with its source text, as are those in it."""
 
     def __reduce__(self) -> Any:
-        meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": type(self).__name__, "state": super().__reduce__()[2]}
+        meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": SOURCE,
+            "class_name": type(self).__name__,
+            "state": super().__reduce__()[2],
+        }
         return _reconstruct_persistent_obj, (meta,), None
 
 
@@ -99,18 +114,20 @@ PLACES = {
 @contextlib.contextmanager
 def official() -> Iterator[None]:
     """While files are written, the stand-ins are where the official classes are."""
-    homes = {one: one.__module__ for ones in PLACES.values() for one in ones}  # type: ignore[attr-defined]
-    places = {parent for place in PLACES for parent in (place.partition(".")[0], place.rpartition(".")[0], place)}
+    homes = {part: part.__module__ for parts in PLACES.values() for part in parts}  # type: ignore[attr-defined]
+    places = {
+        parent for place in PLACES for parent in (place.partition(".")[0], place.rpartition(".")[0], place)
+    }
     sys.modules.update({place: types.ModuleType(place) for place in places})
-    for place, ones in PLACES.items():
-        for one in ones:
-            one.__module__ = place  # type: ignore[attr-defined]
-            setattr(sys.modules[place], one.__name__, one)  # type: ignore[attr-defined]
+    for place, parts in PLACES.items():
+        for part in parts:
+            part.__module__ = place  # type: ignore[attr-defined]
+            setattr(sys.modules[place], part.__name__, part)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for one, home in homes.items():
-            one.__module__ = home  # type: ignore[attr-defined]
+        for part, home in homes.items():
+            part.__module__ = home  # type: ignore[attr-defined]
         for place in places:
             del sys.modules[place]
 
@@ -142,10 +159,31 @@ STYLEGAN2: Tensors = {
     "synthesis.b4.conv1.resample_filter": numbers(4, 4),
     "synthesis.b8.torgb.weight": numbers(3, 2, 1, 1).half(),
 }
-ROSINALITY: Tensors = {"style.1.weight": numbers(4, 4), "conv1.conv.weight": numbers(1, 2, 2, 3, 3), "noises.noise_0": numbers(1, 1, 4, 4)}
-BIGGAN: Tensors = {"shared.weight": numbers(5, 3), "linear.weight": numbers(4, 3), "linear.u0": numbers(1, 4), "linear.sv0": torch.ones(1)}
-NVAE: Tensors = {"preprocess.0.weight": numbers(2, 3), "bn.num_batches_tracked": torch.tensor(7), "bn.running_mean": numbers(2)}
-KWARGS = {"z_dim": 4, "c_dim": 0, "w_dim": 3, "img_resolution": 8, "mapping_kwargs": EasyDict(num_layers=1), "noise": None, "gain": 0.5}
+ROSINALITY: Tensors = {
+    "style.1.weight": numbers(4, 4),
+    "conv1.conv.weight": numbers(1, 2, 2, 3, 3),
+    "noises.noise_0": numbers(1, 1, 4, 4),
+}
+BIGGAN: Tensors = {
+    "shared.weight": numbers(5, 3),
+    "linear.weight": numbers(4, 3),
+    "linear.u0": numbers(1, 4),
+    "linear.sv0": torch.ones(1),
+}
+NVAE: Tensors = {
+    "preprocess.0.weight": numbers(2, 3),
+    "bn.num_batches_tracked": torch.tensor(7),
+    "bn.running_mean": numbers(2),
+}
+KWARGS = {
+    "z_dim": 4,
+    "c_dim": 0,
+    "w_dim": 3,
+    "img_resolution": 8,
+    "mapping_kwargs": EasyDict(num_layers=1),
+    "noise": None,
+    "gain": 0.5,
+}
 FACTS = {**KWARGS, "mapping_kwargs": {"num_layers": 1}}
 ARRAYS = {
     "G_mapping/Dense0/weight": np.arange(6.0, dtype=np.float32).reshape(2, 3),
@@ -159,16 +197,29 @@ ARRAYS = {
 
 
 def ada(protocol: int = 4, kind: type[Plain] = Generator, **kwargs: Any) -> bytes:
-    own = kwargs or KWARGS
-    g, d = kind({name: value.clone() for name, value in STYLEGAN2.items()}, **own), Discriminator({"b4.conv.weight": numbers(2, 2)})
-    return pickled({"G": g, "D": d, "G_ema": g, "augment_pipe": None, "training_set_kwargs": EasyDict(path="x")}, protocol)
+    g = kind({name: value.clone() for name, value in STYLEGAN2.items()}, **(kwargs or KWARGS))
+    d = Discriminator({"b4.conv.weight": numbers(2, 2)})
+    return pickled(
+        {"G": g, "D": d, "G_ema": g, "augment_pipe": None, "training_set_kwargs": EasyDict(path="x")},
+        protocol,
+    )
 
 
 def tensorflow(protocol: int = 4) -> bytes:
     def network(**extra: Any) -> Network:
-        parts = EasyDict(mapping=Network(variables=[("Dense0/weight", ARRAYS["G_mapping/Dense0/weight"])], components=EasyDict()))
+        parts = EasyDict(
+            mapping=Network(
+                variables=[("Dense0/weight", ARRAYS["G_mapping/Dense0/weight"])], components=EasyDict()
+            )
+        )
         variables = list(ARRAYS.items())
-        state = {"version": 5, "name": "G", "static_kwargs": EasyDict(KWARGS), "components": parts, "variables": variables}
+        state = {
+            "version": 5,
+            "name": "G",
+            "static_kwargs": EasyDict(KWARGS),
+            "components": parts,
+            "variables": variables,
+        }
         return Network(**state, build_module_src=SOURCE, build_func_name="G_main", **extra)
 
     return pickled((Network(variables=[]), Network(variables=[]), network()), protocol)
@@ -176,46 +227,119 @@ def tensorflow(protocol: int = 4) -> bytes:
 
 def nvlabs() -> dict[str, Any]:
     arguments = argparse.Namespace(dataset="celeba_64", num_latent_scales=3, use_se=True, lr=1e-2)
-    return {"epoch": 3, "state_dict": OrderedDict(NVAE), "args": arguments, "arch_instance": {"normal_enc": ["a", "b"], "ar_nn": ["c"]}}
+    return {
+        "epoch": 3,
+        "state_dict": OrderedDict(NVAE),
+        "args": arguments,
+        "arch_instance": {"normal_enc": ["a", "b"], "ar_nn": ["c"]},
+    }
 
 
 def serezd() -> dict[str, Any]:
     optimizer = torch.optim.Adamax([nn.Parameter(torch.zeros(2))])
-    configuration = {"resolution": [3, 64, 64], "autoencoder": {"num_scales": 3, "groups_per_scale": [8, 8, 8]}}
-    return {"epoch": 3, "configuration": configuration, "state_dict": NVAE, "optimizer": optimizer.state_dict(), "grad_scaler": {}}
+    configuration = {
+        "resolution": [3, 64, 64],
+        "autoencoder": {"num_scales": 3, "groups_per_scale": [8, 8, 8]},
+    }
+    return {
+        "epoch": 3,
+        "configuration": configuration,
+        "state_dict": NVAE,
+        "optimizer": optimizer.state_dict(),
+        "grad_scaler": {},
+    }
 
 
-TF_EXPECTED = {name: torch.from_numpy(np.ascontiguousarray(v).astype(np.asarray(v).dtype.newbyteorder("="))) for name, v in ARRAYS.items()}
+TF_EXPECTED = {
+    name: torch.from_numpy(np.ascontiguousarray(v).astype(np.asarray(v).dtype.newbyteorder("=")))
+    for name, v in ARRAYS.items()
+}
 TF_EXPECTED["lod"] = torch.tensor(3.0)
 TF_EXPECTED["mapping/Dense0/weight"] = TF_EXPECTED["G_mapping/Dense0/weight"]
 PREFIXED = {f"module.{name}": value for name, value in BIGGAN.items()}
-G_EMA = {"g_ema": ROSINALITY, "latent_avg": numbers(4), "args": argparse.Namespace(size=8), "g_optim": {"state": {0: {"step": 3}}}}
-NVLABS_FACTS = {"dataset": "celeba_64", "num_latent_scales": 3, "use_se": True, "lr": 1e-2, "arch_instance": nvlabs()["arch_instance"]}
+G_EMA = {
+    "g_ema": ROSINALITY,
+    "latent_avg": numbers(4),
+    "args": argparse.Namespace(size=8),
+    "g_optim": {"state": {0: {"step": 3}}},
+}
+NVLABS_FACTS = {
+    "dataset": "celeba_64",
+    "num_latent_scales": 3,
+    "use_se": True,
+    "lr": 1e-2,
+    "arch_instance": nvlabs()["arch_instance"],
+}
 
 GOOD: dict[str, tuple[Callable[[], bytes], str, Tensors, dict[str, Any]]] = {
-    **{f"stylegan2-ada, protocol {p}": (lambda p=p: ada(p), "stylegan2-ada", STYLEGAN2, FACTS) for p in (2, 3, 4, 5)},
+    **{
+        f"stylegan2-ada, protocol {p}": (lambda p=p: ada(p), "stylegan2-ada", STYLEGAN2, FACTS)
+        for p in (2, 3, 4, 5)
+    },
     "stylegan2-ada, classes by name": (lambda: ada(kind=Plain), "stylegan2-ada", STYLEGAN2, FACTS),
-    "stylegan2-ada, only the generator": (lambda: pickled(Generator(STYLEGAN2)), "stylegan2-ada", STYLEGAN2, {}),
+    "stylegan2-ada, only the generator": (
+        lambda: pickled(Generator(STYLEGAN2)),
+        "stylegan2-ada",
+        STYLEGAN2,
+        {},
+    ),
     "stylegan2-ada, torch.save of the snapshot": (
         lambda: saved({"G_ema": Generator(STYLEGAN2, **KWARGS)}),
         "stylegan2-ada",
         STYLEGAN2,
         FACTS,
     ),
-    "stylegan2-ada, torch.save of a module": (lambda: saved(Plain(STYLEGAN2)), "stylegan2-ada", STYLEGAN2, {}),
-    "stylegan2-ada, legacy torch.save of a module": (lambda: saved(Plain(STYLEGAN2), False), "stylegan2-ada", STYLEGAN2, {}),
-    "stylegan2-ada, state dict": (lambda: saved(Plain(STYLEGAN2).state_dict()), "stylegan2-ada", STYLEGAN2, {}),
-    **{f"stylegan2-tf, protocol {p}": (lambda p=p: tensorflow(p), "stylegan2-tf", TF_EXPECTED, FACTS) for p in (2, 3, 4, 5)},
-    "rosinality": (lambda: saved(G_EMA), "stylegan2-rosinality", {**ROSINALITY, "latent_avg": numbers(4)}, {"size": 8}),
-    "rosinality, no more than g_ema": (lambda: saved({"g_ema": ROSINALITY}, False), "stylegan2-rosinality", ROSINALITY, {}),
+    "stylegan2-ada, torch.save of a module": (
+        lambda: saved(Plain(STYLEGAN2)),
+        "stylegan2-ada",
+        STYLEGAN2,
+        {},
+    ),
+    "stylegan2-ada, legacy torch.save of a module": (
+        lambda: saved(Plain(STYLEGAN2), False),
+        "stylegan2-ada",
+        STYLEGAN2,
+        {},
+    ),
+    "stylegan2-ada, state dict": (
+        lambda: saved(Plain(STYLEGAN2).state_dict()),
+        "stylegan2-ada",
+        STYLEGAN2,
+        {},
+    ),
+    **{
+        f"stylegan2-tf, protocol {p}": (lambda p=p: tensorflow(p), "stylegan2-tf", TF_EXPECTED, FACTS)
+        for p in (2, 3, 4, 5)
+    },
+    "rosinality": (
+        lambda: saved(G_EMA),
+        "stylegan2-rosinality",
+        {**ROSINALITY, "latent_avg": numbers(4)},
+        {"size": 8},
+    ),
+    "rosinality, no more than g_ema": (
+        lambda: saved({"g_ema": ROSINALITY}, False),
+        "stylegan2-rosinality",
+        ROSINALITY,
+        {},
+    ),
     "BigGAN": (lambda: saved(BIGGAN), "biggan", BIGGAN, {}),
     "BigGAN, legacy": (lambda: saved(OrderedDict(BIGGAN), False), "biggan", BIGGAN, {}),
     "BigGAN, DataParallel": (lambda: saved(PREFIXED), "biggan", BIGGAN, {}),
     "BigGAN, DataParallel, legacy": (lambda: saved(PREFIXED, False), "biggan", BIGGAN, {}),
     "BigGAN, pickled": (lambda: pickled(BIGGAN), "biggan", BIGGAN, {}),
-    "BigGAN, numpy": (lambda: pickled({name: value.numpy() for name, value in BIGGAN.items()}), "biggan", BIGGAN, {}),
+    "BigGAN, numpy": (
+        lambda: pickled({name: value.numpy() for name, value in BIGGAN.items()}),
+        "biggan",
+        BIGGAN,
+        {},
+    ),
     "BigGAN, numpy of Python 2": (
-        lambda: one_array(dtype("f4"), b"K\x05K\x03\x86", b"T" + struct.pack("<I", 60) + BIGGAN["shared.weight"].numpy().tobytes()),
+        lambda: one_array(
+            dtype("f4"),
+            b"K\x05K\x03\x86",
+            b"T" + struct.pack("<I", 60) + BIGGAN["shared.weight"].numpy().tobytes(),
+        ),
         "biggan",
         {"shared.weight": BIGGAN["shared.weight"]},
         {},
@@ -232,8 +356,10 @@ def bits(value: Tensor) -> tuple[Any, ...]:
     return value.dtype, tuple(value.shape), value.reshape(-1).view(torch.uint8).tolist()
 
 
-def same(one: Tensors, other: Tensors) -> bool:
-    return {name: bits(value) for name, value in one.items()} == {name: bits(value) for name, value in other.items()}
+def same(tensors: Tensors, expected: Tensors) -> bool:
+    return {name: bits(value) for name, value in tensors.items()} == {
+        name: bits(value) for name, value in expected.items()
+    }
 
 
 def written(folder: Path, content: bytes, name: str = "w.pkl") -> Path:
@@ -243,14 +369,23 @@ def written(folder: Path, content: bytes, name: str = "w.pkl") -> Path:
 
 @pytest.mark.parametrize(("make", "layout", "tensors", "facts"), GOOD.values(), ids=GOOD)
 def test_good_files_come_back_to_the_bit(
-    make: Callable[[], bytes], layout: str, tensors: Tensors, facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], bytes],
+    layout: str,
+    tensors: Tensors,
+    facts: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, make())
-    found = checkpoints.read(path)
-    assert (found.layout, found.facts, found.path) == (layout, facts, str(path))
-    assert same(found.tensors, tensors)
-    copy = checkpoints.read(tmp_path / "w.safetensors") if checkpoints.convert(path, tmp_path / "w.safetensors") else None
+    checkpoint = checkpoints.read(path)
+    assert (checkpoint.layout, checkpoint.facts, checkpoint.path) == (layout, facts, str(path))
+    assert same(checkpoint.tensors, tensors)
+    copy = (
+        checkpoints.read(tmp_path / "w.safetensors")
+        if checkpoints.convert(path, tmp_path / "w.safetensors")
+        else None
+    )
     assert copy is not None
     assert (copy.layout, copy.facts) == (layout, facts)
     assert same(copy.tensors, tensors)
@@ -261,7 +396,17 @@ def kinds() -> Tensors:
     """Tensors of all types and forms; the last two share their memory."""
     table, noted = numbers(6, 5), numbers(3)
     noted.note = "an attribute"  # type: ignore[attr-defined]
-    types = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    types = (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
     return {
         "shared.weight": nn.Parameter(numbers(2, 3)),
         **{str(dtype): numbers(7).mul(3).to(dtype) for dtype in types},
@@ -277,18 +422,26 @@ def kinds() -> Tensors:
     }
 
 
-@pytest.mark.parametrize("write", [saved, lambda content: saved(content, False), pickled], ids=["zip", "legacy", "pickle"])
+@pytest.mark.parametrize(
+    "write", [saved, lambda content: saved(content, False), pickled], ids=["zip", "legacy", "pickle"]
+)
 def test_tensors_of_all_kinds(write: Callable[[Any], bytes], tmp_path: Path) -> None:
     path = written(tmp_path, write(kinds()))
-    found = checkpoints.read(path).tensors
-    assert same(found, {name: value.detach().contiguous() for name, value in kinds().items()})
+    read = checkpoints.read(path).tensors
+    assert same(read, {name: value.detach().contiguous() for name, value in kinds().items()})
     if write is not pickled:
-        assert same(found, {name: value.detach().contiguous() for name, value in torch.load(path, weights_only=True).items()})
-    before = found["whole"].clone()
-    found["row"].zero_()
-    assert torch.equal(found["whole"], before)
+        assert same(
+            read,
+            {
+                name: value.detach().contiguous()
+                for name, value in torch.load(path, weights_only=True).items()
+            },
+        )
+    before = read["whole"].clone()
+    read["row"].zero_()
+    assert torch.equal(read["whole"], before)
     checkpoints.convert(path, tmp_path / "w.safetensors")
-    assert checkpoints.read(tmp_path / "w.safetensors").tensors.keys() == found.keys()
+    assert checkpoints.read(tmp_path / "w.safetensors").tensors.keys() == read.keys()
 
 
 def test_state_dict_of_a_pickled_module(tmp_path: Path) -> None:
@@ -296,24 +449,29 @@ def test_state_dict_of_a_pickled_module(tmp_path: Path) -> None:
     g = Plain(STYLEGAN2)
     g.mapping.register_buffer("scratch", torch.zeros(2), persistent=False)  # type: ignore[union-attr]
     g.mapping.register_parameter("bias", None)  # type: ignore[union-attr]
-    assert same(checkpoints.read(written(tmp_path, saved(g))).tensors, {n: v.detach() for n, v in g.state_dict().items()})
+    assert same(
+        checkpoints.read(written(tmp_path, saved(g))).tensors,
+        {n: v.detach() for n, v in g.state_dict().items()},
+    )
 
 
 def test_a_module_in_memory() -> None:
     g = Plain({f"G.{name}": value for name, value in STYLEGAN2.items()})
     g.init_kwargs = EasyDict(z_dim=4)  # type: ignore[assignment]
-    found = checkpoints.read(g)
-    assert (found.layout, found.facts) == ("stylegan2-ada", {"z_dim": 4})
-    assert same(found.tensors, STYLEGAN2)
-    with pytest.raises(WeightsError, match=r"The module Linear holds a dictionary with 'weight', 'bias'; mlviews reads"):
+    checkpoint = checkpoints.read(g)
+    assert (checkpoint.layout, checkpoint.facts) == ("stylegan2-ada", {"z_dim": 4})
+    assert same(checkpoint.tensors, STYLEGAN2)
+    with pytest.raises(
+        WeightsError, match=r"The module Linear holds a dictionary with 'weight', 'bias'; mlviews reads"
+    ):
         checkpoints.read(nn.Linear(2, 2))
 
 
 def test_objects_that_are_no_weights_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is beside the weights is not looked at; settings that JSON cannot hold are marked."""
     monkeypatch.chdir(tmp_path)
-    own: list[Any] = []
-    own.append(own)
+    loop: list[Any] = []
+    loop.append(loop)
     odd = {
         "when": Path("x"),
         "type": torch.float16,
@@ -321,11 +479,13 @@ def test_objects_that_are_no_weights_do_no_harm(tmp_path: Path, monkeypatch: pyt
         3: {1, 2},
         (1, (2,)): 1.5,
         "seed": np.float64(0.25),
-        "all": own,
+        "all": loop,
         "h": Call("os.mkdir", "canary"),
     }
-    found = checkpoints.read(written(tmp_path, saved({**serezd(), "configuration": odd, "x": Call("os.mkdir", "canary")})))
-    assert found.facts == {
+    checkpoint = checkpoints.read(
+        written(tmp_path, saved({**serezd(), "configuration": odd, "x": Call("os.mkdir", "canary")}))
+    )
+    assert checkpoint.facts == {
         "when": {},
         "type": "<torch.float16>",
         "big": "<int>",
@@ -338,7 +498,7 @@ def test_objects_that_are_no_weights_do_no_harm(tmp_path: Path, monkeypatch: pyt
     assert os.listdir() == ["w.pkl"]
 
 
-# -- files that are wrong ----------------------------------------------------------------------------------------------
+# -- files that are wrong ------------------------------------------------------------------------------------
 
 
 class Call:
@@ -366,7 +526,9 @@ def named(path: str) -> bytes:
 
 
 def call(function: str | bytes, *args: bytes) -> bytes:
-    return (function if isinstance(function, bytes) else named(function)) + b"(" + b"".join(args) + b"t" + REDUCE
+    return (
+        (function if isinstance(function, bytes) else named(function)) + b"(" + b"".join(args) + b"t" + REDUCE
+    )
 
 
 def whole(body: bytes, protocol: int = 4) -> bytes:
@@ -400,24 +562,47 @@ def zipped(entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
 
 
 def torch_zip(pickle: bytes, **storages: bytes) -> bytes:
-    return zipped({"x/data.pkl": pickle, "x/version": b"3\n", **{f"x/data/{key}": value for key, value in storages.items()}})
+    return zipped(
+        {
+            "x/data.pkl": pickle,
+            "x/version": b"3\n",
+            **{f"x/data/{key}": value for key, value in storages.items()},
+        }
+    )
 
 
-def legacy(content: bytes, keys: bytes | None = None, data: bytes = b"", version: int = 1001, system: Any = None) -> bytes:
-    own = pickle.dumps(system or {"protocol_version": version, "little_endian": True, "type_sizes": {}}, 2)
-    return pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(version, 2) + own + content + (keys or pickle.dumps(["0"], 2)) + data
+def legacy(
+    content: bytes, keys: bytes | None = None, data: bytes = b"", version: int = 1001, system: Any = None
+) -> bytes:
+    system = system or {"protocol_version": version, "little_endian": True, "type_sizes": {}}
+    head = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, version, system))
+    return head + content + (keys or pickle.dumps(["0"], 2)) + data
 
 
 def storage(count: int = 4, kind: str = "FloatStorage", key: str = "0", extra: bytes = b"") -> bytes:
-    return tuple_of(text("storage"), named(f"torch.{kind}"), text(key), text("cpu"), integer(count), extra) + b"Q"
+    return (
+        tuple_of(text("storage"), named(f"torch.{kind}"), text(key), text("cpu"), integer(count), extra)
+        + b"Q"
+    )
 
 
 def view(of: bytes, shape: bytes, stride: bytes, offset: bytes = b"K\x00") -> bytes:
-    return call("torch._utils._rebuild_tensor_v2", of, offset, shape, stride, b"\x89", named("collections.OrderedDict") + EMPTY + REDUCE)
+    return call(
+        "torch._utils._rebuild_tensor_v2",
+        of,
+        offset,
+        shape,
+        stride,
+        b"\x89",
+        named("collections.OrderedDict") + EMPTY + REDUCE,
+    )
 
 
 def one_tensor(shape: bytes, stride: bytes = b"K\x01\x85", offset: bytes = b"K\x00", **options: Any) -> bytes:
-    return torch_zip(whole(dict_of(**{"shared.weight": view(storage(**options), shape, stride, offset)})), **{"0": bytes(16)})
+    return torch_zip(
+        whole(dict_of(**{"shared.weight": view(storage(**options), shape, stride, offset)})),
+        **{"0": bytes(16)},
+    )
 
 
 def array(dtype: bytes, shape: bytes, raw: bytes, fortran: bytes = b"\x89") -> bytes:
@@ -442,7 +627,9 @@ def raw_bytes(content: bytes) -> bytes:
 def persistent(state: bytes) -> bytes:
     return call(
         "torch_utils.persistence._reconstruct_persistent_obj",
-        dict_of(type=text("class"), version=b"K\x06", module_src=text(SOURCE), class_name=text("X"), state=state),
+        dict_of(
+            type=text("class"), version=b"K\x06", module_src=text(SOURCE), class_name=text("X"), state=state
+        ),
     )
 
 
@@ -452,14 +639,17 @@ def tensors_file(header: Any, data: bytes = b"", size: int | None = None) -> byt
 
 
 def extension() -> bytes:
-    return call("copyreg.add_extension", text("os"), text("mkdir"), b"K\xc8") + POP + call(b"\x82\xc8", CANARY)
+    return (
+        call("copyreg.add_extension", text("os"), text("mkdir"), b"K\xc8") + POP + call(b"\x82\xc8", CANARY)
+    )
 
 
 def compiled() -> bytes:
     return call("builtins.compile", text(SOURCE), text("x"), text("exec"))
 
 
-# Run by an ordinary unpickler (or torch.load), each of these makes the folder, sets a variable or imports `this`: tested below.
+# Run by an ordinary unpickler (or torch.load), each of these makes the folder, sets a variable or imports
+# `this`: tested below.
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "os.system": lambda: whole(call("os.system", text("mkdir canary"))),
     "posix.system": lambda: whole(call("posix.system", text("mkdir canary"))),
@@ -467,12 +657,18 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "subprocess": lambda: whole(call("subprocess.check_call", b"](" + text("mkdir") + CANARY + b"e")),
     "eval": lambda: whole(call("builtins.eval", text("__import__('os').mkdir('canary')"))),
     "exec": lambda: whole(call("builtins.exec", text(SOURCE))),
-    "exec of Python 2's name": lambda: whole(call("__builtin__.eval", text("__import__('os').mkdir('canary')")), 2),
-    "import and getattr": lambda: whole(call(call("builtins.getattr", call("builtins.__import__", text("os")), text("mkdir")), CANARY)),
+    "exec of Python 2's name": lambda: whole(
+        call("__builtin__.eval", text("__import__('os').mkdir('canary')")), 2
+    ),
+    "import and getattr": lambda: whole(
+        call(call("builtins.getattr", call("builtins.__import__", text("os")), text("mkdir")), CANARY)
+    ),
     "attrgetter": lambda: whole(call(call(call("operator.attrgetter", text("mkdir")), IMPORT_OS), CANARY)),
     "methodcaller": lambda: whole(call(call("operator.methodcaller", text("mkdir"), CANARY), IMPORT_OS)),
     "partial": lambda: whole(call(call("functools.partial", named("os.mkdir"), CANARY))),
-    "map": lambda: whole(call("builtins.list", call("builtins.map", named("os.mkdir"), b"](" + CANARY + b"e"))),
+    "map": lambda: whole(
+        call("builtins.list", call("builtins.map", named("os.mkdir"), b"](" + CANARY + b"e"))
+    ),
     "function made of code": lambda: whole(call(call("types.FunctionType", compiled(), b"}"))),
     "runpy": lambda: whole(call("runpy._run_code", compiled(), b"}")),
     "timeit": lambda: whole(call("timeit.timeit", text("0"), text(SOURCE), named("time.time"), b"K\x01")),
@@ -480,32 +676,60 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "pickle.loads": lambda: whole(call("pickle.loads", raw_bytes(whole(call("os.mkdir", CANARY))))),
     "_pickle.loads": lambda: whole(call("_pickle.loads", raw_bytes(whole(call("os.mkdir", CANARY))))),
     "open": lambda: whole(call("io.open", CANARY, text("w"))),
-    "a path": lambda: whole(call("pathlib.Path.mkdir", call("pathlib.Path", CANARY)).replace(b"cpathlib.Path\n", b"cpathlib\nPath.", 1)),
+    "a path": lambda: whole(
+        call("pathlib.Path.mkdir", call("pathlib.Path", CANARY)).replace(
+            b"cpathlib.Path\n", b"cpathlib\nPath.", 1
+        )
+    ),
     "INST": lambda: whole(b"(" + CANARY + b"ios\nmkdir\n"),
     "OBJ": lambda: whole(b"(" + named("subprocess.Popen") + b"](" + text("mkdir") + CANARY + b"e" + b"o"),
     "STACK_GLOBAL, dotted": lambda: whole(call(text("os") + text("path.os.mkdir") + b"\x93", CANARY)),
     "extension registry": lambda: whole(extension()),
-    "copyreg": lambda: whole(call("copyreg._reconstructor", named("subprocess.Popen") * 2, b"](" + text("mkdir") + CANARY + b"e")),
-    "state as a method": lambda: whole(OBJECT + dict_of(__setstate__=named("os.mkdir")) + BUILD + CANARY + BUILD),
+    "copyreg": lambda: whole(
+        call("copyreg._reconstructor", named("subprocess.Popen") * 2, b"](" + text("mkdir") + CANARY + b"e")
+    ),
+    "state as a method": lambda: whole(
+        OBJECT + dict_of(__setstate__=named("os.mkdir")) + BUILD + CANARY + BUILD
+    ),
     "append as a method": lambda: whole(OBJECT + dict_of(append=named("os.mkdir")) + BUILD + CANARY + b"a"),
-    "extend as a method": lambda: whole(OBJECT + dict_of(append=named("os.mkdir")) + BUILD + b"(" + CANARY + b"e"),
-    "add as a method": lambda: whole(OBJECT + dict_of(add=named("os.mkdir")) + BUILD + b"(" + CANARY + b"\x90"),
+    "extend as a method": lambda: whole(
+        OBJECT + dict_of(append=named("os.mkdir")) + BUILD + b"(" + CANARY + b"e"
+    ),
+    "add as a method": lambda: whole(
+        OBJECT + dict_of(add=named("os.mkdir")) + BUILD + b"(" + CANARY + b"\x90"
+    ),
     "environment": lambda: whole(named("os.environ") + CANARY + CANARY + b"s"),
-    "state of a class": lambda: whole(named("argparse.Namespace") + b"N" + dict_of(canary=b"N") + b"\x86" + BUILD),
+    "state of a class": lambda: whole(
+        named("argparse.Namespace") + b"N" + dict_of(canary=b"N") + b"\x86" + BUILD
+    ),
     "import": lambda: whole(named("this.s")),
     "array of objects": lambda: pickle.dumps(np.array([Call("os.mkdir", "canary")], object)),
     "dtype with metadata": lambda: one_array(call("os.mkdir", CANARY), b"K\x01\x85", b"C\x04abcd"),
     "tensor of a class": lambda: whole(
-        call("torch._tensor._rebuild_from_type_v2", named("os.mkdir"), named("builtins.str"), CANARY + b"\x85", b"}")
+        call(
+            "torch._tensor._rebuild_from_type_v2",
+            named("os.mkdir"),
+            named("builtins.str"),
+            CANARY + b"\x85",
+            b"}",
+        )
     ),
-    "nested storage": lambda: whole(call("torch.storage._load_from_bytes", raw_bytes(whole(call("os.mkdir", CANARY))))),
-    "nested zip": lambda: whole(call("torch.storage._load_from_bytes", raw_bytes(torch_zip(whole(call("os.mkdir", CANARY)))))),
-    "nested legacy": lambda: whole(call("torch.storage._load_from_bytes", raw_bytes(legacy(whole(call("os.mkdir", CANARY)))))),
+    "nested storage": lambda: whole(
+        call("torch.storage._load_from_bytes", raw_bytes(whole(call("os.mkdir", CANARY))))
+    ),
+    "nested zip": lambda: whole(
+        call("torch.storage._load_from_bytes", raw_bytes(torch_zip(whole(call("os.mkdir", CANARY)))))
+    ),
+    "nested legacy": lambda: whole(
+        call("torch.storage._load_from_bytes", raw_bytes(legacy(whole(call("os.mkdir", CANARY)))))
+    ),
     "zip": lambda: torch_zip(whole(call("os.mkdir", CANARY))),
     "zip, in a storage's name": lambda: torch_zip(
         whole(tuple_of(text("storage"), call("os.mkdir", CANARY), text("0"), text("cpu"), b"K\x01") + b"Q")
     ),
-    "legacy, system": lambda: pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + whole(call("os.mkdir", CANARY)),
+    "legacy, system": lambda: (
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + whole(call("os.mkdir", CANARY))
+    ),
     "legacy, content": lambda: legacy(whole(call("os.mkdir", CANARY))),
     "legacy, keys": lambda: legacy(whole(b"N"), whole(call("os.mkdir", CANARY))),
     "tensor of a call": lambda: torch_zip(whole(view(call("os.mkdir", CANARY), b"K\x01\x85", b"K\x01\x85"))),
@@ -544,12 +768,16 @@ def half(content: bytes) -> bytes:
 def biggan_zip(**changes: bytes) -> bytes:
     """The archive with some entries replaced."""
     with zipfile.ZipFile(io.BytesIO(saved(BIGGAN))) as archive:
-        return zipped({name: archive.read(name) for name in archive.namelist()} | {f"archive/{name}": v for name, v in changes.items()})
+        return zipped(
+            {name: archive.read(name) for name in archive.namelist()}
+            | {f"archive/{name}": v for name, v in changes.items()}
+        )
 
 
-LFS = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
-)
+LFS = b"""version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 12345
+"""
 KINDS = r"; mlviews reads generators of these kinds: stylegan2-ada, .*nvae-nvlabs\.$"
 META = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -558,38 +786,77 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     # something else
     "empty": (lambda: b"", "holds nothing"),
     "image": (png, "holds an image"),
-    "web page": (lambda: b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page, .*download it again"),
-    "text": (lambda: b"These are not the weights you are looking for.", "neither pickled nor safetensors data"),
+    "web page": (
+        lambda: b"\n<!DOCTYPE html><html><body>Sign in</body></html>",
+        "a web page, .*download it again",
+    ),
+    "text": (
+        lambda: b"These are not the weights you are looking for.",
+        "neither pickled nor safetensors data",
+    ),
     "Git LFS pointer": (lambda: LFS, "a Git LFS pointer .*git lfs pull"),
     "tar": (tarred, "an archive; unpack it first"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(40), "a compressed file; unpack it first"),
-    "JSON": (lambda: json.dumps({"shared.weight": [1, 2, 3], "linear.weight": [1]}).encode(), "neither pickled nor safetensors data"),
-    "zip of something else": (lambda: zipped({"a.txt": b"hello"}), "an archive that torch.save did not write"),
+    "JSON": (
+        lambda: json.dumps({"shared.weight": [1, 2, 3], "linear.weight": [1]}).encode(),
+        "neither pickled nor safetensors data",
+    ),
+    "zip of something else": (
+        lambda: zipped({"a.txt": b"hello"}),
+        "an archive that torch.save did not write",
+    ),
     "npz": (lambda: zipped({"a.npy": b"\x93NUMPY"}), "an archive that torch.save did not write"),
     "TorchScript": (
         lambda: zipped({"m/data.pkl": whole(b"N"), "m/constants.pkl": whole(EMPTY), "m/code/m.py": b""}),
         "a TorchScript program",
     ),
-    "pickle of protocol 0": (lambda: pickle.dumps({"shared.weight": 1}, 0), "neither pickled nor safetensors data"),
+    "pickle of protocol 0": (
+        lambda: pickle.dumps({"shared.weight": 1}, 0),
+        "neither pickled nor safetensors data",
+    ),
     # other content
     "a number": (lambda: pickled(3), "holds an object of type 'int'" + KINDS),
     "a text": (lambda: pickled("hello\n" * 50), r"holds 'hello\\n"),
     "a list": (lambda: pickled([1, 2]), "holds an object of type 'list'" + KINDS),
     "a tensor": (lambda: saved(numbers(3)), "holds a tensor" + KINDS),
     "an empty dictionary": (lambda: saved({}), "holds a dictionary" + KINDS),
-    "a discriminator": (lambda: pickled(Discriminator({"b4.conv.weight": numbers(2, 2)})), "an object of class 'Discriminator'" + KINDS),
-    "a discriminator's snapshot": (lambda: pickled({"D": Discriminator()}), "holds a dictionary with 'D'" + KINDS),
-    "no generator in G_ema": (lambda: pickled({"G_ema": None, "D": None}), "a dictionary with 'G_ema', 'D'" + KINDS),
-    "a discriminator's state": (lambda: saved({"convs.0.0.weight": numbers(2)}), "'convs.0.0.weight'" + KINDS),
+    "a discriminator": (
+        lambda: pickled(Discriminator({"b4.conv.weight": numbers(2, 2)})),
+        "an object of class 'Discriminator'" + KINDS,
+    ),
+    "a discriminator's snapshot": (
+        lambda: pickled({"D": Discriminator()}),
+        "holds a dictionary with 'D'" + KINDS,
+    ),
+    "no generator in G_ema": (
+        lambda: pickled({"G_ema": None, "D": None}),
+        "a dictionary with 'G_ema', 'D'" + KINDS,
+    ),
+    "a discriminator's state": (
+        lambda: saved({"convs.0.0.weight": numbers(2)}),
+        "'convs.0.0.weight'" + KINDS,
+    ),
     "an optimiser": (adam, "a dictionary with 'state', 'param_groups'" + KINDS),
-    "a StyleGAN3": (lambda: pickled({"G_ema": Generator({"synthesis.input.weight": numbers(2)})}), "StyleGAN3.*use a StyleGAN2 file"),
+    "a StyleGAN3": (
+        lambda: pickled({"G_ema": Generator({"synthesis.input.weight": numbers(2)})}),
+        "StyleGAN3.*use a StyleGAN2 file",
+    ),
     "a StyleGAN3's state": (lambda: saved({"synthesis.L0_36_8.weight": numbers(2)}), "StyleGAN3"),
     "two networks": (lambda: pickled((Network(), Network())), "holds an object of type 'tuple'" + KINDS),
-    "another object": (lambda: pickled(argparse.Namespace(a=1)), "an object of class 'argparse.Namespace'" + KINDS),
+    "another object": (
+        lambda: pickled(argparse.Namespace(a=1)),
+        "an object of class 'argparse.Namespace'" + KINDS,
+    ),
     "keys that are no names": (lambda: saved({3: 1, (1, 2): 3}), "holds a dictionary" + KINDS),
     "a walker": (walker, "holds 'mlviews.walker'" + KINDS),
-    "our own generator": (lambda: (FOLDER / "fashion.safetensors").read_bytes(), "holds 'mlviews.film'" + KINDS),
-    "someone's safetensors": (lambda: safetensors.torch.save({"a.weight": numbers(2)}, {"format": "pt"}), "'a.weight'" + KINDS),
+    "our own generator": (
+        lambda: (FOLDER / "fashion.safetensors").read_bytes(),
+        "holds 'mlviews.film'" + KINDS,
+    ),
+    "someone's safetensors": (
+        lambda: safetensors.torch.save({"a.weight": numbers(2)}, {"format": "pt"}),
+        "'a.weight'" + KINDS,
+    ),
     "unknown layout": (
         lambda: safetensors.torch.save({"a": numbers(2)}, {"format": checkpoints.FORMAT, "layout": "x"}),
         "'mlviews.checkpoint'",
@@ -600,8 +867,14 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "half a legacy file": (lambda: half(saved(BIGGAN, False)), "is damaged|cut short"),
     "all but the last byte": (lambda: saved(BIGGAN, False)[:-1], "a storage that is cut short"),
     "half a safetensors file": (lambda: half(safetensors.torch.save(BIGGAN)), "cut short.*download it again"),
-    "a storage is missing": (lambda: torch_zip(whole(dict_of(a=view(storage(), b"K\x01\x85", b"K\x01\x85")))), "no item named"),
-    "a storage is too short": (lambda: biggan_zip(**{"data/0": bytes(8)}), r"shape \(5, 3\) that reaches beyond its 2 stored values"),
+    "a storage is missing": (
+        lambda: torch_zip(whole(dict_of(a=view(storage(), b"K\x01\x85", b"K\x01\x85")))),
+        "no item named",
+    ),
+    "a storage is too short": (
+        lambda: biggan_zip(**{"data/0": bytes(8)}),
+        r"shape \(5, 3\) that reaches beyond its 2 stored values",
+    ),
     "wrong checksum": (lambda: saved(BIGGAN).replace(numbers(5, 3).numpy().tobytes()[:8], bytes(8)), "CRC"),
     "big-endian numbers": (lambda: biggan_zip(byteorder=b"big"), "big-endian numbers"),
     "big-endian legacy numbers": (lambda: legacy(whole(b"N"), system={"little_endian": False}), "big-endian"),
@@ -614,7 +887,10 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved({"shared.weight": torch.zeros(2, dtype=torch.complex64)}),
         "a storage of a type that no weights have",
     ),
-    "tensors of an odd type": (lambda: saved({"shared.weight": torch.zeros(2, dtype=torch.uint16)}), "a tensor of type 'torch.uint16'"),
+    "tensors of an odd type": (
+        lambda: saved({"shared.weight": torch.zeros(2, dtype=torch.uint16)}),
+        "a tensor of type 'torch.uint16'",
+    ),
     "no end": (lambda: PROTO + b"N", "is damaged"),
     "stack underflow": (lambda: whole(b"\x85\x86\x87aes"), "is damaged"),
     "unknown operation": (lambda: whole(b"\xff"), "is damaged"),
@@ -629,29 +905,75 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "reference of protocol 0": (lambda: whole(b"Pstorage\n"), "the operation PERSID"),
     # tensors that lie
     "negative size": (lambda: one_tensor(integer(-2) + b"\x85"), "without a proper shape, stride or storage"),
-    "negative stride": (lambda: one_tensor(b"K\x02\x85", integer(-1) + b"\x85"), "without a proper shape, stride or storage"),
-    "negative offset": (lambda: one_tensor(b"K\x02\x85", offset=integer(-1)), "without a proper shape, stride or storage"),
-    "sizes that are no numbers": (lambda: one_tensor(text("4") + b"\x85"), "without a proper shape, stride or storage"),
+    "negative stride": (
+        lambda: one_tensor(b"K\x02\x85", integer(-1) + b"\x85"),
+        "without a proper shape, stride or storage",
+    ),
+    "negative offset": (
+        lambda: one_tensor(b"K\x02\x85", offset=integer(-1)),
+        "without a proper shape, stride or storage",
+    ),
+    "sizes that are no numbers": (
+        lambda: one_tensor(text("4") + b"\x85"),
+        "without a proper shape, stride or storage",
+    ),
     "boolean size": (lambda: one_tensor(b"\x88\x85"), "without a proper shape, stride or storage"),
     "stride missing": (lambda: one_tensor(b"K\x02\x85", EMPTY), "with stride"),
-    "offset beyond the end": (lambda: one_tensor(b"K\x01\x85", offset=b"K\x04"), "reaches beyond its 4 stored values"),
-    "stride beyond the end": (lambda: one_tensor(b"K\x02\x85", b"K\x04\x85"), "reaches beyond its 4 stored values"),
-    "storage of nothing known": (lambda: one_tensor(b"K\x01\x85", kind="Module"), "a storage of a type that no weights have"),
-    "storage above the folder": (lambda: one_tensor(b"K\x01\x85", key="../../x"), "no item named"),
-    "array of a string": (lambda: pickled({"shared.weight": np.array(["a"])}), "an array of something else than numbers"),
-    "array of records": (lambda: pickled({"shared.weight": np.zeros(1, "f4,f4")}), "an array of something else than numbers"),
-    "array of another size": (lambda: one_array(dtype("f4"), b"K\x05\x85", b"C\x04abcd"), "shape and bytes do not fit"),
-    "array without content": (
-        lambda: whole(dict_of(**{"shared.weight": call("numpy.core.multiarray._reconstruct", named("numpy.ndarray"), EMPTY, b"C\x01b")})),
-        "an array without content",
+    "offset beyond the end": (
+        lambda: one_tensor(b"K\x01\x85", offset=b"K\x04"),
+        "reaches beyond its 4 stored values",
     ),
-    "array of an odd order": (lambda: one_array(dtype("f4", "x"), b"K\x01\x85", b"C\x04abcd"), "an array of something else than numbers"),
-    "scalar of an object": (
-        lambda: whole(dict_of(**{"shared.weight": call("numpy.core.multiarray.scalar", dtype("O8", "|"), b"C\x04abcd")})),
+    "stride beyond the end": (
+        lambda: one_tensor(b"K\x02\x85", b"K\x04\x85"),
+        "reaches beyond its 4 stored values",
+    ),
+    "storage of nothing known": (
+        lambda: one_tensor(b"K\x01\x85", kind="Module"),
+        "a storage of a type that no weights have",
+    ),
+    "storage above the folder": (lambda: one_tensor(b"K\x01\x85", key="../../x"), "no item named"),
+    "array of a string": (
+        lambda: pickled({"shared.weight": np.array(["a"])}),
         "an array of something else than numbers",
     ),
-    "tensor without a name": (lambda: saved({3: numbers(2), "shared.weight": numbers(2)}), "without a proper name"),
-    "tensor of two lines": (lambda: saved({"shared.weight": numbers(2), "a\nb": numbers(2)}), "without a proper name"),
+    "array of records": (
+        lambda: pickled({"shared.weight": np.zeros(1, "f4,f4")}),
+        "an array of something else than numbers",
+    ),
+    "array of another size": (
+        lambda: one_array(dtype("f4"), b"K\x05\x85", b"C\x04abcd"),
+        "shape and bytes do not fit",
+    ),
+    "array without content": (
+        lambda: whole(
+            dict_of(
+                **{
+                    "shared.weight": call(
+                        "numpy.core.multiarray._reconstruct", named("numpy.ndarray"), EMPTY, b"C\x01b"
+                    )
+                }
+            )
+        ),
+        "an array without content",
+    ),
+    "array of an odd order": (
+        lambda: one_array(dtype("f4", "x"), b"K\x01\x85", b"C\x04abcd"),
+        "an array of something else than numbers",
+    ),
+    "scalar of an object": (
+        lambda: whole(
+            dict_of(**{"shared.weight": call("numpy.core.multiarray.scalar", dtype("O8", "|"), b"C\x04abcd")})
+        ),
+        "an array of something else than numbers",
+    ),
+    "tensor without a name": (
+        lambda: saved({3: numbers(2), "shared.weight": numbers(2)}),
+        "without a proper name",
+    ),
+    "tensor of two lines": (
+        lambda: saved({"shared.weight": numbers(2), "a\nb": numbers(2)}),
+        "without a proper name",
+    ),
     "storage that is a list": (
         lambda: whole(call("torch.storage._load_from_bytes", raw_bytes(whole(b"]")))),
         "a storage of something else than numbers",
@@ -662,11 +984,22 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "metadata that is a number": (lambda: tensors_file({"__metadata__": 3}), "is damaged"),
     "data missing": (lambda: tensors_file({"shared.weight": META}), "is damaged"),
     "data left over": (lambda: tensors_file({"shared.weight": META}, bytes(8)), "is damaged"),
-    "tensors that overlap": (lambda: tensors_file({"shared.weight": META, "b": META}, bytes(4)), "is damaged"),
-    "shape and data differ": (lambda: tensors_file({"shared.weight": META | {"shape": [2]}}, bytes(4)), "is damaged"),
-    "numbers of an odd type": (lambda: tensors_file({"shared.weight": META | {"dtype": "X9"}}, bytes(4)), "is damaged"),
+    "tensors that overlap": (
+        lambda: tensors_file({"shared.weight": META, "b": META}, bytes(4)),
+        "is damaged",
+    ),
+    "shape and data differ": (
+        lambda: tensors_file({"shared.weight": META | {"shape": [2]}}, bytes(4)),
+        "is damaged",
+    ),
+    "numbers of an odd type": (
+        lambda: tensors_file({"shared.weight": META | {"dtype": "X9"}}, bytes(4)),
+        "is damaged",
+    ),
     "facts that are no JSON": (
-        lambda: safetensors.torch.save(BIGGAN, {"format": checkpoints.FORMAT, "layout": "biggan", "facts": "{"}),
+        lambda: safetensors.torch.save(
+            BIGGAN, {"format": checkpoints.FORMAT, "layout": "biggan", "facts": "{"}
+        ),
         "JSONDecodeError",
     ),
 }
@@ -677,21 +1010,50 @@ def overlapping(count: int = 200, size: int = 1 << 20) -> bytes:
     names = [f"x/data/{i}".encode() for i in range(count)]
     content, starts, body = b"", [], b"\0" * size
     for name in reversed(names):
-        content = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 0, 0, len(body), len(body), len(name), 0) + name
+        content = (
+            struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 0, 0, len(body), len(body), len(name), 0)
+            + name
+        )
         body = content + body
         starts.append(len(body))
     directory = b""
     for name, start in zip(names, reversed(starts), strict=True):
         inside = start - 30 - len(name)
         directory += struct.pack(
-            "<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, inside, inside, len(name), 0, 0, 0, 0, 0, len(body) - start
+            "<4sHHHHHHIIIHHHHHII",
+            b"PK\1\2",
+            20,
+            20,
+            0,
+            0,
+            0,
+            0,
+            0,
+            inside,
+            inside,
+            len(name),
+            0,
+            0,
+            0,
+            0,
+            0,
+            len(body) - start,
         )
         directory += name
-    return body + directory + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, len(directory), len(body), 0)
+    return (
+        body
+        + directory
+        + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, len(directory), len(body), 0)
+    )
 
 
 def directory_of(count: int) -> bytes:
-    return b"PK\3\4" + bytes(26) + b"PK\1\2".ljust(46, b"\0") * count + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0, 0, 46 * count, 30, 0)
+    return (
+        b"PK\3\4"
+        + bytes(26)
+        + b"PK\1\2".ljust(46, b"\0") * count
+        + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0, 0, 46 * count, 30, 0)
+    )
 
 
 def laughs(depth: int = 60, start: bytes = text("ha")) -> bytes:
@@ -722,7 +1084,9 @@ def equal_keys(count: int = 50_000) -> bytes:
 
 def long_keys(count: int = 50_000, size: int = 4 << 20) -> bytes:
     """Two long texts, equal but not the same: compared letter by letter each time."""
-    return whole(text("x" * size) + b"\x940" + text("x" * size) + b"\x940" + b"}(h\x00N" + b"h\x01N" * count + b"u")
+    return whole(
+        text("x" * size) + b"\x940" + text("x" * size) + b"\x940" + b"}(h\x00N" + b"h\x01N" * count + b"u"
+    )
 
 
 def views_of_one(count: int, size: int = 1 << 22) -> bytes:
@@ -733,7 +1097,9 @@ def views_of_one(count: int, size: int = 1 << 22) -> bytes:
 
 def arrays_of_one(count: int, size: int = 1 << 22) -> bytes:
     items = b"".join(text(f"a{i}") + b"h\x00" for i in range(count))
-    return whole(array(dtype("u1"), integer(size) + b"\x85", raw_bytes(bytes(size))) + b"\x940" + b"}(" + items + b"u")
+    return whole(
+        array(dtype("u1"), integer(size) + b"\x85", raw_bytes(bytes(size))) + b"\x940" + b"}(" + items + b"u"
+    )
 
 
 def nested_in_itself() -> bytes:
@@ -755,7 +1121,16 @@ def wide_and_deep(count: int = 200_000) -> bytes:
 def networks(count: int = 3000) -> bytes:
     """A network whose many components are itself."""
     inner = b"}(" + b"".join(text(f"a{i}") + GET0 for i in range(count)) + b"u"
-    return whole(named("dnnlib.tflib.network.Network") + EMPTY + b"\x81\x94" + b"}" + text("components") + inner + b"s" + BUILD)
+    return whole(
+        named("dnnlib.tflib.network.Network")
+        + EMPTY
+        + b"\x81\x94"
+        + b"}"
+        + text("components")
+        + inner
+        + b"s"
+        + BUILD
+    )
 
 
 def long_names() -> bytes:
@@ -767,10 +1142,17 @@ def hidden_names(count: int = 20_000) -> bytes:
     """Each of many modules has the same long list of names to leave out."""
     names = b"](" + b"".join(text(f"a{i}") for i in range(count)) + b"e\x94"
     child = module(_non_persistent_buffers_set=b"h\x00", _modules=b"}") + b"\x94"
-    return whole(names + b"0" + child + b"0" + module(_modules=b"}(" + b"".join(text(f"{i}") + b"h\x01" for i in range(count)) + b"u"))
+    return whole(
+        names
+        + b"0"
+        + child
+        + b"0"
+        + module(_modules=b"}(" + b"".join(text(f"{i}") + b"h\x01" for i in range(count)) + b"u")
+    )
 
 
-# Small files that would take for ever or all of the memory; and what the message says, if it is not the usual one.
+# Small files that would take for ever or all of the memory; and what the message says, if it is not the usual
+# one.
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "memo number": (lambda: whole(b"]r\xff\xff\xff\x7f"), "holds an object of type 'list'"),
     "bytes of 2**62": (lambda: whole(b"\x8e" + struct.pack("<Q", 1 << 62)), "is damaged"),
@@ -780,18 +1162,51 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "number of 2 GB": (lambda: whole(b"\x8b\xff\xff\xff\x7f"), "is damaged"),
     "number of a negative length": (lambda: whole(b"\x8b\xff\xff\xff\xff"), "is damaged"),
     "number of a million digits": (lambda: whole(b"I" + b"9" * 1_000_000 + b"\n"), "is damaged"),
-    "frame of 2**62": (lambda: whole(b"\x95" + struct.pack("<Q", 1 << 62) + b"]"), "holds an object of type 'list'"),
-    "buffer of a given size": (lambda: whole(call("builtins.bytearray", integer(10**12))), "an empty buffer of a given size"),
-    "bytes of a given size": (lambda: whole(call("builtins.bytes", integer(10**12))), "an empty buffer of a given size"),
-    "list of a range": (lambda: whole(call("builtins.list", call("builtins.range", integer(10**12)))), "that has no items"),
-    "storage of 2**40": (lambda: one_tensor(b"K\x01\x85", count=1 << 40), "a storage of more values than the file has"),
-    "storage of 2**70": (lambda: one_tensor(b"K\x01\x85", count=1 << 70), "a storage of more values than the file has"),
+    "frame of 2**62": (
+        lambda: whole(b"\x95" + struct.pack("<Q", 1 << 62) + b"]"),
+        "holds an object of type 'list'",
+    ),
+    "buffer of a given size": (
+        lambda: whole(call("builtins.bytearray", integer(10**12))),
+        "an empty buffer of a given size",
+    ),
+    "bytes of a given size": (
+        lambda: whole(call("builtins.bytes", integer(10**12))),
+        "an empty buffer of a given size",
+    ),
+    "list of a range": (
+        lambda: whole(call("builtins.list", call("builtins.range", integer(10**12)))),
+        "that has no items",
+    ),
+    "storage of 2**40": (
+        lambda: one_tensor(b"K\x01\x85", count=1 << 40),
+        "a storage of more values than the file has",
+    ),
+    "storage of 2**70": (
+        lambda: one_tensor(b"K\x01\x85", count=1 << 70),
+        "a storage of more values than the file has",
+    ),
     "shape of 2**40": (lambda: one_tensor(integer(1 << 40) + b"\x85"), "reaches beyond its 4 stored values"),
-    "shape of 2**40, stride 0": (lambda: one_tensor(integer(1 << 40) + b"\x85", b"K\x00\x85"), "reaches beyond its 4 stored values"),
-    "shape of 2**94": (lambda: one_tensor(integer(1 << 47) * 2 + b"\x86", b"K\x00K\x00\x86"), "reaches beyond its 4 stored values"),
-    "stride of 2**47": (lambda: one_tensor(b"K\x02\x85", integer(1 << 47) + b"\x85"), "reaches beyond its 4 stored values"),
-    "shape of many axes": (lambda: one_tensor(tuple_of(b"K\x01" * 10_000)), "without a proper shape, stride or storage"),
-    "array of 2**47": (lambda: one_array(dtype("f4"), integer(1 << 47) + b"\x85", b"C\x04abcd"), "shape and bytes do not fit"),
+    "shape of 2**40, stride 0": (
+        lambda: one_tensor(integer(1 << 40) + b"\x85", b"K\x00\x85"),
+        "reaches beyond its 4 stored values",
+    ),
+    "shape of 2**94": (
+        lambda: one_tensor(integer(1 << 47) * 2 + b"\x86", b"K\x00K\x00\x86"),
+        "reaches beyond its 4 stored values",
+    ),
+    "stride of 2**47": (
+        lambda: one_tensor(b"K\x02\x85", integer(1 << 47) + b"\x85"),
+        "reaches beyond its 4 stored values",
+    ),
+    "shape of many axes": (
+        lambda: one_tensor(tuple_of(b"K\x01" * 10_000)),
+        "without a proper shape, stride or storage",
+    ),
+    "array of 2**47": (
+        lambda: one_array(dtype("f4"), integer(1 << 47) + b"\x85", b"C\x04abcd"),
+        "shape and bytes do not fit",
+    ),
     "zip bomb": (
         lambda: zipped({"x/data.pkl": whole(raw_bytes(bytes(1 << 26)))}, zipfile.ZIP_DEFLATED),
         "a compressed or encrypted archive",
@@ -801,7 +1216,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many lists": (lambda: PROTO + b"]" * 2_100_000 + STOP, "more than 2,000,000 operations"),
     "many tensors": (
         lambda: torch_zip(
-            whole(view(storage(), b"K\x01\x85", b"K\x01\x85") + b"\x940}(" + b"".join(integer(i) + GET0 for i in range(100_000)) + b"u"),
+            whole(
+                view(storage(), b"K\x01\x85", b"K\x01\x85")
+                + b"\x940}("
+                + b"".join(integer(i) + GET0 for i in range(100_000))
+                + b"u"
+            ),
             **{"0": bytes(16)},
         ),
         "more than 20,000 tensors",
@@ -819,13 +1239,24 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         "repeated to many times",
     ),
-    "one list copied many times": (lambda: many("builtins.list", b"](" + b"N" * 100_000 + b"e", 100_000), "repeated to many times"),
+    "one list copied many times": (
+        lambda: many("builtins.list", b"](" + b"N" * 100_000 + b"e", 100_000),
+        "repeated to many times",
+    ),
     "one dictionary copied many times": (
-        lambda: many("collections.OrderedDict", b"}(" + b"".join(integer(i) + b"N" for i in range(50_000)) + b"u", 100_000),
+        lambda: many(
+            "collections.OrderedDict",
+            b"}(" + b"".join(integer(i) + b"N" for i in range(50_000)) + b"u",
+            100_000,
+        ),
         "repeated",
     ),
     "one storage read many times": (
-        lambda: many("torch.storage._load_from_bytes", raw_bytes(legacy(whole(storage(4)), data=b"\4".ljust(1 << 20, b"\0"))), 20_000),
+        lambda: many(
+            "torch.storage._load_from_bytes",
+            raw_bytes(legacy(whole(storage(4)), data=b"\4".ljust(1 << 20, b"\0"))),
+            20_000,
+        ),
         "repeated to many times",
     ),
     "storages in storages": (lambda: onion(300, 1 << 20), "a storage in a form that torch does not write"),
@@ -837,7 +1268,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "deep calls": (lambda: whole(named("x.X") + (EMPTY + REDUCE) * 100_000), "an object of class 'x.X'"),
     "pairs of pairs as a key": (lambda: whole(b"}" + laughs() + b"Ns"), "holds a dictionary"),
-    "pairs of pairs in a set": (lambda: whole(b"\x8f(" + laughs() + b"\x90"), "holds an object of type 'list'"),
+    "pairs of pairs in a set": (
+        lambda: whole(b"\x8f(" + laughs() + b"\x90"),
+        "holds an object of type 'list'",
+    ),
     "pairs of pairs in a frozen set": (
         lambda: whole(call("builtins.frozenset", b"](" + laughs() + b"e")),
         "holds an object of type 'list'",
@@ -848,10 +1282,15 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "pairs of pairs as settings": (lambda: settings(laughs()), "nested without end|more than 10,000 entries"),
     "lists of lists as settings": (
-        lambda: settings(text("ha") + b"\x94" + b"".join(b"0](" + b"h%c" % i * 30 + b"e\x94" for i in range(30))),
+        lambda: settings(
+            text("ha") + b"\x94" + b"".join(b"0](" + b"h%c" % i * 30 + b"e\x94" for i in range(30))
+        ),
         "10,000 entries",
     ),
-    "long texts as settings": (lambda: settings(text("x" * 10_000) + b"\x940](" + GET0 * 9_000 + b"e"), "more than 10,000 entries"),
+    "long texts as settings": (
+        lambda: settings(text("x" * 10_000) + b"\x940](" + GET0 * 9_000 + b"e"),
+        "more than 10,000 entries",
+    ),
     "settings of great depth": (lambda: settings(b"]" * 1000 + b"a" * 999), "nested without end"),
     "settings with a wide object in itself": (wide_and_deep, "more than 10,000 entries"),
     "numbers of the same hash": (equal_keys, "more than 20,000 tensors"),
@@ -862,20 +1301,30 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "modules with long names": (long_names, "without a proper name"),
     "modules that hide names": (hidden_names, "holds an object|nested without end"),
     "a persistent object in itself": (
-        lambda: whole(b"}\x94" + text("_modules") + b"}" + text("a") + persistent(GET0) + b"ss0" + persistent(GET0)),
+        lambda: whole(
+            b"}\x94" + text("_modules") + b"}" + text("a") + persistent(GET0) + b"ss0" + persistent(GET0)
+        ),
         "without a proper name|nested without end",
     ),
     "header of 2**63": (lambda: tensors_file(b"{}", size=1 << 63), "cut short, or something else"),
-    "header of spaces": (lambda: tensors_file(b"{" + b" " * (17 << 20) + b"}"), "a header of 17,825,794 bytes"),
+    "header of spaces": (
+        lambda: tensors_file(b"{" + b" " * (17 << 20) + b"}"),
+        "a header of 17,825,794 bytes",
+    ),
     "header of deep lists": (lambda: tensors_file(b'{"a":' + b"[" * 100_000), "is damaged"),
     "header of many tensors": (
         lambda: tensors_file({f"a{i}": META | {"shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}),
         "20,000 tensors",
     ),
     "header of a large number": (lambda: tensors_file(b'{"a":' + b"9" * 1_000_000 + b"}"), "is damaged"),
-    "shape of 2**120": (lambda: tensors_file({"shared.weight": META | {"shape": [1 << 60, 1 << 60]}}, bytes(4)), "is damaged"),
+    "shape of 2**120": (
+        lambda: tensors_file({"shared.weight": META | {"shape": [1 << 60, 1 << 60]}}, bytes(4)),
+        "is damaged",
+    ),
     "facts of deep lists": (
-        lambda: safetensors.torch.save(BIGGAN, {"format": checkpoints.FORMAT, "layout": "biggan", "facts": "[" * 100_000}),
+        lambda: safetensors.torch.save(
+            BIGGAN, {"format": checkpoints.FORMAT, "layout": "biggan", "facts": "[" * 100_000}
+        ),
         "is damaged",
     ),
 }
@@ -896,7 +1345,8 @@ from mlviews.weights import checkpoints
 
 def state():
     names = set(vars(argparse.Namespace)) | set(os.environ)
-    return [sorted(os.listdir()), "this" in sys.modules, sorted(names), len(sys.path), torch.get_default_dtype() is torch.float32]
+    usual = torch.get_default_dtype() is torch.float32
+    return [sorted(os.listdir()), "this" in sys.modules, sorted(names), len(sys.path), usual]
 
 folder = pathlib.Path(sys.argv[1])
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -925,7 +1375,10 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
         with contextlib.suppress(BaseException):
             load(path.open("rb"))
     for _ in range(300):  # some run in the background
-        fired = pathlib.Path("canary").exists() or "canary" in os.environ or hasattr(argparse.Namespace, "canary") or "this" in sys.modules
+        fired = (
+            pathlib.Path("canary").exists() or "canary" in os.environ
+            or hasattr(argparse.Namespace, "canary") or "this" in sys.modules
+        )
         if fired:
             break
         time.sleep(0.01)
@@ -945,9 +1398,14 @@ def run(script: str, files: dict[str, Callable[[], bytes]], folder: Path) -> dic
     for number, name in names.items():
         written(folder / "files", files[name](), number)
     command = [sys.executable, "-W", "ignore", "-c", script, str(folder / "files"), str(folder / "out.json")]
-    done = subprocess.run(command, cwd=folder / "work", capture_output=True, text=True, timeout=120, check=False)
-    assert (folder / "out.json").exists(), done.stderr
-    return {names[number]: (number, outcome) for number, outcome in json.loads((folder / "out.json").read_text()).items()}
+    result = subprocess.run(
+        command, cwd=folder / "work", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (folder / "out.json").exists(), result.stderr
+    return {
+        names[number]: (number, outcome)
+        for number, outcome in json.loads((folder / "out.json").read_text()).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -1004,7 +1462,9 @@ def is_refused(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
-def test_whatever_happens_to_a_byte(make: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_happens_to_a_byte(
+    make: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut at any place, or with any byte changed, a file is read or refused; nothing else."""
     content = make()
     path = written(tmp_path, content)
@@ -1013,8 +1473,8 @@ def test_whatever_happens_to_a_byte(make: Callable[[], bytes], tmp_path: Path, m
     for i in range(len(content)):
         versions.append(content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :])
         versions.append(content[:i] + bytes([content[i] ^ (1 << i % 8)]) + content[i + 1 :])
-    given = iter(versions)
-    monkeypatch.setattr(Path, "read_bytes", lambda _: next(given))  # thousands of files take their time
+    contents = iter(versions)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: next(contents))  # thousands of files take their time
     refused = [is_refused(path) for _ in versions]
     assert all(refused[: len(content)])
     assert any(refused[len(content) :])
@@ -1039,7 +1499,10 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_another_layout_than_expected(tmp_path: Path) -> None:
     path = written(tmp_path, saved(BIGGAN))
     assert checkpoints.expect(path, ("biggan",), "bigbigan").layout == "biggan"
-    with pytest.raises(WeightsError, match=r"w.pkl is BigBiGAN or BigGAN .*, but generator 'nvae' takes NVAE as SerezD.*, NVAE as NVlabs"):
+    with pytest.raises(
+        WeightsError,
+        match=r"w.pkl is BigBiGAN or BigGAN .*, but generator 'nvae' takes NVAE as SerezD.*, NVAE as NVlabs",
+    ):
         checkpoints.expect(path, ("nvae-serezd", "nvae-nvlabs"), "nvae")
 
 

@@ -36,18 +36,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An HTTP server of the bundled weights, and an empty cache."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     Handler.asked = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(zoo.FOLDER))) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{made.server_address[1]}"
-        made.shutdown()
+    handler = partial(Handler, directory=str(zoo.FOLDER))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
 
 
 def test_a_url_is_downloaded_once_and_checked(server: str) -> None:
     url = f"{server}/fashion.safetensors#sha256={SHA256}"
-    one, other = load_generator("fashion", weights=url), load_generator("fashion", weights=url)
-    z = one.sample_latents(range(2))
-    assert one(z).equal(load_generator("fashion")(z))
-    assert other(z).equal(one(z))
+    first, second = load_generator("fashion", weights=url), load_generator("fashion", weights=url)
+    z = first.sample_latents(range(2))
+    assert first(z).equal(load_generator("fashion")(z))
+    assert second(z).equal(first(z))
     assert Handler.asked == ["/fashion.safetensors"]
 
 
@@ -68,7 +69,9 @@ def test_a_checksum_in_the_name_counts(tmp_path: Path, server: str) -> None:
 
 
 def test_a_date_in_the_name_is_no_checksum(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, file: Path(file).write_bytes(b"weights"))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, file: Path(file).write_bytes(b"weights")
+    )
     for name in ("net-20240101.pth", "ffhq-deadbeef.v2.pkl"):
         assert download.fetch(f"https://example.org/{name}").read_bytes() == b"weights"
 
@@ -90,7 +93,9 @@ def test_a_copy_that_changed_in_the_cache_is_noticed_and_replaced(server: str) -
     assert len(Handler.asked) == 2
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/net.pkl", "https://no-such-host.invalid/net.pkl", "{server}/none.pkl"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/net.pkl", "https://no-such-host.invalid/net.pkl", "{server}/none.pkl"]
+)
 def test_what_cannot_be_downloaded_says_what_to_do(url: str, server: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cannot be downloaded.*pass its path: weights=FILE"):
         load_generator("fashion", weights=url.format(server=server))
@@ -112,19 +117,22 @@ def test_malformed_references(reference: str, message: str) -> None:
         load_generator("fashion", weights=reference)
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, files: list[str], local: Path | Exception) -> list[tuple[object, ...]]:
+def hub(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], local: Path | Exception
+) -> list[tuple[object, ...]]:
     """A stand-in for huggingface_hub that has these files."""
     asked: list[tuple[object, ...]] = []
 
-    def hf_hub_download(where: str, file: str, revision: str | None) -> str:
-        asked.append((where, file, revision))
+    def hf_hub_download(repository: str, file: str, revision: str | None) -> str:
+        asked.append((repository, file, revision))
         if isinstance(local, Exception):
             raise local
         return str(local)
 
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", SimpleNamespace(list_repo_files=lambda where, revision: files, hf_hub_download=hf_hub_download)
+    stand_in = SimpleNamespace(
+        list_repo_files=lambda repository, revision: files, hf_hub_download=hf_hub_download
     )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
     return asked
 
 
@@ -132,9 +140,16 @@ def test_hugging_face_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     blob = tmp_path / SHA256
     blob.write_bytes(FASHION.read_bytes())
     asked = hub(monkeypatch, ["README.md", "model.safetensors"], blob)
-    for reference in ("someone/fashion", "hf://someone/fashion", "hf://someone/fashion/model.safetensors", "someone/fashion@v2"):
+    for reference in (
+        "someone/fashion",
+        "hf://someone/fashion",
+        "hf://someone/fashion/model.safetensors",
+        "someone/fashion@v2",
+    ):
         assert load_generator("fashion", weights=reference).image_shape == (1, 32, 32)
-    assert asked == [("someone/fashion", "model.safetensors", revision) for revision in (None, None, None, "v2")]
+    assert asked == [
+        ("someone/fashion", "model.safetensors", revision) for revision in (None, None, None, "v2")
+    ]
     blob.write_bytes(b"something else")
     with pytest.raises(WeightsError, match="does not have its SHA-256"):
         load_generator("fashion", weights="someone/fashion")
@@ -143,7 +158,10 @@ def test_hugging_face_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 @pytest.mark.parametrize("files", [[], ["a.pkl", "b.pt"]])
 def test_a_repository_without_one_weights_file(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
     hub(monkeypatch, files, FASHION)
-    with pytest.raises(FileNotFoundError, match=rf"someone/fashion has {len(files)} weights files.*write hf://someone/fashion/FILE"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"someone/fashion has {len(files)} weights files.*write hf://someone/fashion/FILE",
+    ):
         load_generator("fashion", weights="someone/fashion")
 
 
@@ -154,7 +172,9 @@ def test_hugging_face_without_a_network_or_without_the_package(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'mlviews\[hub\]'"):
         load_generator("fashion", weights="hf://someone/fashion")
-    with pytest.raises(FileNotFoundError, match=r"No weights file ckpt/best.pth.tar; if it is.*pip install 'mlviews\[hub\]'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No weights file ckpt/best.pth.tar; if it is.*pip install 'mlviews\[hub\]'"
+    ):
         load_generator("fashion", weights="ckpt/best.pth.tar")
 
 

@@ -13,13 +13,21 @@ from test_data import write_idx
 from typer.testing import CliRunner
 
 from mlviews import load_generator
+from mlviews.evaluation.classifier import cached_classifier
+from mlviews.evaluation.data import Labelled
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.weights.files import read_safetensors
 from mlviews.zoo import FOLDER
 from mlviews.zoo import evaluate as quality
 from mlviews.zoo.train import RECIPES, Discriminator, Trainer, equalise
 
-SMALL = dataclasses.replace(RECIPES["fashion"], model=FilmConfig(dims=(3, 4, 4, 4), channels=(16, 16, 8, 8)), batch=8, width=8, r1_every=2)
+SMALL = dataclasses.replace(
+    RECIPES["fashion"],
+    model=FilmConfig(dims=(3, 4, 4, 4), channels=(16, 16, 8, 8)),
+    batch=8,
+    width=8,
+    r1_every=2,
+)
 
 
 def trainer() -> Trainer:
@@ -35,31 +43,55 @@ def test_training_resumes_exactly(tmp_path: Path) -> None:
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     resumed += [second.step() for _ in range(2)]
     assert resumed == history
-    for one, other in zip(whole.average.parameters(), second.average.parameters(), strict=True):
-        assert torch.equal(one, other)
+    averages = zip(whole.average.parameters(), second.average.parameters(), strict=True)
+    assert all(torch.equal(expected, parameter) for expected, parameter in averages)
+
+
+def test_the_parts_of_a_checkpoint_have_the_names_of_earlier_runs() -> None:
+    state = trainer().state_dict()
+    assert list(state) == ["steps", "generator", "average", "discriminator", "opt_g", "opt_d"]
+    assert state["average"].keys() == state["generator"].keys()
+    assert "blocks.0.linear.parametrizations.weight.original" in state["average"]
+
+
+def test_a_classifier_is_trained_once(tmp_path: Path) -> None:
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (128, 1, 32, 32), generator=noise).to(torch.uint8)
+    data = Labelled(images, torch.arange(128) % 10)
+    advanced: list[int] = []
+    model, settings = cached_classifier(
+        tmp_path / "c.safetensors", data, seed=3, epochs=1, advance=advanced.append
+    )
+    again, same = cached_classifier(tmp_path / "c.safetensors", data, seed=4, advance=advanced.append)
+    assert advanced == [64, 64]
+    assert settings == same
+    assert (settings["seed"], settings["epochs"]) == (3, 1)
+    assert torch.equal(model(images / 255)[1], again(images / 255)[1])
 
 
 def test_the_learning_rate_decays_to_a_tenth() -> None:
-    made = trainer()
-    made.step()
-    assert made.opt_g.param_groups[0]["lr"] == SMALL.lr
-    made.steps = 10
-    made.step()
-    assert made.opt_g.param_groups[0]["lr"] == pytest.approx(SMALL.lr / 10)
+    training = trainer()
+    training.step()
+    assert training.opt_g.param_groups[0]["lr"] == SMALL.lr
+    training.steps = 10
+    training.step()
+    assert training.opt_g.param_groups[0]["lr"] == pytest.approx(SMALL.lr / 10)
 
 
 def test_export_is_the_moving_average_without_the_equalisation(tmp_path: Path) -> None:
-    made = trainer()
+    training = trainer()
     for _ in range(2):
-        made.step()
-    made.export(tmp_path / "w.safetensors", {"seed": 1})
+        training.step()
+    training.export(tmp_path / "w.safetensors", {"seed": 1})
     g = load_generator("fashion", weights=tmp_path / "w.safetensors")
     assert isinstance(g, FilmGenerator)
     assert g.config == SMALL.model
     z = g.sample_latents(range(4))
-    torch.testing.assert_close(g(z), made.average(z), atol=1e-5, rtol=0)
-    assert not torch.allclose(g(z), made.generator(z).detach(), atol=1e-5)
-    assert json.loads(read_safetensors(tmp_path / "w.safetensors", "mlviews.film")[1]["provenance"]) == {"seed": 1}
+    torch.testing.assert_close(g(z), training.average(z), atol=1e-5, rtol=0)
+    assert not torch.allclose(g(z), training.generator(z).detach(), atol=1e-5)
+    assert json.loads(read_safetensors(tmp_path / "w.safetensors", "mlviews.film")[1]["provenance"]) == {
+        "seed": 1
+    }
 
 
 def test_equalised_layers_keep_unit_variance() -> None:
@@ -70,10 +102,10 @@ def test_equalised_layers_keep_unit_variance() -> None:
 
 
 def test_the_regression_error_of_latents_that_do_not_show_is_one() -> None:
-    made = trainer()
+    training = trainer()
     latents = [torch.randn(5000, dim) for dim in SMALL.model.dims]
-    assert made.info(torch.zeros(5000, 15), latents).item() == pytest.approx(1, abs=0.05)
-    assert made.info(torch.cat(latents, 1), latents).item() == 0
+    assert training.info(torch.zeros(5000, 15), latents).item() == pytest.approx(1, abs=0.05)
+    assert training.info(torch.cat(latents, 1), latents).item() == 0
 
 
 def test_discriminator_shapes() -> None:
@@ -91,12 +123,16 @@ def test_the_bundled_weights_say_where_they_come_from() -> None:
 
 def test_frechet_distance_is_scipys() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(500, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + shift for shift in (0, 1))
-    one, other = quality.gaussian(a), quality.gaussian(b)
-    root = linalg.sqrtm(one.covariance.numpy() @ other.covariance.numpy()).real
-    expected = (one.mean - other.mean).square().sum().item() + np.trace(one.covariance.numpy() + other.covariance.numpy() - 2 * root)
-    assert quality.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
-    assert quality.frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+    a, b = (
+        torch.randn(500, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + shift
+        for shift in (0, 1)
+    )
+    p, q = quality.gaussian(a), quality.gaussian(b)
+    root = linalg.sqrtm(p.covariance.numpy() @ q.covariance.numpy()).real
+    trace = np.trace(p.covariance.numpy() + q.covariance.numpy() - 2 * root)
+    expected = (p.mean - q.mean).square().sum().item() + trace
+    assert quality.frechet_distance(p, q) == pytest.approx(expected, rel=1e-9)
+    assert quality.frechet_distance(p, p) == pytest.approx(0, abs=1e-9)
 
 
 def test_entropy_share() -> None:
@@ -109,13 +145,15 @@ def test_nearest_is_brute_force() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = torch.rand(7, 1, 4, 4, generator=generator)
     train = torch.randint(256, (40, 1, 4, 4), generator=generator).to(torch.uint8)
-    distances, where = quality.nearest(queries, train, lambda count: None)
+    distances, indices = quality.nearest(queries, train, lambda count: None)
     expected = torch.cdist(queries.flatten(1), train.flatten(1) / 255)
     torch.testing.assert_close(distances, expected.min(1).values, atol=1e-5, rtol=0)
-    assert torch.equal(where, expected.argmin(1))
+    assert torch.equal(indices, expected.argmin(1))
 
 
-def test_a_short_training_and_evaluation_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_training_and_evaluation_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import typer
 
     from mlviews.zoo import train
@@ -124,16 +162,18 @@ def test_a_short_training_and_evaluation_from_the_command_line(tmp_path: Path, m
     data.mkdir()
     generator = torch.Generator().manual_seed(0)
     for name, count in (("train", 600), ("t10k", 300)):
-        write_idx(data / f"{name}-images-idx3-ubyte", torch.randint(256, (count, 28, 28), generator=generator))
+        write_idx(
+            data / f"{name}-images-idx3-ubyte", torch.randint(256, (count, 28, 28), generator=generator)
+        )
         write_idx(data / f"{name}-labels-idx1-ubyte", torch.arange(count) % 10)
     monkeypatch.setitem(train.RECIPES, "fashion", dataclasses.replace(SMALL, model=FilmConfig()))
 
     def run(main: object, *arguments: str) -> str:
         app = typer.Typer()
         app.command()(main)  # type: ignore[type-var]
-        done = CliRunner().invoke(app, list(arguments))
-        assert done.exit_code == 0, done.output
-        return done.output
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.output
 
     out = tmp_path / "run"
     options = ("fashion", "--data", str(data), "--out", str(out), "--snapshots", "64")
@@ -144,12 +184,29 @@ def test_a_short_training_and_evaluation_from_the_command_line(tmp_path: Path, m
         "00000128.safetensors",
         "fashion.safetensors",
     ]
-    assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["images", "64", "128"]
+    assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == [
+        "images",
+        "64",
+        "128",
+    ]
 
-    run(quality.main, str(out / "fashion.safetensors"), "--data", str(data), "--out", str(tmp_path / "eval"), "--samples", "256")
+    run(
+        quality.main,
+        str(out / "fashion.safetensors"),
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "eval"),
+        "--samples",
+        "256",
+    )
     report = json.loads((tmp_path / "eval" / "quality.json").read_text())
     assert report["provenance"]["images"] == 128
     assert 0 < report["fidelity"]["anchors"]["confidence"] <= 1
     assert [row["level"] for row in report["levels"]["table"]] == ["0", "1", "2", "3", "1:"]
     assert report["memorisation"]["samples"]["mean"] > 0
-    assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == ["levels.png", "nearest.png", "samples.png"]
+    assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == [
+        "levels.png",
+        "nearest.png",
+        "samples.png",
+    ]

@@ -1,4 +1,4 @@
-"""Weights files: reading other projects' without executing anything in them, our own format, and downloads."""
+"""Weights files: our own format, other projects' without executing anything in them, and downloads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Checkpoint files of other projects, as a plain state dict and the facts needed to build its network.
 
-``read`` opens any of them, ``LAYOUTS`` names those it recognises, ``convert`` writes one as a safetensors file with the same
-content, which ``read`` takes as well. Nothing in a file is ever executed: see :mod:`mlviews.weights.unpickle`.
+``read`` opens any of them, ``LAYOUTS`` names those that it recognises, and ``convert`` writes one as a
+safetensors file with the same content, which ``read`` takes as well. Nothing in a file is ever executed: see
+:mod:`mlviews.weights.unpickle`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError, listing
-from mlviews.weights import files as weights
 from mlviews.weights import unpickle
+from mlviews.weights.files import write_safetensors
 from mlviews.weights.unpickle import Name, Record, Refused
 
 LAYOUTS = {
@@ -34,6 +35,7 @@ LAYOUTS = {
 }
 FORMAT = "mlviews.checkpoint"
 _MOST_TENSORS = 20_000  # more than any generator has; a file may nest one module in itself without end
+_LONGEST_NAME = 250  # letters of a tensor's full name
 _LARGEST_HEADER = 16 << 20  # of a safetensors file, bytes; ten times what so many tensors need
 
 
@@ -43,66 +45,85 @@ class Checkpoint:
 
     layout: str  # one of LAYOUTS
     tensors: dict[str, Tensor]  # on the CPU, contiguous, in the file's own precision
-    facts: dict[str, Any]  # constructor arguments, where the file has them; whatever JSON can hold, and not to be trusted
+    facts: dict[str, Any]  # constructor arguments, if the file has them: any JSON, and not to be trusted
     path: str  # for messages
 
 
 def read(source: str | Path | nn.Module) -> Checkpoint:
-    """The generator in a checkpoint file, or in a module of another project.
+    """Read the generator in a checkpoint file, or in a module of another project.
 
     Args:
-        source: a ``.pkl``, ``.pt``, ``.pth`` or ``.safetensors`` file, or a module whose state dict has one of the known layouts.
+        source: a ``.pkl``, ``.pt``, ``.pth`` or ``.safetensors`` file, or a module whose state dict has one
+            of the known layouts.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        mlviews.WeightsError: if it is damaged, holds something that is not data, or has none of the known layouts.
+        mlviews.WeightsError: if the file is damaged, holds something that is not data, or has none of the
+            known layouts.
     """
     if isinstance(source, nn.Module):
         path = f"The module {type(source).__name__}"
-        facts = _arguments(getattr(source, "init_kwargs", None))  # StyleGAN2's modules remember them
-        content: Any = {name: value.detach().cpu().contiguous() for name, value in source.state_dict().items()}
-        found = _named(_unwrapped(content), facts, path)
+        content, checkpoint = _read_module(source, path)
     else:
         file = path_of(source, "weights file")
-        path, content, found = str(file), None, None
+        path = str(file)
         with _reading(file) as data:
             if data[8:9] == b"{":
-                content, found = _read_safetensors(data, path)
+                content, checkpoint = _read_safetensors(data, path)
             else:
                 content = unpickle.read(data)
-                for recognise in (_module, _tensorflow, _rosinality, _nvae, _flat):
-                    found = found or recognise(content, path)
-    if found is None:
-        raise WeightsError(f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}.")
-    return found
+                checkpoint = _recognised(content, path)
+    if checkpoint is None:
+        raise WeightsError(
+            f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}."
+        )
+    return checkpoint
 
 
 def read_walker(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The two linear layers of a walker that the research code saved (``w_COPGen_N.pth``, a pickled module), and what it says of itself.
+    """Read a walker that the research code saved (``w_COPGen_N.pth``, a pickled module of two linear layers).
 
     Returns:
-        Tensors by the names that :class:`mlviews.perturb.Walker` has for them, and its facts as JSON.
+        Tensors by the names that :class:`mlviews.perturb.Walker` has for them, and what the walker says of
+        itself as JSON.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        mlviews.WeightsError: if it is damaged or holds something else.
+        mlviews.WeightsError: if the file is damaged or holds something else.
     """
     with _reading(path) as data:
         content = unpickle.read(data)
         module = content.get("nn_walker", content) if isinstance(content, dict) else content
         if isinstance(module, Record):
-            tensors, fields = _unwrapped(_collect(module, _module_parts, ".")), _persistent(module)
+            tensors = _unwrapped(_collect(module, _module_parts, "."))
+            attributes = _attributes(module)
         else:
-            tensors, fields = _tensors(_mapping(module)), {}
-        tensors = {name.removeprefix("walker."): value for name, value in tensors.items()}
-        if set(tensors) != {f"{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}:
-            raise WeightsError(f"{path} holds {_describe(content)}; a walker of the research code is a module of two linear layers.")
-        facts = {name: fields[name] for name in ("g_type", "start", "stop") if isinstance(fields.get(name), str | int)}
-    return {f"net.{name}": value.float() for name, value in tensors.items()}, json.dumps({"format": "mi_ml_gen", **facts})
+            tensors = _tensors(_mapping(module))
+            attributes = {}
+        tensors = {name.removeprefix("walker."): tensor for name, tensor in tensors.items()}
+        if set(tensors) != {"0.weight", "0.bias", "2.weight", "2.bias"}:
+            raise WeightsError(
+                f"{path} holds {_describe(content)}; "
+                "a walker of the research code is a module of two linear layers."
+            )
+        facts: dict[str, Any] = {"format": "mi_ml_gen"}
+        for name in ("g_type", "start", "stop"):
+            if isinstance(attributes.get(name), str | int):
+                facts[name] = attributes[name]
+    return {f"net.{name}": tensor.float() for name, tensor in tensors.items()}, json.dumps(facts)
 
 
 def convert(source: str | Path | nn.Module, out: str | Path) -> Checkpoint:
-    """Write a checkpoint as a safetensors file with the same tensors, names and facts, to share or to load faster.
+    """Write a checkpoint as a safetensors file, which can be shared, and loads faster.
+
+    The file has the same tensors, names and facts.
+
+    Args:
+        source: as of :func:`read`.
+        out: the file to write; its name must end in ``.safetensors``.
+
+    Returns:
+        The checkpoint that was written.
 
     Raises:
         ValueError: if ``out`` does not end in .safetensors.
@@ -111,93 +132,73 @@ def convert(source: str | Path | nn.Module, out: str | Path) -> Checkpoint:
     out = path_of(out, "output file")
     if out.suffix != ".safetensors":
         raise ValueError(f"Invalid output file {out}: its name must end in .safetensors.")
-    found = read(source)
-    weights.write_safetensors(out, found.tensors, {"format": FORMAT, "layout": found.layout, "facts": json.dumps(found.facts)})
-    return found
+    checkpoint = read(source)
+    metadata = {"format": FORMAT, "layout": checkpoint.layout, "facts": json.dumps(checkpoint.facts)}
+    write_safetensors(out, checkpoint.tensors, metadata)
+    return checkpoint
 
 
 def expect(source: str | Path | nn.Module, layouts: tuple[str, ...], name: str) -> Checkpoint:
-    """:func:`read`, for a generator that takes only some layouts.
+    """Read a checkpoint for a generator that takes only some layouts.
+
+    Args:
+        source: as of :func:`read`.
+        layouts: those of ``LAYOUTS`` that the generator takes.
+        name: the generator's, for the message.
 
     Raises:
-        mlviews.WeightsError: also if the file has another layout, naming both.
+        FileNotFoundError, mlviews.WeightsError: as :func:`read`.
+        mlviews.WeightsError: also if the file has another layout; the message names that and those expected.
     """
-    found = read(source)
-    if found.layout not in layouts:
+    checkpoint = read(source)
+    if checkpoint.layout not in layouts:
+        expected = listing(LAYOUTS[layout] for layout in layouts)
         raise WeightsError(
-            f"{found.path} is {LAYOUTS[found.layout]}, but generator {name!r} takes {listing(LAYOUTS[layout] for layout in layouts)}."
+            f"{checkpoint.path} is {LAYOUTS[checkpoint.layout]}, but generator {name!r} takes {expected}."
         )
-    return found
+    return checkpoint
 
 
-# -- what a file may hold, one function for each layout ----------------------------------------------------------------
+# -- what a pickled file may hold: one function for each layout ----------------------------------------------
+
+
+def _recognised(content: Any, path: str) -> Checkpoint | None:
+    """Return the checkpoint in what a pickled file holds; None if it has no known layout."""
+    for recognise in (_module, _tensorflow, _rosinality, _nvae, _flat):
+        checkpoint = recognise(content, path)
+        if checkpoint is not None:
+            return checkpoint
+    return None
 
 
 def _module(content: Any, path: str) -> Checkpoint | None:
-    """A dictionary with G_ema, or a module alone: pickled whole, in StyleGAN2's case with its source text, which is not looked at."""
+    """Recognise a dictionary with G_ema, or a module alone.
+
+    The module is pickled whole; StyleGAN2's with its source text, which is not looked at.
+    """
     module = content.get("G_ema") if isinstance(content, dict) else content
-    if not isinstance(module, Record) or "_modules" not in _persistent(module):
+    if not isinstance(module, Record):
+        return None
+    attributes = _attributes(module)
+    if "_modules" not in attributes:
         return None
     tensors = _unwrapped(_collect(module, _module_parts, "."))
-    state = _persistent(module)
-    return _named(tensors, _arguments(state.get("_init_kwargs", state.get("init_kwargs"))), path)
-
-
-def _persistent(record: Record) -> Mapping[Any, Any]:
-    """An object's attributes; for a persistent one they are in the description that it is rebuilt from."""
-    return _mapping(_description(record)["state"]) if _description(record) else record.fields()
-
-
-def _description(record: Record) -> Mapping[Any, Any]:
-    """What stylegan2-ada-pytorch stores in place of an object: its class's name and source text, and its state; empty for others."""
-    meta = _mapping(record.args[0]) if record.path.endswith("persistence._reconstruct_persistent_obj") and record.args else {}
-    return meta if "state" in meta else {}
+    facts = _arguments(attributes.get("_init_kwargs", attributes.get("init_kwargs")))
+    return _named(tensors, facts, path)
 
 
 def _tensorflow(content: Any, path: str) -> Checkpoint | None:
-    """The networks G, D and Gs, the running average of G; or Gs alone."""
-    network = content[2] if isinstance(content, tuple | list) and len(content) == 3 else content
+    """Recognise the networks G, D and Gs, the running average of G; or Gs alone."""
+    snapshot = isinstance(content, tuple | list) and len(content) == 3
+    network = content[2] if snapshot else content
     if not isinstance(network, Record) or not network.path.endswith("tflib.network.Network"):
         return None
     facts = _arguments(network.fields().get("static_kwargs"))
     return Checkpoint("stylegan2-tf", _collect(network, _network_parts, "/"), facts, path)
 
 
-def _module_parts(module: Record) -> Iterator[tuple[Any, Any]]:
-    """What the state dict of a ``torch.nn.Module`` has, by its names, and its modules."""
-    state = _persistent(module)
-    hidden = (state.get("_non_persistent_buffers_set") or [])[:100]
-    yield from _mapping(state.get("_parameters")).items()
-    yield from ((name, value) for name, value in _mapping(state.get("_buffers")).items() if name not in hidden)
-    yield from _mapping(state.get("_modules")).items()
-
-
-def _network_parts(network: Record) -> Iterator[tuple[Any, Any]]:
-    """The same of a ``dnnlib.tflib.Network``."""
-    fields = network.fields()
-    yield from fields.get("variables") or ()
-    yield from _mapping(fields.get("components")).items()
-
-
-def _collect(record: Record, parts: Callable[[Record], Iterator[tuple[Any, Any]]], separator: str) -> dict[str, Tensor]:
-    """The tensors of a pickled module and of those in it, by their full names."""
-    tensors: dict[str, Tensor] = {}
-    waiting, steps = [("", record)], 0
-    while waiting:
-        prefix, record = waiting.pop()
-        for name, part in parts(record):
-            steps += 1
-            if steps > _MOST_TENSORS:
-                raise Refused("modules nested without end")
-            if isinstance(part, Record):
-                waiting.append((_full(prefix, name) + separator, part))
-            elif (made := unpickle.tensor(part)) is not None:
-                tensors[_full(prefix, name)] = made
-    return tensors
-
-
 def _rosinality(content: Any, path: str) -> Checkpoint | None:
-    """A dictionary with g_ema and, in converted files, the mean of W."""
+    """Recognise a dictionary with g_ema and, in converted files, the mean of W."""
     if not isinstance(content, dict) or not isinstance(content.get("g_ema"), dict):
         return None
     tensors = _tensors(content["g_ema"])
@@ -208,11 +209,13 @@ def _rosinality(content: Any, path: str) -> Checkpoint | None:
 
 
 def _nvae(content: Any, path: str) -> Checkpoint | None:
+    """Recognise a state dict with the configuration that either NVAE project saves beside it."""
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         return None
     tensors = _tensors(content["state_dict"])
     if "arch_instance" in content and "args" in content:
-        facts = _arguments(content["args"]) | {"arch_instance": unpickle.plain(content["arch_instance"])}
+        facts = _arguments(content["args"])
+        facts["arch_instance"] = unpickle.plain(content["arch_instance"])
         return Checkpoint("nvae-nvlabs", tensors, facts, path)
     if "configuration" in content:
         return Checkpoint("nvae-serezd", tensors, _arguments(content["configuration"]), path)
@@ -220,27 +223,109 @@ def _nvae(content: Any, path: str) -> Checkpoint | None:
 
 
 def _flat(content: Any, path: str) -> Checkpoint | None:
-    """A state dict alone."""
+    """Recognise a state dict alone."""
     return _named(_tensors(content), {}, path) if isinstance(content, Mapping) else None
 
 
 def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Checkpoint | None:
-    """The layout of a state dict, which its names tell."""
+    """Recognise a state dict's layout by its names.
+
+    Raises:
+        WeightsError: if it is of a kind that mlviews knows, but does not have.
+    """
     if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in tensors):
-        raise WeightsError(f"{path} holds a StyleGAN3 generator, which mlviews does not have; use a StyleGAN2 file.")
+        raise WeightsError(
+            f"{path} holds a StyleGAN3 generator, which mlviews does not have; use a StyleGAN2 file."
+        )
     if any(name.startswith("generator.gen_z.") for name in tensors):
-        raise WeightsError(f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; use a BigGAN file.")
-    marks = {"shared.weight": "biggan", "mapping.fc0.weight": "stylegan2-ada", "style.1.weight": "stylegan2-rosinality"}
-    layout = next((layout for name, layout in marks.items() if name in tensors), None)
-    return None if layout is None else Checkpoint(layout, tensors, facts, path)
+        raise WeightsError(
+            f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; "
+            "use a BigGAN file."
+        )
+    layouts = {
+        "shared.weight": "biggan",
+        "mapping.fc0.weight": "stylegan2-ada",
+        "style.1.weight": "stylegan2-rosinality",
+    }
+    for name, layout in layouts.items():
+        if name in tensors:
+            return Checkpoint(layout, tensors, facts, path)
+    return None
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------
+# -- tensors of pickled modules ------------------------------------------------------------------------------
+
+
+def _collect(
+    record: Record, parts: Callable[[Record], Iterator[tuple[Any, Any]]], separator: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a pickled module, and of the modules in it, by their full names.
+
+    Args:
+        record: the module.
+        parts: gives a module's tensors and modules, by their names in it.
+        separator: stands between the names of a module and of its part.
+    """
+    tensors: dict[str, Tensor] = {}
+    waiting = [("", record)]
+    steps = 0
+    while waiting:
+        prefix, module = waiting.pop()
+        for name, part in parts(module):
+            steps += 1
+            if steps > _MOST_TENSORS:
+                raise Refused("modules nested without end")
+            if isinstance(part, Record):
+                waiting.append((_full(prefix, name) + separator, part))
+                continue
+            tensor = unpickle.tensor(part)
+            if tensor is not None:
+                tensors[_full(prefix, name)] = tensor
+    return tensors
+
+
+def _module_parts(module: Record) -> Iterator[tuple[Any, Any]]:
+    """Yield what the state dict of a ``torch.nn.Module`` has, by its names, and the modules in it."""
+    attributes = _attributes(module)
+    # The names to leave out are a list: looked through for each buffer, a long one could take for ever.
+    hidden = (attributes.get("_non_persistent_buffers_set") or [])[:100]
+    yield from _mapping(attributes.get("_parameters")).items()
+    for name, buffer in _mapping(attributes.get("_buffers")).items():
+        if name not in hidden:
+            yield name, buffer
+    yield from _mapping(attributes.get("_modules")).items()
+
+
+def _network_parts(network: Record) -> Iterator[tuple[Any, Any]]:
+    """Yield the variables and the components of a ``dnnlib.tflib.Network``, by their names."""
+    attributes = network.fields()
+    yield from attributes.get("variables") or ()
+    yield from _mapping(attributes.get("components")).items()
+
+
+def _attributes(record: Record) -> Mapping[Any, Any]:
+    """Return an object's attributes; a persistent one has them in the description that stands for it."""
+    description = _description(record)
+    return _mapping(description["state"]) if description else record.fields()
+
+
+def _description(record: Record) -> Mapping[Any, Any]:
+    """Return what stylegan2-ada-pytorch stores in place of an object; nothing for other objects.
+
+    It is the name and the source text of the object's class, and the object's state.
+    """
+    if not record.path.endswith("persistence._reconstruct_persistent_obj") or not record.args:
+        return {}
+    description = _mapping(record.args[0])
+    return description if "state" in description else {}
+
+
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[bytes]:
-    """The file's bytes; whatever goes wrong with them inside becomes one WeightsError."""
+    """Yield the file's bytes, and make one WeightsError of whatever goes wrong with them in the block."""
     if not file.is_file():
         raise FileNotFoundError(f"No weights file {file}.")
     try:
@@ -248,16 +333,31 @@ def _reading(file: Path) -> Iterator[bytes]:
     except WeightsError:
         raise
     except Refused as error:
-        raise WeightsError(f"{file} is no weights file: it holds {_short(str(error))}.") from error
+        raise WeightsError(f"{file} is no weights file: it holds {_printable(str(error))}.") from error
     except OSError as error:
         raise WeightsError(f"{file} cannot be read: {error.strerror}.") from error
     except Exception as error:  # a damaged or hostile file can raise anything
-        detail = f"{type(error).__name__}: {_short(str(error))}"
-        raise WeightsError(f"{file} is damaged, or no weights file ({detail}); copy or download it again.") from error
+        problem = f"{type(error).__name__}: {_printable(str(error))}"
+        raise WeightsError(
+            f"{file} is damaged, or no weights file ({problem}); copy or download it again."
+        ) from error
+
+
+def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
+    """Return the state dict of a module of another project, and what was recognised in it."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    facts = _arguments(getattr(module, "init_kwargs", None))  # StyleGAN2's modules remember them
+    return content, _named(_unwrapped(content), facts, path)
 
 
 def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:
-    """The content of a file that :func:`convert` wrote, or of a bare state dict; and what was recognised in it."""
+    """Return the content of a file that :func:`convert` wrote, or of a bare state dict.
+
+    Returns:
+        The tensors by their names, or the format's name if it is another one of mlviews; and what was
+        recognised in them.
+    """
+    # The file begins with the length of its header in 8 bytes; the header is JSON.
     size = int.from_bytes(data[:8], "little")
     if size > len(data):
         raise Refused("safetensors data that is cut short, or something else; copy or download it again")
@@ -266,57 +366,94 @@ def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:
     header = json.loads(data[8 : 8 + size])
     if len(header) > _MOST_TENSORS:
         raise Refused(f"more than {_MOST_TENSORS:,} tensors")
+
     metadata = header.get("__metadata__") or {}
-    tensors = {_full("", name): value for name, value in safetensors.torch.load(data).items()}
-    layout, kind = metadata.get("layout"), metadata.get("format", "")
-    if kind == FORMAT and layout in LAYOUTS:
-        return tensors, Checkpoint(layout, tensors, _arguments(json.loads(metadata.get("facts", "{}"))), path)
-    return kind if kind.startswith("mlviews.") else tensors, _named(_unwrapped(tensors), {}, path)
+    tensors = {_full("", name): tensor for name, tensor in safetensors.torch.load(data).items()}
+    layout = metadata.get("layout")
+    format = metadata.get("format", "")
+    if format == FORMAT and layout in LAYOUTS:
+        facts = _arguments(json.loads(metadata.get("facts", "{}")))
+        return tensors, Checkpoint(layout, tensors, facts, path)
+    content = format if format.startswith("mlviews.") else tensors
+    return content, _named(_unwrapped(tensors), {}, path)
+
+
+# -- parts of their content ----------------------------------------------------------------------------------
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict."""
+    """Return the tensors of a pickled state dict, by their names without a wrapper's prefix."""
     if len(content) > _MOST_TENSORS:
         raise Refused(f"more than {_MOST_TENSORS:,} tensors")
-    return _unwrapped({_full("", name): made for name, value in content.items() if (made := unpickle.tensor(value)) is not None})
+    tensors = {}
+    for name, value in content.items():
+        tensor = unpickle.tensor(value)
+        if tensor is not None:
+            tensors[_full("", name)] = tensor
+    return _unwrapped(tensors)
 
 
 def _full(prefix: str, name: Any) -> str:
-    if not isinstance(name, str) or len(prefix) + len(name) > 250 or not name.isprintable():
+    """Return the full name of a module's part."""
+    if not isinstance(name, str) or len(prefix) + len(name) > _LONGEST_NAME or not name.isprintable():
         raise Refused("a tensor or a module without a proper name")
     return prefix + name
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same under the names they have without the prefixes of wrappers (DataParallel, make_gan)."""
+    """Return the tensors by their names without the prefixes of wrappers (DataParallel, make_gan)."""
     for prefix in ("module.", "G.", "big_gan."):
         if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """An argparse.Namespace or a dictionary, as JSON can hold it."""
-    made = unpickle.plain(value)
-    return made if isinstance(made, dict) else {}
+    """Return an argparse.Namespace or a dictionary as JSON can hold it; nothing for other values."""
+    arguments = unpickle.plain(value)
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value.fields() if isinstance(value, Record) else value if isinstance(value, Mapping) else {}
+    """Return an object's fields, or a mapping as it is; nothing for other values."""
+    if isinstance(value, Record):
+        return value.fields()
+    return value if isinstance(value, Mapping) else {}
+
+
+# -- words for messages --------------------------------------------------------------------------------------
 
 
 def _describe(content: Any) -> str:
+    """Return what a file holds in a few words."""
     if isinstance(content, Mapping):
-        names = [repr(name[:40]) for name in itertools.islice(content, 4) if isinstance(name, str)]
-        return f"a dictionary with {listing(names)}{', ...' if len(content) > 4 else ''}" if names else "a dictionary"
+        return _describe_mapping(content)
     if isinstance(content, Record | Name):
-        name = _description(content).get("class_name") if isinstance(content, Record) else None
-        return f"an object of class {(name if isinstance(name, str) else content.path)[:80]!r}"
+        return f"an object of class {_class_name(content)[:80]!r}"
     if isinstance(content, str):
         return repr(content[:80])
     kind = type(content).__name__
     return {"LazyTensor": "a tensor", "_Array": "an array"}.get(kind, f"an object of type {kind!r}")
 
 
-def _short(text: str) -> str:
+def _describe_mapping(content: Mapping[Any, Any]) -> str:
+    """Return the first keys of a mapping, as far as they are texts."""
+    names = [repr(name[:40]) for name in itertools.islice(content, 4) if isinstance(name, str)]
+    if not names:
+        return "a dictionary"
+    rest = ", ..." if len(content) > 4 else ""
+    return f"a dictionary with {listing(names)}{rest}"
+
+
+def _class_name(content: Record | Name) -> str:
+    """Return the name of an object's class, as the file has it."""
+    if isinstance(content, Record):
+        name = _description(content).get("class_name")
+        if isinstance(name, str):
+            return name
+    return content.path
+
+
+def _printable(text: str) -> str:
+    """Return the first letters of a text, with a question mark for each that cannot be printed."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:160])

@@ -1,9 +1,10 @@
 """Train a bundled generator: ``python -m mlviews.zoo.train fashion --data DIR --out runs/fashion``.
 
-A GAN with the non-saturating loss, lazy R1 (Mescheder et al. 2018; Karras et al. 2020), an exponential moving average
-of the generator, and one addition that makes every level matter: the discriminator also regresses each level's latent
-from the image, and the generator is rewarded when it can (Chen et al. 2016, InfoGAN). A level that the adversarial
-loss alone would leave idle then has to show in the image. Labels are never used.
+It is a GAN with the non-saturating loss, lazy R1 (Mescheder et al. 2018; Karras et al. 2020), an exponential
+moving average of the generator, and one addition that makes every level matter: the discriminator also
+regresses each level's latent from the image, and the generator is rewarded when it can (Chen et al. 2016,
+InfoGAN). A level that the adversarial loss alone would leave idle then has to show in the image. Labels are
+never used.
 
 Every step's data and noise follow from ``(seed, step)``, so that a resumed run continues the interrupted one.
 """
@@ -20,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,11 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.runs.files import whole
 from mlviews.weights.files import write_safetensors
 
 
@@ -51,7 +54,8 @@ class Recipe:
 
 RECIPES = {
     "fashion": Recipe(FilmConfig()),
-    # What the model card compares with: equal latents, block 1 as deep as the others, nearest upsampling, no regression.
+    # What the model card compares with: equal latents, block 1 as deep as the others, nearest upsampling, and
+    # no regression.
     "fashion-trial": Recipe(
         FilmConfig(dims=(16,) * 4, channels=(96, 80, 48, 32), deep_first=True, upsample="nearest"),
         decay_from=1.0, r1=0.1, r1_every=8, info=0.0,
@@ -59,8 +63,14 @@ RECIPES = {
 }  # fmt: skip
 
 
+# -- networks ------------------------------------------------------------------------------------------------
+
+
 class Equalised(nn.Module):
-    """A unit-variance weight scaled by He's constant at run time, so that Adam moves all layers alike."""
+    """A weight of unit variance that is scaled by He's constant at run time.
+
+    Adam then moves all layers alike (Karras et al. 2018, sec. 4.1).
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -71,7 +81,10 @@ class Equalised(nn.Module):
 
 
 def equalise(network: nn.Module) -> nn.Module:
-    """Equalised learning rates for every convolution and linear layer, from fresh N(0, 1) weights and zero biases."""
+    """Equalise the learning rates of all convolutions and linear layers.
+
+    Their weights start from fresh N(0, 1), their biases from zeros.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight)
@@ -83,14 +96,14 @@ def equalise(network: nn.Module) -> nn.Module:
 
 
 def plain_weight(network: nn.Module, name: str) -> Tensor:
-    """A copy of a parameter as the network uses it, whatever it is parametrised by."""
+    """Return a copy of a parameter as the network uses it, whatever it is parametrised by."""
     module, _, parameter = name.rpartition(".")
     value: Tensor = getattr(network.get_submodule(module), parameter)
     return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 class Discriminator(nn.Module):
-    """Images ``[B, C, 32, 32]`` in [-1, 1] -> logits ``[B]`` and the latents regressed from them ``[B, sum(dims)]``."""
+    """The network that tells real images from generated ones, and regresses the latents of the latter."""
 
     def __init__(self, channels: int, width: int, latents: int) -> None:
         super().__init__()
@@ -107,59 +120,103 @@ class Discriminator(nn.Module):
         self.latent = nn.Linear(4 * width, latents)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.trunk(images)
+        """Return logits ``[B]``, and the latents ``[B, sum(dims)]`` that are regressed from the images.
+
+        Args:
+            images: ``[B, C, 32, 32]`` in [-1, 1]; ``B`` is a multiple of 8.
+        """
+        x = self.trunk(images)  # [B, 4 width, 4, 4]
         # Minibatch standard deviation (Karras et al. 2018), over groups of 8 images.
-        spread = x.float().view(-1, len(x) // 8, *x.shape[1:]).var(0, unbiased=False).add(1e-8).sqrt().mean((1, 2, 3))
-        spread = spread.repeat(8)[:, None, None, None].expand(-1, 1, *x.shape[2:])
-        x = F.leaky_relu(self.mix(torch.cat([x, spread.to(x.dtype)], 1)), 0.2)
-        x = F.leaky_relu(self.dense(x.flatten(1)), 0.2)
+        groups = x.float().view(-1, len(x) // 8, *x.shape[1:])  # [8, B / 8, 4 width, 4, 4]
+        deviation = groups.var(0, unbiased=False).add(1e-8).sqrt().mean((1, 2, 3))  # [B / 8]
+        deviation = deviation.repeat(8)[:, None, None, None].expand(-1, 1, *x.shape[2:])  # [B, 1, 4, 4]
+        x = F.leaky_relu(self.mix(torch.cat([x, deviation.to(x.dtype)], 1)), 0.2)
+        x = F.leaky_relu(self.dense(x.flatten(1)), 0.2)  # [B, 4 width]
         with torch.autocast(x.device.type, enabled=False):
             return self.logit(x.float())[:, 0], self.latent(x.float())
 
 
+# -- training ------------------------------------------------------------------------------------------------
+
+
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move a network's moving average towards its parameters.
+
+    Args:
+        average: a copy of the network; its parameters are changed.
+        network: as it is after the step.
+        decay: the share of the average that is kept.
+    """
+    # Not by AveragedModel, whose state has other names than those in the checkpoints of earlier runs.
+    update = get_ema_multi_avg_fn(decay)
+    update(list(average.parameters()), list(network.parameters()), None)
+
+
+def average_decay(half_life: float, batch: int, seen: int) -> float:
+    """Return the share of the moving average that a step keeps.
+
+    Early in the run the half-life is a tenth of the images seen, so that the first weights are soon forgotten
+    (as by stylegan2-ada-pytorch's ``ema_rampup``).
+
+    Args:
+        half_life: in images.
+        batch: images of the step.
+        seen: images shown so far, those of the step included.
+    """
+    decay: float = 0.5 ** (batch / min(half_life, 0.1 * seen))
+    return decay
+
+
 class BaseTrainer(ABC):
-    """What every trainer here has: the data's order, and its state as the sum of its parts'."""
+    """What every trainer here has: the order of the data, and a state that is the sum of its parts'."""
 
     PARTS: tuple[str, ...]  # attributes that have a state
     LOSSES: tuple[str, ...]  # what step() returns: columns of the log
 
     def __init__(self, images: Tensor, batch: int, seed: int) -> None:
-        self.images, self.batch, self.seed = images, batch, seed
+        self.images = images  # uint8 [N, C, H, W]
+        self.batch = batch
+        self.seed = seed
         self.steps = 0
 
     @abstractmethod
     def step(self) -> dict[str, float]:
-        """One update of everything; returns the losses."""
+        """Update everything once, and return the losses."""
 
     @abstractmethod
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
-        """Write what is to be used, with where it comes from."""
+        """Write the weights that are to be used, and where they come from."""
 
     @property
     def seen(self) -> int:
-        """Real images shown so far."""
+        """Number of real images shown so far."""
         return self.steps * self.batch
 
     def rows(self) -> Tensor:
-        """Indices of the step's real images: shuffled anew each epoch."""
+        """Return the indices ``[B]`` of the step's real images, which are shuffled anew each epoch."""
         per_epoch = len(self.images) // self.batch
         epoch, index = divmod(self.steps, per_epoch)
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
         return order[index * self.batch : (index + 1) * self.batch]
 
+    def noise(self) -> torch.Generator:
+        """Return a random generator for the step's noise."""
+        return torch.Generator().manual_seed((self.seed << 32) + self.steps)
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs."""
+        """Return all that a resumed run needs."""
         return {"steps": self.steps} | {name: getattr(self, name).state_dict() for name in self.PARTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+        """Continue from what :meth:`state_dict` returned."""
         self.steps = state["steps"]
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
 
 
 class Trainer(BaseTrainer):
-    """Both networks, their optimisers and the moving average; :meth:`step` runs one of each."""
+    """Both networks, their optimizers and the moving average of the generator."""
 
     PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
     LOSSES = ("loss_d", "loss_g", "info")
@@ -167,74 +224,110 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
         super().__init__(images, recipe.batch, seed)
         torch.manual_seed(seed)
-        self.recipe, self.total, self.bf16 = recipe, total, bf16
+        self.recipe = recipe
+        self.total = total
+        self.bf16 = bf16
         self.generator = FilmGenerator(recipe.model)
         equalise(self.generator).requires_grad_(True).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.discriminator = equalise(Discriminator(recipe.model.image_channels, recipe.width, sum(recipe.model.dims)))
+        discriminator = Discriminator(recipe.model.image_channels, recipe.width, sum(recipe.model.dims))
+        self.discriminator = equalise(discriminator)
         self.discriminator.to(memory_format=torch.channels_last)
         # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
         ratio = recipe.r1_every / (recipe.r1_every + 1)
-        self.opt_g = torch.optim.Adam(self.generator.parameters(), lr=recipe.lr, betas=(0.0, 0.99))
-        self.opt_d = torch.optim.Adam(self.discriminator.parameters(), lr=recipe.lr * ratio, betas=(0.0, 0.99**ratio))
         self.base_lrs = (recipe.lr, recipe.lr * ratio)
+        self.opt_g = torch.optim.Adam(self.generator.parameters(), lr=self.base_lrs[0], betas=(0.0, 0.99))
+        self.opt_d = torch.optim.Adam(
+            self.discriminator.parameters(), lr=self.base_lrs[1], betas=(0.0, 0.99**ratio)
+        )
 
     def real(self) -> Tensor:
-        """The step's real images in [-1, 1]."""
-        return (self.images[self.rows()].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        """Return the step's real images ``[B, C, 32, 32]`` in [-1, 1]."""
+        images = self.images[self.rows()].float() / 127.5 - 1
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def decay(self) -> float:
+        """Return the factor of the learning rates at this step: 1, and then down to 0.1 along a line."""
+        start = self.recipe.decay_from
+        if start >= 1:
+            return 1.0
+        return 1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start))
 
     def step(self) -> dict[str, float]:
-        """One update of the discriminator, one of the generator; returns the losses."""
-        recipe = self.recipe
-        noise = torch.Generator().manual_seed((self.seed << 32) + self.steps)
-        latents = [[torch.randn(recipe.batch, dim, generator=noise) for dim in recipe.model.dims] for _ in range(2)]
-        progress = self.seen / self.total
-        decay = 1 - 0.9 * max(0.0, (progress - recipe.decay_from) / (1 - recipe.decay_from)) if recipe.decay_from < 1 else 1.0
-        for optimiser, lr in zip((self.opt_g, self.opt_d), self.base_lrs, strict=True):
-            optimiser.param_groups[0]["lr"] = lr * decay
-        real = self.real()
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+        """Update the discriminator and the generator once each, and return the losses."""
+        noise = self.noise()
+        first, second = (
+            [torch.randn(self.recipe.batch, dim, generator=noise) for dim in self.recipe.model.dims]
+            for _ in range(2)
+        )
+        decay = self.decay()
+        for optimizer, lr in zip((self.opt_g, self.opt_d), self.base_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * decay
+        loss_d = self._step_discriminator(first)
+        loss_g, info = self._step_generator(second)
+        self.steps += 1
+        update_average(
+            self.average, self.generator, average_decay(self.recipe.ema, self.recipe.batch, self.seen)
+        )
+        return {"loss_d": loss_d.item(), "loss_g": loss_g.item(), "info": info.item()}
 
-        with autocast:
+    def _step_discriminator(self, latents: list[Tensor]) -> Tensor:
+        """Update the discriminator, and return its adversarial loss."""
+        recipe = self.recipe
+        real = self.real()
+        # The adversarial loss and the regression of the latents.
+        with self._autocast():
             with torch.no_grad():
-                fake = self.generator.decode(latents[0]).float() * 2 - 1
+                fake = self.generator.decode(latents).float() * 2 - 1
             logits, regressed = self.discriminator(torch.cat([real, fake]))
-        info = self.info(regressed[recipe.batch :], latents[0])
-        loss_d = F.softplus(-logits[: recipe.batch]).mean() + F.softplus(logits[recipe.batch :]).mean()
-        (loss_d + recipe.info * info).backward()
+        info = self.info(regressed[recipe.batch :], latents)
+        loss = F.softplus(-logits[: recipe.batch]).mean() + F.softplus(logits[recipe.batch :]).mean()
+        (loss + recipe.info * info).backward()
+        # The R1 penalty: the squared slope of the logits at real images.
         if self.steps % recipe.r1_every == 0:
             real.requires_grad_(True)
             (slope,) = torch.autograd.grad(self.discriminator(real)[0].sum(), real, create_graph=True)
-            (slope.square().sum((1, 2, 3)).mean() * (recipe.r1 / 2 * recipe.r1_every)).backward()
+            penalty = slope.square().sum((1, 2, 3)).mean()
+            (penalty * (recipe.r1 / 2 * recipe.r1_every)).backward()
         self.opt_d.step()
         self.opt_d.zero_grad(set_to_none=True)
+        return loss
 
+    def _step_generator(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Update the generator, and return its adversarial loss and the error of the regressed latents."""
         self.discriminator.requires_grad_(False)
-        with autocast:
-            logits, regressed = self.discriminator(self.generator.decode(latents[1]).float() * 2 - 1)
-        info = self.info(regressed, latents[1])
-        loss_g = F.softplus(-logits).mean()
-        (loss_g + recipe.info * info).backward()
+        with self._autocast():
+            fake = self.generator.decode(latents).float() * 2 - 1
+            logits, regressed = self.discriminator(fake)
+        info = self.info(regressed, latents)
+        loss = F.softplus(-logits).mean()
+        (loss + self.recipe.info * info).backward()
         self.discriminator.requires_grad_(True)
         self.opt_g.step()
         self.opt_g.zero_grad(set_to_none=True)
+        return loss, info
 
-        self.steps += 1
-        keep = 0.5 ** (recipe.batch / min(recipe.ema, 0.1 * self.seen))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
-                mean.lerp_(value, 1 - keep)
-        return {"loss_d": loss_d.item(), "loss_g": loss_g.item(), "info": info.item()}
+    def _autocast(self) -> torch.autocast:
+        """Return the context in which the networks run."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
     def info(self, regressed: Tensor, latents: list[Tensor]) -> Tensor:
-        """Mean squared error of the regressed latents, each level counting the same; 1 for a level that does not show."""
+        """Return the mean squared error of the regressed latents; 1 for a level that does not show.
+
+        Args:
+            regressed: ``[B, sum(dims)]``.
+            latents: ``[B, dim]`` of each level; each level counts the same.
+        """
         parts = regressed.split(list(self.recipe.model.dims), dim=1)
         return torch.stack([F.mse_loss(part, z) for part, z in zip(parts, latents, strict=True)]).mean()
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
-        """The moving average as plain weights (equalisation folded in), with its configuration as metadata."""
+        """Write the moving average as plain weights, with the equalisation folded in.
 
-        tensors = {name: plain_weight(self.average, name) for name, _ in FilmGenerator(self.recipe.model).named_parameters()}
+        The file's metadata has the network's configuration, and where the weights come from.
+        """
+        names = [name for name, _ in FilmGenerator(self.recipe.model).named_parameters()]
+        tensors = {name: plain_weight(self.average, name) for name in names}
         metadata = {
             "format": FilmGenerator.FORMAT,
             "config": json.dumps(dataclasses.asdict(self.recipe.model)),
@@ -243,8 +336,13 @@ class Trainer(BaseTrainer):
         write_safetensors(path, tensors, metadata)
 
 
-def run(trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int, provenance: dict[str, Any]) -> Path:
-    """Train until so many images were shown, resuming from the folder's checkpoint if it has one.
+# -- runs ----------------------------------------------------------------------------------------------------
+
+
+def run(
+    trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int, provenance: dict[str, Any]
+) -> Path:
+    """Train until so many images were shown, and resume from the folder's checkpoint if it has one.
 
     Args:
         trainer: as its constructor left it.
@@ -261,48 +359,88 @@ def run(trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int,
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
-    provenance = provenance | {"seed": trainer.seed, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    provenance = provenance | {
+        "seed": trainer.seed,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    # The bar has other columns than those of other jobs: it counts images, and with thousands set apart.
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TimeRemainingColumn(),
     )
-    with (out / "log.csv").open("a", newline="") as log, Progress(*columns) as progress:
-        writer = csv.DictWriter(log, ["images", *trainer.LOSSES, "images_per_second"])
-        if log.tell() == 0:
-            writer.writeheader()
+    with (out / "log.csv").open("a", newline="") as file, Progress(*columns) as progress:
+        log = _Log(file, trainer)
         task = progress.add_task(name, total=images, completed=trainer.seen)
-        begin, done = time.perf_counter(), trainer.seen
         while trainer.seen < images:
             losses = trainer.step()
             progress.update(task, completed=trainer.seen)
             last = trainer.seen >= images
             if trainer.steps % 100 == 0 or last:
-                speed = (trainer.seen - done) / (time.perf_counter() - begin)
-                writer.writerow(
-                    {"images": trainer.seen, "images_per_second": round(speed, 1)} | {k: round(v, 4) for k, v in losses.items()}
-                )
-                log.flush()
-                begin, done = time.perf_counter(), trainer.seen
+                log.write(losses)
             if last or trainer.seen // snapshots > (trainer.seen - trainer.batch) // snapshots:
-                torch.save(trainer.state_dict(), checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
+                with whole(checkpoint) as part:
+                    torch.save(trainer.state_dict(), part)
                 trainer.export(out / f"{trainer.seen:08d}.safetensors", provenance | {"images": trainer.seen})
     trainer.export(out / f"{name}.safetensors", provenance | {"images": trainer.seen})
     return out / f"{name}.safetensors"
 
 
-def command(recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], most: int) -> Callable[..., None]:
-    """The command line of a training script: its recipes, what trains them, and how many images to show unless told otherwise."""
+class _Log:
+    """The losses and the speed of a run as rows of a CSV file, which a resumed run continues."""
+
+    def __init__(self, file: TextIO, trainer: BaseTrainer) -> None:
+        self._file = file
+        self._trainer = trainer
+        self._writer = csv.DictWriter(file, ["images", *trainer.LOSSES, "images_per_second"])
+        if file.tell() == 0:
+            self._writer.writeheader()
+        self._start()
+
+    def write(self, losses: dict[str, float]) -> None:
+        """Add a row; the speed is that since the row before."""
+        seen = self._trainer.seen
+        speed = (seen - self._seen) / (time.perf_counter() - self._time)
+        row = {"images": seen, "images_per_second": round(speed, 1)}
+        self._writer.writerow(row | {name: round(loss, 4) for name, loss in losses.items()})
+        self._file.flush()
+        self._start()
+
+    def _start(self) -> None:
+        """Measure the speed from here."""
+        self._time = time.perf_counter()
+        self._seen = self._trainer.seen
+
+
+def command(
+    recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], most: int
+) -> Callable[..., None]:
+    """Return the command line of a training script.
+
+    Args:
+        recipes: by their names.
+        trainer: what trains them.
+        most: real images to show unless told otherwise.
+    """
 
     def main(
         recipe: Annotated[str, typer.Argument(help="A recipe's name.")],
         data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files.")],
-        out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and exported weights; resumed if it has a checkpoint.")],
+        out: Annotated[
+            Path,
+            typer.Option(
+                help="Folder for checkpoint, log and exported weights; resumed if it has a checkpoint."
+            ),
+        ],
         images: Annotated[int, typer.Option(help="Real images to show in all.", min=64)] = most,
-        seed: Annotated[int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)] = 0,
-        snapshots: Annotated[int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)] = 65_000,
+        seed: Annotated[
+            int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)
+        ] = 0,
+        snapshots: Annotated[
+            int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)
+        ] = 65_000,
         bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
         threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
     ) -> None:
@@ -310,11 +448,17 @@ def command(recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], mos
             raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(recipes)}.")
         if threads:
             torch.set_num_threads(threads)
-        provenance = {"data": "Fashion-MNIST train, 60 000 images", "recipe": dataclasses.asdict(recipes[recipe]), "bf16": bf16}
-        made = trainer(recipes[recipe], load_fashion_mnist(data, "train").images, images, seed, bf16)
-        print(run(made, recipe, images, out, snapshots, provenance))
+        provenance = {
+            "data": "Fashion-MNIST train, 60 000 images",
+            "recipe": dataclasses.asdict(recipes[recipe]),
+            "bf16": bf16,
+        }
+        training_images = load_fashion_mnist(data, "train").images
+        job = trainer(recipes[recipe], training_images, images, seed, bf16)
+        print(run(job, recipe, images, out, snapshots, provenance))
 
-    main.__doc__ = f"Train a bundled generator on Fashion-MNIST's 60 000 training images. Recipes: {', '.join(recipes)}."
+    names = ", ".join(recipes)
+    main.__doc__ = f"Train a bundled generator on Fashion-MNIST's 60 000 training images. Recipes: {names}."
     return main
 
 
