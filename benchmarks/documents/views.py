@@ -1,0 +1,197 @@
+"""Views compared by what an encoder learns from them: records of ``benchmarks/probe.py`` and of ``mlviews probe``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from documents.common import ZOO, Record, captioned, markdown, provenance, read, table, with_range
+from record import RESULTS, SCORES, with_interval
+
+METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
+TELLING = {
+    "raw pixels": "no encoder: raw pixels",
+    "untrained encoder": "none: untrained encoder",
+    "real, gentle": "real images",
+    "none, gentle": "generated, no latent moved",
+    "single random, gentle": "single-latent random",
+    "ML random, gentle": "**multi-level random**",
+}
+MEASURES = " (without `--collect` it measures)."
+
+
+@table
+def probe() -> str:
+    """Linear probes and kNN of the demo's encoder, over seeds."""
+    paths = sorted((RESULTS / "probe").glob("full-seed*.json"))
+    runs = [read(path.stem, path.parent) for path in paths]
+    first, demo = runs[0], read("demo-slice-seed0", RESULTS / "probe")
+    shares = first["scores"]["raw pixels"]["linear"]
+    rows = []
+    for name in first["scores"]:
+        scores = [run["scores"][name] for run in runs]
+        linear = [with_range([score["linear"][share] for score in scores], ".1f") for share in shares]
+        rows.append([name, *linear, with_range([score["knn"] for score in scores], ".1f")])
+    header = ["features", *(f"linear, {float(share):.0%} of labels" for share in shares), "kNN"]
+
+    training, seconds = first["training"], [run["seconds"]["training"] for run in runs]
+    trained, untrained = (demo["scores"][name] for name in ("encoder trained on views", "untrained encoder"))
+    return captioned(
+        markdown(header, rows),
+        f"Top-1 in percent on {first['test_images']:,} real Fashion-MNIST test images, mean (range) of "
+        f"{len(runs)} seeds; {first['probe_images']:,} labelled training images for the probes.",
+        f"{training['method']}, preset `{first['preset']}`, {training['steps']:,} steps of "
+        f"{training['batch_size']} pairs, {first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; "
+        f"{min(seconds):.0f}–{max(seconds):.0f} s of training with "
+        f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}.",
+        "The generator learned from the 60,000 training images, without labels; the encoder saw none of them.",
+        provenance(first),
+        f"`{demo['command']}`, with the bundled slice ({demo['probe_images']:,} images to fit, "
+        f"{demo['test_images']:,} to test) and {demo['machine']['threads']} threads: linear "
+        f"{trained['linear']['1']:.1f}, kNN {trained['knn']:.1f}, untrained {untrained['linear']['1']:.1f} and "
+        f"{untrained['knn']:.1f}, after {demo['seconds']['all']:.0f} s.",
+    )
+
+
+@table
+def views() -> str:
+    """The paper's tables 2 and 3: SimCLR on every source."""
+    record = read("probe")
+    return captioned(
+        _scores("untrained", "sources"),
+        f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the 95 % "
+        f"interval over seeds (Student's t); {record['probe_images']:,} labelled training images for the probes.",
+        f'SimCLR, {record["steps"]:,} steps of {record["batch_size"]} pairs; T_x "crop": crop and flip, "full": '
+        f"brightness and contrast too.",
+        f"All {len(record['cells'])} cells of this and the following tables: {_cost(record)}.",
+        provenance(record, note=MEASURES),
+    )
+
+
+@table
+def views_telling() -> str:
+    """The four telling sources, for every method."""
+    record = read("probe")
+    keys = ("linear 100%", "kNN")
+    scores = {(row["method"], row["source"]): row["scores"] for row in record["summary"]["rows"]}
+    rows = []
+    for name, label in TELLING.items():
+        # What is not trained has the same scores for every method, and stands under SimCLR.
+        by_method = [scores.get((method, name), scores["simclr", name]) for method in METHODS]
+        rows.append([label, *(with_interval(score[key]) for score in by_method for key in keys)])
+    seeds = min(score["kNN"]["seeds"] for (_, name), score in scores.items() if name in TELLING)
+    header = ["views", *(f"{title}, {key.split()[0]}" for title in METHODS.values() for key in keys)]
+    return captioned(
+        markdown(header, rows),
+        f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the 95 % "
+        f"interval over {seeds} seeds; {record['steps']:,} steps of {record['batch_size']} pairs; one T_x for all "
+        f"(crops of 60 % of the area and more, flip, brightness, contrast); {record['probe_images']:,} labelled "
+        f"images for the probes.",
+        provenance(record),
+    )
+
+
+@table
+def views_of_others() -> str:
+    """SimSiam and BYOL on the four telling sources."""
+    return _scores("transforms", methods=("simsiam", "byol"))
+
+
+@table
+def views_transforms() -> str:
+    """The paper's appendix E."""
+    return _scores("transforms", extra=("real, crop and flip", "real", "none", "single random", "ML random"))
+
+
+@table
+def views_magnitudes() -> str:
+    """How far to move."""
+    return _scores("magnitudes", extra=("single random, no T_x", "ML random, no T_x"))
+
+
+@table
+def views_learned() -> str:
+    """Learned views against random ones with the same T_x."""
+    extra = ("single random, gentle", "ML random, gentle", "ML random, no T_x", "ML random", "ML learned")
+    extents = ", ".join(f"`{name}` {extent:.2f}" for name, extent in read("probe")["extents"].items())
+    return captioned(
+        _scores("learned", extra=extra),
+        f"Mean L2 distance of a positive's pixels, in [0, 1], from its anchor's, before T_x: {extents}.",
+    )
+
+
+@table
+def views_quality() -> str:
+    """How good the generator is."""
+    poor, bundled = read("fashion-poor.quality"), read("fashion.quality", ZOO)
+    poor_anchors, bundled_anchors = poor["fidelity"]["anchors"], bundled["fidelity"]["anchors"]
+    return captioned(
+        _scores("quality", extra=("none, gentle", "single random, no T_x", "ML random, no T_x")),
+        f"Fréchet distance to the training images: {poor_anchors['frechet_to_train']:.1f} of the poor generator, "
+        f"{bundled_anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the classifier: "
+        f"{poor_anchors['confidence']:.3f} and {bundled_anchors['confidence']:.3f}.",
+        provenance(poor["run"]),
+    )
+
+
+@table
+def views_nvae() -> str:
+    """The paper's table 4."""
+    return _scores("nvae")
+
+
+@table
+def views_pools() -> str:
+    """Sec. 3.3: fixed sets against the endless stream."""
+    return _scores("pools", extra=("ML random", "ML random, no T_x"))
+
+
+@table
+def views_pools_long() -> str:
+    """The same in a longer training."""
+    folder = RESULTS / "long"
+    record = read("probe", folder)
+    scores = _scores("pools", extra=("ML random, no T_x",), folder=folder)
+    return captioned(
+        f"{scores}\n\n{_differences(folder)}",
+        f"{record['steps']:,} steps of {record['batch_size']} pairs; {_cost(record)}.",
+        provenance(record, note=MEASURES),
+    )
+
+
+@table
+def views_differences() -> str:
+    """Paired differences of the whole table."""
+    return _differences(RESULTS)
+
+
+def _scores(
+    *groups: str, methods: Collection[str] = ("simclr",), extra: Collection[str] = (), folder: Path = RESULTS
+) -> str:
+    """Return the scores of the sources of some groups, and of ``extra`` sources by name."""
+    name_method = len(methods) > 1
+    rows = []
+    for row in read("probe", folder)["summary"]["rows"]:
+        if row["method"] in methods and (row["group"] in groups or row["source"] in extra):
+            scores = [with_interval(row["scores"][key]) for key in SCORES]
+            method = [f"`{row['method']}`"] if name_method else []
+            rows.append([*method, row["source"], row["transform"], *scores, str(row["scores"]["kNN"]["seeds"])])
+    return markdown([*(["method"] if name_method else []), "views", "T_x", *SCORES, "seeds"], rows)
+
+
+def _differences(folder: Path) -> str:
+    """Return the paired differences of a record."""
+    rows = []
+    for row in read("probe", folder)["summary"]["differences"]:
+        points = [with_interval(row["scores"][key], sign="+") for key in SCORES]
+        rows.append([f"`{row['method']}`", f"{row['of']} − {row['less']}", *points])
+    return captioned(
+        markdown(["method", "difference at the same seed", *SCORES], rows),
+        "Points, mean ± half of the 95 % interval over seeds.",
+    )
+
+
+def _cost(record: Record) -> str:
+    """Return how long all cells of a record took."""
+    hours = sum(sum(cell["seconds"].values()) for cell in record["cells"]) / 3600
+    return f"{hours:.1f} hours of single threads of {record['machine']['processor']}"
