@@ -38,7 +38,11 @@ from mlviews.weights.checkpoints import read
 
 SIZE = 112  # of a view after T_x
 NORMAL = [0.0, 1.0, 2.0]  # the paper's perturbation of BigBiGAN: mean, deviation, truncation
-CASES = {"levels 2-6": 1, "levels 4-6": 3, "level 6": 5}  # the first level that is perturbed, as all later ones are
+CASES = {
+    "levels 2-6": 1,
+    "levels 4-6": 3,
+    "level 6": 5,
+}  # the first level that is perturbed, as all later ones are
 OPTIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
@@ -186,7 +190,9 @@ def time_options(generator: BigGAN, pairs: int, repeats: int) -> dict[str, Any]:
     seconds = take_turns(steps, repeats, "options")
     for name, clocks in seconds.items():
         figures[name] = {clock: median_and_quartiles(values) for clock, values in clocks.items()}
-        figures[name]["cpu_of_float32"] = median_and_quartiles(ratios(clocks["cpu"], seconds["float32"]["cpu"]))
+        figures[name]["cpu_of_float32"] = median_and_quartiles(
+            ratios(clocks["cpu"], seconds["float32"]["cpu"])
+        )
     return figures
 
 
@@ -249,7 +255,9 @@ def measure_memory(checkout: Path, weights: Path, pairs: int, threads: int) -> d
     for side in SIDES:
         options = ["--research", str(checkout), "--pairs", str(pairs), "--threads", str(threads)]
         options += ["--memory-of", side, "--weights", str(weights)]
-        process = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            [sys.executable, __file__, *options], capture_output=True, text=True, check=False
+        )
         if process.returncode:
             raise SystemExit(process.stderr)
         rows[side] = json.loads(process.stdout.splitlines()[-1])
@@ -265,7 +273,9 @@ def print_tables(record: Mapping[str, Any], memory_pairs: int, threads: int) -> 
     """Print times, memory, and what the options cost."""
     console = Console()
     title = f"{record['pairs']} pairs, {threads} thread(s)"
-    table = Table("perturbed", "", "research, s", "ours, s", "ratio, wall (quartiles)", "ratio, CPU", title=title)
+    table = Table(
+        "perturbed", "", "research, s", "ours, s", "ratio, wall (quartiles)", "ratio, CPU", title=title
+    )
     for name, case in record["steps"].items():
         for part in ("step", "generator"):
             wall, cpu = case[part]["wall"], case[part]["cpu"]

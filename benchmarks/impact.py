@@ -121,7 +121,11 @@ def table(cells: Sequence[Cell]) -> Table:
         texts = []
         for key in ("loss_nats", "distance_mean", "distance_relative", "class_kept"):
             values = [row.get(key) for row in rows]
-            text = "" if None in values else f"{statistics.fmean(values):.3g} ({min(values):.3g}–{max(values):.3g})"
+            text = (
+                ""
+                if None in values
+                else f"{statistics.fmean(values):.3g} ({min(values):.3g}–{max(values):.3g})"
+            )
             texts.append(text)
         lines.add_row(rows[0]["level"], *texts)
     return lines
@@ -143,7 +147,9 @@ def draw(cells: Sequence[Cell], path: Path) -> Path:
     figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.6), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for method, (marker, color, shift) in STYLES.items():
-            reports = [cell["rows"] for cell in cells if (cell["generator"], cell["method"]) == (name, method)]
+            reports = [
+                cell["rows"] for cell in cells if (cell["generator"], cell["method"]) == (name, method)
+            ]
             for index, rows in enumerate(zip(*reports, strict=True)):
                 distances = [row["distance_mean"] for row in rows]
                 mean = statistics.fmean(distances)
@@ -169,8 +175,13 @@ def main(
     methods: Annotated[str, typer.Option(help=f"With commas, of {', '.join(VARIANTS)}.")] = "sweep,walker",
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
     target_loss: Annotated[float, typer.Option(help="Plain InfoNCE in nats.")] = 0.7,
-    data: Annotated[Path | None, typer.Option(help="Folder with Fashion-MNIST's idx files, to see which pairs keep their class.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder for the cells' reports and checkpoints.")] = Path("runs/impact-table"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with Fashion-MNIST's idx files, to see which pairs keep their class."),
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Folder for the cells' reports and checkpoints.")] = Path(
+        "runs/impact-table"
+    ),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "impact.json",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
     collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells of earlier calls.")] = False,
@@ -197,7 +208,9 @@ def main(
     record = {
         "command": command("impact.py"),
         "cells": cells,
-        "agreement": {name: agreement([cell for cell in cells if cell["generator"] == name]) for name in names},
+        "agreement": {
+            name: agreement([cell for cell in cells if cell["generator"] == name]) for name in names
+        },
         **environment(),
     }
     for group in by_generator_and_method(cells).values():

@@ -132,7 +132,9 @@ def images(nats: float, dims: int, seed: int) -> MLViewSource:
     generator = LinearGaussian()
     std = solve(generator.nats, nats, 1e-3, 1e3)
     perturb = {"coarse": Normal(std), "fine": Resample(), "noise": Resample()}
-    return MLViewSource(generator, perturb, anchor=Normal(1.0), batch_size=1000, num_samples=2 * PAIRS, seed=seed)
+    return MLViewSource(
+        generator, perturb, anchor=Normal(1.0), batch_size=1000, num_samples=2 * PAIRS, seed=seed
+    )
 
 
 class Case(NamedTuple):
@@ -190,7 +192,15 @@ def deviation(truth: float, runs: list[dict[str, float]]) -> tuple[float, float]
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """Return the estimates beside the truth, a section for each distribution."""
-    header = ("distribution", "truth", "estimates", "stderr", "error of the mean", "largest excess, stderr", "CPU, s")
+    header = (
+        "distribution",
+        "truth",
+        "estimates",
+        "stderr",
+        "error of the mean",
+        "largest excess, stderr",
+        "CPU, s",
+    )
     lines = Table(*header)
     for row in rows:
         truth, runs = row["truth"], row["runs"]
@@ -232,7 +242,13 @@ def main(
     ]
     console = Console()
     console.print(table(rows))
-    record = {"command": command("mi.py"), "pairs": PAIRS, "seeds": list(range(seeds)), "jobs": jobs, "rows": rows}
+    record = {
+        "command": command("mi.py"),
+        "pairs": PAIRS,
+        "seeds": list(range(seeds)),
+        "jobs": jobs,
+        "rows": rows,
+    }
     console.print(write(record | environment(), out))
 
 

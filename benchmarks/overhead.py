@@ -82,7 +82,9 @@ def time_steps(source: mlviews.MLViewSource, steps: int, warmup: int) -> list[di
 def main(
     preset: Annotated[str, typer.Option(help="Preset to time.")] = "fashion-ml-random",
     batch_size: Annotated[int, typer.Option(help="Samples per step.", min=1)] = 128,
-    steps: Annotated[int, typer.Option(help="Steps to time, after a tenth as many to warm up.", min=10)] = 100,
+    steps: Annotated[
+        int, typer.Option(help="Steps to time, after a tenth as many to warm up.", min=10)
+    ] = 100,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "overhead.json",
@@ -104,7 +106,9 @@ def main(
     table = Table("part", "median, ms", "quartiles, ms", "of the generator", title=title)
     for name, median in medians.items():
         low, high = quartiles[name]
-        table.add_row(name, f"{median:.2f}", f"{low:.2f} – {high:.2f}", f"{median / medians['generator']:.1%}")
+        table.add_row(
+            name, f"{median:.2f}", f"{low:.2f} – {high:.2f}", f"{median / medians['generator']:.1%}"
+        )
     table.add_section()
     total = sum(medians[name] for name in extra)
     table.add_row("all but generator and T_x", f"{total:.2f}", "", f"{overhead:.1%}")

@@ -150,8 +150,12 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
             minuend, subtrahend = scores.get((method, name), {}), scores.get((method, less), {})
             seeds = sorted(minuend.keys() & subtrahend.keys())
             if seeds:
-                of_seeds = [{key: minuend[seed][key] - subtrahend[seed][key] for key in SCORES} for seed in seeds]
-                differences.append({"method": method, "of": name, "less": less, "scores": intervals(of_seeds)})
+                of_seeds = [
+                    {key: minuend[seed][key] - subtrahend[seed][key] for key in SCORES} for seed in seeds
+                ]
+                differences.append(
+                    {"method": method, "of": name, "less": less, "scores": intervals(of_seeds)}
+                )
     return {"rows": rows, "differences": differences}
 
 
@@ -190,12 +194,16 @@ def draw_sources(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     figure, axes = plt.subplots(1, len(methods), figsize=(width, 4), sharey=True, squeeze=False)
     for axis, method in zip(axes[0], methods, strict=True):
         # What is not trained stands in every panel.
-        panel = [row for row in rows if row["method"] == method or SOURCES[row["source"]].group == "untrained"]
+        panel = [
+            row for row in rows if row["method"] == method or SOURCES[row["source"]].group == "untrained"
+        ]
         for key, marker, shift in (("linear 100%", "o", -0.12), ("kNN", "s", 0.12)):
             means, halves = means_and_halves([row["scores"][key] for row in panel])
             heights = [names.index(row["source"]) + shift for row in panel]
             axis.errorbar(means, heights, xerr=halves, fmt=marker, ms=5, capsize=3, label=key)
-        axis.set(title=method, xlabel="top-1 on real test images, %", yticks=range(len(names)), yticklabels=names)
+        axis.set(
+            title=method, xlabel="top-1 on real test images, %", yticks=range(len(names)), yticklabels=names
+        )
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].invert_yaxis()
     return save(figure, axes, path)
@@ -218,7 +226,9 @@ def draw_pools(pools: Sequence[str], scores: dict[str, Any], path: Path) -> Path
             labels[ENDLESS[transform]] = "endless"
         for key, marker in (("linear 100%", "o"), ("kNN", "s")):
             means, halves = means_and_halves([scores[name][key] for name in labels])
-            axis.errorbar(range(len(labels)), means, yerr=halves, fmt=f"{marker}-", ms=5, capsize=3, label=key)
+            axis.errorbar(
+                range(len(labels)), means, yerr=halves, fmt=f"{marker}-", ms=5, capsize=3, label=key
+            )
         axis.set_xticks(range(len(labels)), labels.values())
         axis.set(xlabel="different samples", title=f"T_x: {transform}")
         axis.grid(alpha=0.3)
@@ -270,18 +280,23 @@ def choose(seeds: int, only: str, quick: bool) -> list[Key]:
     cells = [(method, name) for method, name in CELLS if name in names]
     if quick:
         groups = ("untrained", "sources")
-        cells = [(method, name) for method, name in cells if method == "simclr" and SOURCES[name].group in groups]
+        cells = [
+            (method, name) for method, name in cells if method == "simclr" and SOURCES[name].group in groups
+        ]
     return [(method, name, seed) for seed in range(seeds) for method, name in cells]
 
 
 def main(
     data: Annotated[
-        Path | None, typer.Option(help="Folder with Fashion-MNIST's four idx files; without one, the bundled slice.")
+        Path | None,
+        typer.Option(help="Folder with Fashion-MNIST's four idx files; without one, the bundled slice."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
     steps: Annotated[int, typer.Option(help="Of training.", min=1)] = 500,
     batch_size: Annotated[int, typer.Option(help="Pairs of a step.", min=2)] = 64,
-    labels: Annotated[int, typer.Option(help="Most labelled real images to fit the probes on.", min=100)] = 10_000,
+    labels: Annotated[
+        int, typer.Option(help="Most labelled real images to fit the probes on.", min=100)
+    ] = 10_000,
     only: Annotated[str, typer.Option(help="Sources to measure, with semicolons; none: all of them.")] = "",
     jobs: Annotated[int, typer.Option(help="Cells at a time, one thread each.", min=1)] = 2,
     work: Annotated[Path, typer.Option(help="Folder for the cells.")] = Path("runs/probe-table"),

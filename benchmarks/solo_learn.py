@@ -118,7 +118,10 @@ def measure(
     with next(folder.glob("lightning_logs/*/metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     logged = [
-        float(value) for row in rows for key, value in row.items() if value and key.startswith(("train", "val"))
+        float(value)
+        for row in rows
+        for key, value in row.items()
+        if value and key.startswith(("train", "val"))
     ]
     loss = METHODS[method]
     checkpoint = next(folder.glob("models/*/*/*.ckpt"))
@@ -126,7 +129,9 @@ def measure(
     untrained = folder / "untrained"
     untrained.mkdir()
     shutil.copy(settings, untrained)
-    run_python(["-c", UNTRAINED, str(checkout), str(untrained), str(checkpoint)], folder, "The untrained network")
+    run_python(
+        ["-c", UNTRAINED, str(checkout), str(untrained), str(checkpoint)], folder, "The untrained network"
+    )
     return {
         "batch_size": json.loads(settings.read_text())["optimizer"]["batch_size"],
         "loss": [[int(row["step"]), round(float(row[loss]), 4)] for row in rows if row[loss]],

@@ -73,7 +73,9 @@ def compare(network: Any, batch: int, options: dict[str, Any], turns: int, seed:
     """Time whole images, then pairs that differ in the last group."""
     ours = our_generator(network, options)
     z = ours.sample_latents(range(batch), seed)
-    source = mlviews.MLViewSource(ours, {3: perturb.Normal(0.8, 1.0)}, batch_size=batch, num_samples=batch, seed=seed)
+    source = mlviews.MLViewSource(
+        ours, {3: perturb.Normal(0.8, 1.0)}, batch_size=batch, num_samples=batch, seed=seed
+    )
     moved = source.batch(0, batch).latents[1]
 
     def anchors() -> Tensor:
@@ -81,7 +83,9 @@ def compare(network: Any, batch: int, options: dict[str, Any], turns: int, seed:
 
     def positives() -> Tensor:
         first = ours.runs[-1].start  # the last group's styles come from another z
-        ws = torch.cat([network.mapping(z[0], None)[:, :first], network.mapping(moved[-1], None)[:, first:]], dim=1)
+        ws = torch.cat(
+            [network.mapping(z[0], None)[:, :first], network.mapping(moved[-1], None)[:, first:]], dim=1
+        )
         return official_images(network, ws, options)
 
     name = f"{network.img_resolution} px" + (", crop" if options else "")
@@ -101,7 +105,8 @@ def time_case(
     """Return medians and quartiles of both sides, and how many times as fast ours is."""
     seconds = take_turns({"official": official, "ours": ours}, turns, name)
     medians = {
-        clock: [statistics.median(seconds[side][clock]) for side in ("official", "ours")] for clock in ("cpu", "wall")
+        clock: [statistics.median(seconds[side][clock]) for side in ("official", "ours")]
+        for clock in ("cpu", "wall")
     }
     quartiles = median_and_quartiles(ratios(seconds["official"]["cpu"], seconds["ours"]["cpu"]), "inclusive")
     row: Row = {"case": name, "images": images}
@@ -140,7 +145,9 @@ def main(
     batch_128: Annotated[int, typer.Option(help="Images of 128 px at a time.", min=1)] = 8,
     batch_512: Annotated[int, typer.Option(help="Images of 512 px at a time.", min=1)] = 2,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
-    base: Annotated[int, typer.Option(help="The official channel_base; config-f has 32768.", min=512)] = 32768,
+    base: Annotated[
+        int, typer.Option(help="The official channel_base; config-f has 32768.", min=512)
+    ] = 32768,
     seed: Annotated[int, typer.Option(help="Of weights and latents.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="3 runs of the smallest batches.")] = False,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "stylegan2-speed.json",
@@ -156,7 +163,12 @@ def main(
         rows += compare(network, batch, options, runs, seed)
     print_table(rows, threads)
     arguments = [Path(value).name if Path(value) == checkout else value for value in sys.argv[1:]]
-    record = {"command": command("stylegan2_speed.py", arguments), "seed": seed, "runs": runs, "channel_base": base}
+    record = {
+        "command": command("stylegan2_speed.py", arguments),
+        "seed": seed,
+        "runs": runs,
+        "channel_base": base,
+    }
     Console().print(write(record | {"cases": rows} | environment(), out))
 
 

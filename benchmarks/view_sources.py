@@ -154,8 +154,15 @@ for transform, suffix in (("crop", ""), ("none", ", no T_x")):
 ENDLESS = {"crop": "ML random", "none": "ML random, no T_x"}  # what the pools of a T_x are compared with
 
 METHODS = ("simclr", "simsiam", "byol")
-TELLING = ("real, gentle", "none, gentle", "single random, gentle", "ML random, gentle")  # for SimSiam and BYOL
-CELLS = [("simclr", name) for name in SOURCES] + [(method, name) for method in METHODS[1:] for name in TELLING]
+TELLING = (
+    "real, gentle",
+    "none, gentle",
+    "single random, gentle",
+    "ML random, gentle",
+)  # for SimSiam and BYOL
+CELLS = [("simclr", name) for name in SOURCES] + [
+    (method, name) for method in METHODS[1:] for name in TELLING
+]
 
 PAIRS = (  # one source less another, at the same seed: initial weights and the probe's labels are then the same
     ("ML random", "single random"),
@@ -222,7 +229,9 @@ class RealViews:
         whole_batches = len(order) // self.batch_size * self.batch_size
         for rows in order[:whole_batches].split(self.batch_size):
             padded = F.pad(self.images[rows], (2, 2, 2, 2)).float() / 255
-            yield tuple(self.transform(padded, rows, seed=self.seed, epoch=self.epoch, view=view) for view in (0, 1))
+            yield tuple(
+                self.transform(padded, rows, seed=self.seed, epoch=self.epoch, view=view) for view in (0, 1)
+            )
         self.epoch += 1
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import feeds
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,13 @@ def loaders() -> dict[str, Any]:
 
 
 def run(script: str, *options: str) -> str:
-    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,7 +50,17 @@ def run(script: str, *options: str) -> str:
 
 
 def test_probe_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
-    options = ["--quick", "--steps", "2", "--labels", "200", "--work", str(tmp_path / "cells"), "--out", str(tmp_path)]
+    options = [
+        "--quick",
+        "--steps",
+        "2",
+        "--labels",
+        "200",
+        "--work",
+        str(tmp_path / "cells"),
+        "--out",
+        str(tmp_path),
+    ]
     run("probe", *options, "--only", "raw pixels;real;ML random")
     first = json.loads((tmp_path / "probe.json").read_text())
     assert [cell["source"] for cell in first["cells"]] == ["raw pixels", "real", "ML random"]
@@ -68,13 +85,22 @@ def test_cells_of_another_budget_are_not_mixed(tmp_path: Path) -> None:
 def test_the_interval_is_students(probe: dict[str, Any]) -> None:
     values = [80.0, 82.0, 81.5]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    assert probe["interval"](values) == {"mean": 81.17, "half": pytest.approx((high - low) / 2, abs=0.01), "seeds": 3}
+    assert probe["interval"](values) == {
+        "mean": 81.17,
+        "half": pytest.approx((high - low) / 2, abs=0.01),
+        "seeds": 3,
+    }
     assert probe["interval"]([80.0]) == {"mean": 80.0, "half": None, "seeds": 1}
 
 
 def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
     def cell(source: str, seed: int, score: float) -> dict[str, Any]:
-        return {"method": "simclr", "source": source, "seed": seed, "scores": dict.fromkeys(probe["SCORES"], score)}
+        return {
+            "method": "simclr",
+            "source": source,
+            "seed": seed,
+            "scores": dict.fromkeys(probe["SCORES"], score),
+        }
 
     cells = [cell("ML random", 0, 84), cell("ML random", 1, 86), cell("none", 0, 80), cell("none", 2, 99)]
     (found,) = probe["summarise"](cells)["differences"]
@@ -84,12 +110,19 @@ def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
 
 def test_real_views_are_those_of_their_images(probe: dict[str, Any]) -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, -1, 28, 28) * 20
-    views = probe["RealViews"](images, lambda x, rows, *, seed, epoch, view: torch.cat([x.mean((2, 3)), rows[:, None].float()], 1), 4, 0)
+    views = probe["RealViews"](
+        images,
+        lambda x, rows, *, seed, epoch, view: torch.cat([x.mean((2, 3)), rows[:, None].float()], 1),
+        4,
+        0,
+    )
     epochs = [torch.cat([first for first, _ in views]) for _ in range(2)]
     for values in epochs:
         assert len(values) == 8
         assert len(values[:, 1].unique()) == 8, "no image twice"
-        assert torch.allclose(values[:, 0], values[:, 1] * 20 / 255 * (28 / 32) ** 2), "padded to the generators' 32 pixels"
+        assert torch.allclose(values[:, 0], values[:, 1] * 20 / 255 * (28 / 32) ** 2), (
+            "padded to the generators' 32 pixels"
+        )
     assert not torch.equal(epochs[0], epochs[1]), "a new order"
 
 
@@ -110,7 +143,8 @@ def test_borrowed_shifts_are_the_walkers_of_other_anchors(probe: dict[str, Any])
     (moved,) = probe["Borrowed"](walker)([z], [other])
     torch.testing.assert_close(moved - z, walker.net(other))
     made = [
-        probe["generated"](probe["SOURCES"][name].config | {"num_samples": 4}, batch_size=4) for name in ("ML borrowed, crop", "ML learned")
+        probe["generated"](probe["SOURCES"][name].config | {"num_samples": 4}, batch_size=4)
+        for name in ("ML borrowed, crop", "ML learned")
     ]
     (anchors, borrowed), (same, learned) = (next(iter(source)) for source in made)
     assert torch.equal(anchors, same)
@@ -137,13 +171,29 @@ def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any], folde
 
 
 def test_loaders_run(tmp_path: Path) -> None:
-    out = run("loaders", "--quick", "--loaders", "torch,mlviews", "--work", str(tmp_path / "files"), "--out", str(tmp_path))
+    out = run(
+        "loaders",
+        "--quick",
+        "--loaders",
+        "torch,mlviews",
+        "--work",
+        str(tmp_path / "files"),
+        "--out",
+        str(tmp_path),
+    )
     assert "median (range) of rounds" in out
     record = json.loads((tmp_path / "loaders.json").read_text())
-    assert [(row["loader"], row["batch_size"]) for row in record["rows"]] == [("torch", 8), ("mlviews", 8), ("torch", 16), ("mlviews", 16)]
+    assert [(row["loader"], row["batch_size"]) for row in record["rows"]] == [
+        ("torch", 8),
+        ("mlviews", 8),
+        ("torch", 16),
+        ("mlviews", 16),
+    ]
     for row in record["rows"]:
         assert row["data_s"]["median"] > 0
-        assert row["step_s"]["median"] == pytest.approx(row["data_s"]["median"] + row["training_s"]["median"], abs=1e-3), "of one round"
+        assert row["step_s"]["median"] == pytest.approx(
+            row["data_s"]["median"] + row["training_s"]["median"], abs=1e-3
+        ), "of one round"
         assert row["peak"]["host_mib"] > 100
     unique = {row["loader"]: (row["images"], row["different"]) for row in record["unique"]}
     assert unique["mlviews"] == (4 * 64, 4 * 64), "two views of 64 samples in two epochs, none twice"
@@ -174,13 +224,15 @@ def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch
     assert loaders["time_alone"](case, 4) == pytest.approx(0.06, abs=0.02)
 
 
-def test_random_weights_are_bigbigans(loaders: dict[str, Any]) -> None:
-    shapes = dict(loaders["bigbigan_shapes"]())
+def test_random_weights_are_bigbigans() -> None:
+    shapes = dict(feeds.bigbigan_shapes())
     with np.load(ROOT / "tests" / "golden" / "biggan-small-128.npz") as file:
         small = json.loads(str(file["facts"]))["shapes"]
     assert shapes.keys() == small.keys()
 
-    def times_six(sizes: list[int], name: str) -> tuple[int, ...]:  # 16 channels there, 96 here; and an embedding of 16, not of 128
+    def times_six(
+        sizes: list[int], name: str
+    ) -> tuple[int, ...]:  # 16 channels there, 96 here; and an embedding of 16, not of 128
         if name == "shared.weight":
             return (1000, 128)
         if name.endswith(("gain.weight", "bias.weight")):
@@ -191,8 +243,8 @@ def test_random_weights_are_bigbigans(loaders: dict[str, Any]) -> None:
     assert shapes == {name: times_six(sizes, name) for name, sizes in small.items()}
 
 
-def test_a_generator_of_such_weights_makes_images(loaders: dict[str, Any]) -> None:
-    made = loaders["generator"](128)
+def test_a_generator_of_such_weights_makes_images() -> None:
+    made = feeds.generator(128)
     assert [level.shape for level in made.levels] == [(20,)] * 6
     image = made.decode([torch.randn(1, 20) for _ in range(6)])
     assert image.shape == (1, 3, 128, 128)

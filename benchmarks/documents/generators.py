@@ -87,13 +87,14 @@ def speed() -> str:
             f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
         ])  # fmt: skip
     memory = [
-        [title, *(f"{biggan['memory_mib'][side][key]:.0f}" for side in SIDES)] for key, title in MEMORY.items()
+        [title, *(f"{biggan['memory_mib'][side][key]:.0f}" for side in SIDES)]
+        for key, title in MEMORY.items()
     ]
     times = captioned(
         markdown(["work", "original", "ours", "times as fast, wall", "by CPU time (quartiles)"], rows),
         "BigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's "
         "`BatchManager` and generator.",
-        "StyleGAN2: config-f channels, against stylegan2-ada-pytorch's generator; \"last group\" is an anchor and a "
+        'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an anchor and a '
         "positive that differ in the last of four groups.",
         f"Both sides in turns, {threads(biggan)}, random weights.",
         provenance(biggan, stylegan2),

@@ -79,7 +79,12 @@ def loaders_storage() -> str:
     for disk, unique in zip(record["disk"], record["unique"], strict=True):
         different = f"{unique['different']:,} of {unique['images']:,}"
         rows.append([f"{disk['size']} px", f"`{disk['loader']}`", f"{disk['bytes'] / 1e6:,.1f}", different])
-    header = ["images", "loader", f"MB for {record['images']:,} images", "different images in two epochs, looked at"]
+    header = [
+        "images",
+        "loader",
+        f"MB for {record['images']:,} images",
+        "different images in two epochs, looked at",
+    ]
     return markdown(header, rows)
 
 

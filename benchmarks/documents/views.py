@@ -175,7 +175,9 @@ def _scores(
         if row["method"] in methods and (row["group"] in groups or row["source"] in extra):
             scores = [with_interval(row["scores"][key]) for key in SCORES]
             method = [f"`{row['method']}`"] if name_method else []
-            rows.append([*method, row["source"], row["transform"], *scores, str(row["scores"]["kNN"]["seeds"])])
+            rows.append(
+                [*method, row["source"], row["transform"], *scores, str(row["scores"]["kNN"]["seeds"])]
+            )
     return markdown([*(["method"] if name_method else []), "views", "T_x", *SCORES, "seeds"], rows)
 
 

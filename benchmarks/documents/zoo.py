@@ -60,7 +60,9 @@ def classes() -> str:
     rows = []
     for name, share in fidelity["anchors"]["classes"].items():
         rows.append([name, f"{on_samples[name]:.3f}", f"{on_images[name]:.3f}", f"{share:.1%}"])
-    return markdown(["classified as", "confidence on samples", "on real test images", "share of samples"], rows)
+    return markdown(
+        ["classified as", "confidence on samples", "on real test images", "share of samples"], rows
+    )
 
 
 @table

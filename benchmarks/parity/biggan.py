@@ -15,7 +15,18 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from compare import SEED, Case, Row, as_json, compare_all, conclude, imported, largest, shapes_of, write_golden
+from compare import (
+    SEED,
+    Case,
+    Row,
+    as_json,
+    compare_all,
+    conclude,
+    imported,
+    largest,
+    shapes_of,
+    write_golden,
+)
 from fill import fill
 from record import RESULTS
 from torch import Tensor, nn
@@ -106,7 +117,13 @@ def compare(case: Case, checkout: Path, goldens: bool) -> Row:
     with torch.enable_grad():
         tracked = ours.decode(latents, our_labels).detach()
     if case.golden and goldens:
-        facts = {"step": case.golden, "label": case.label, "bn_eps": bn_eps, "seed": SEED, "shapes": shapes_of(tensors)}
+        facts = {
+            "step": case.golden,
+            "label": case.label,
+            "bn_eps": bn_eps,
+            "seed": SEED,
+            "shapes": shapes_of(tensors),
+        }
         pixels = expected[:, :, :: case.golden, :: case.golden].numpy()
         write_golden(f"biggan-{case.name}", images=pixels, facts=as_json(facts))
     return {
@@ -125,7 +142,9 @@ def compare(case: Case, checkout: Path, goldens: bool) -> Row:
 
 
 def main(
-    pretrained: Annotated[Path, typer.Option(help="Checkout of lukemelas/pytorch-pretrained-gans.", exists=True)],
+    pretrained: Annotated[
+        Path, typer.Option(help="Checkout of lukemelas/pytorch-pretrained-gans.", exists=True)
+    ],
     biggan: Annotated[Path, typer.Option(help="Checkout of ajbrock/BigGAN-PyTorch.", exists=True)],
     only: Annotated[str, typer.Option(help="Cases whose name has this in it; no JSON is written then.")] = "",
     goldens: Annotated[bool, typer.Option(help="Write what CI compares with.")] = False,

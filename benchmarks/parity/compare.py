@@ -43,7 +43,9 @@ class Case(NamedTuple):
 
 
 @contextmanager
-def imported(folder: Path, stubs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Callable[[str], Any]]:
+def imported(
+    folder: Path, stubs: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[Callable[[str], Any]]:
     """Import from a checkout, and forget its modules afterwards, for the checkouts share names.
 
     Args:
@@ -96,7 +98,12 @@ def compare_all(cases: Sequence[Case], only: str, compare: Callable[[Case], Row]
 
 
 def conclude(
-    rows: Sequence[Row], columns: Sequence[str], keys: Sequence[str], script: str, arguments: Sequence[str], out: Path | None
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    keys: Sequence[str],
+    script: str,
+    arguments: Sequence[str],
+    out: Path | None,
 ) -> NoReturn:
     """Print a table, write the record, and exit with 1 if an image differs by more than LIMIT.
 

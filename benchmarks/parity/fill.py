@@ -27,7 +27,9 @@ def fill(name_to_shape: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, T
 def pictures(shape: tuple[int, ...], rows: int, seed: int) -> Tensor:
     """Images ``[rows, C, H, W]`` in (0, 1) to encode: smooth blots over stripes, as arbitrary as the weights."""
     field = sampling.Field(64, sampling.NOISE, 0, 0, sampling.TruncatedNormal())
-    values = sampling.Draw({"blots": field}, torch.device("cpu"))(torch.arange(rows), seed, 0)["blots"].view(rows, 1, 8, 8)
+    values = sampling.Draw({"blots": field}, torch.device("cpu"))(torch.arange(rows), seed, 0)["blots"].view(
+        rows, 1, 8, 8
+    )
     blots = torch.nn.functional.interpolate(values, size=shape[1:], mode="bilinear")
     stripes = torch.sin(torch.linspace(-40, 40, torch.Size(shape).numel())).view(1, *shape)
     return torch.sigmoid(2 * blots + stripes)
@@ -41,7 +43,9 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return torch.ones(shape)
     size = int(torch.Size(shape).numel())
     variance = leaf.endswith("var")
-    field = sampling.Field(size, sampling.ANCHOR, 0, 0, sampling.Uniform() if variance else sampling.TruncatedNormal())
+    field = sampling.Field(
+        size, sampling.ANCHOR, 0, 0, sampling.Uniform() if variance else sampling.TruncatedNormal()
+    )
     index = torch.tensor([zlib.crc32(name.encode())])  # a sample index of its own for each name
     values = sampling.Draw({name: field}, torch.device("cpu"))(index, seed, 0)[name].reshape(shape)
     if variance:

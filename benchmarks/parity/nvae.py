@@ -20,7 +20,18 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import typer
-from compare import SEED, Case, Row, as_json, compare_all, conclude, imported, largest, shapes_of, write_golden
+from compare import (
+    SEED,
+    Case,
+    Row,
+    as_json,
+    compare_all,
+    conclude,
+    imported,
+    largest,
+    shapes_of,
+    write_golden,
+)
 from fill import fill, pictures
 from record import RESULTS
 from timing import take_turns
@@ -31,6 +42,8 @@ from mlviews.generators.nvae.reading import load as load_nvae
 from mlviews.weights.checkpoints import Checkpoint
 
 Cells = dict[str, list[str]]
+
+
 def serezd(size: int, scales: int, groups: int, channels: int, **options: Any) -> dict[str, Any]:
     """Return a configuration of SerezD's."""
     return {
@@ -43,7 +56,9 @@ def serezd(size: int, scales: int, groups: int, channels: int, **options: Any) -
     }  # fmt: skip
 
 
-def nvlabs(dataset: str, scales: int, groups: int, channels: int, cells: Cells, **options: Any) -> dict[str, Any]:
+def nvlabs(
+    dataset: str, scales: int, groups: int, channels: int, cells: Cells, **options: Any
+) -> dict[str, Any]:
     """Return arguments of NVlabs', with the operations of the cells."""
     return {
         "dataset": dataset, "num_latent_scales": scales, "num_groups_per_scale": groups,
@@ -79,14 +94,22 @@ _S = partial(Case, layout="nvae-serezd", rows=4)
 _N = partial(Case, layout="nvae-nvlabs", rows=4)
 CASES = (
     _S("serezd-tiny", facts=serezd(16, 2, 2, 4, num_cells_per_group=1, num_nf_cells=1), golden=2, rows=2),
-    _S("serezd-3x1", facts=serezd(32, 3, 1, 32, num_latent_per_group=16, num_logistic_mixtures=10), timed=True),
+    _S(
+        "serezd-3x1",
+        facts=serezd(32, 3, 1, 32, num_latent_per_group=16, num_logistic_mixtures=10),
+        timed=True,
+    ),
     _S("serezd-3x8", facts=serezd(32, 3, 8, 16)),
     _S("serezd-64px-adaptive-flows", facts=serezd(64, 3, 4, 16, is_adaptive=True, num_nf_cells=2)),
     _S("serezd-2-blocks", facts=serezd(64, 2, 3, 8, **{"num_pre-post_process_blocks": 2})),
     _N("nvlabs-mnist-tiny", facts=nvlabs("mnist", 2, 2, 4, USUAL, ada_groups=True, **TINY), golden=2, rows=2),
     _N("nvlabs-cifar10-tiny", facts=nvlabs("cifar10", 2, 2, 4, USUAL, num_nf=1, **TINY), golden=2, rows=2),
     _N("nvlabs-mnist", facts=nvlabs("mnist", 2, 10, 8, USUAL, ada_groups=True, **BLOCKS)),
-    _N("nvlabs-cifar10-flows", facts=nvlabs("cifar10", 1, 6, 32, USUAL, num_nf=2, num_mixture_dec=10), timed=True),
+    _N(
+        "nvlabs-cifar10-flows",
+        facts=nvlabs("cifar10", 1, 6, 32, USUAL, num_nf=2, num_mixture_dec=10),
+        timed=True,
+    ),
     _N("nvlabs-celeba64", facts=nvlabs("celeba_64", 3, 4, 16, USUAL, ada_groups=True, num_nf=1), timed=True),
     _N("nvlabs-ffhq", facts=nvlabs("ffhq", 5, 4, 4, USUAL, **SMALL_FFHQ), rows=1),
     _N("nvlabs-normal", facts=nvlabs("cifar10", 2, 2, 16, USUAL, num_mixture_dec=1)),
@@ -151,7 +174,9 @@ def load_serezd(checkout: Path, facts: dict[str, Any]) -> Official:
             rates: Tensor = network(images)[1]
         return rates
 
-    return Official(network, decode, lambda images: network.reconstruct(images, deterministic=True), divergences)
+    return Official(
+        network, decode, lambda images: network.reconstruct(images, deterministic=True), divergences
+    )
 
 
 def load_nvlabs(checkout: Path, facts: dict[str, Any]) -> Official:
@@ -267,7 +292,9 @@ def time_decoding(official: Official, ours: NVAE, rows: int = 16, turns: int = 9
 
 
 def main(
-    serezd: Annotated[Path, typer.Option(help="Checkout of SerezD/NVAE-from-scratch.", exists=True, file_okay=False)],
+    serezd: Annotated[
+        Path, typer.Option(help="Checkout of SerezD/NVAE-from-scratch.", exists=True, file_okay=False)
+    ],
     nvlabs: Annotated[Path, typer.Option(help="Checkout of NVlabs/NVAE.", exists=True, file_okay=False)],
     goldens: Annotated[bool, typer.Option(help="Write tests/golden/nvae-*.npz.")] = False,
     only: Annotated[str, typer.Option(help="Cases whose name holds this; no record is written.")] = "",

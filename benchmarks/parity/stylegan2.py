@@ -18,7 +18,18 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 import typer
-from compare import SEED, Case, Row, as_json, compare_all, conclude, imported, largest, shapes_of, write_golden
+from compare import (
+    SEED,
+    Case,
+    Row,
+    as_json,
+    compare_all,
+    conclude,
+    imported,
+    largest,
+    shapes_of,
+    write_golden,
+)
 from fill import fill
 from record import RESULTS
 from torch import Tensor
@@ -31,7 +42,13 @@ Decode = Callable[[Tensor, Tensor | None, float], Tensor]
 
 
 def ada(
-    resolution: int, base: int, largest: int = 512, classes: int = 0, dim: int = 512, layers: int = 8, **synthesis: Any
+    resolution: int,
+    base: int,
+    largest: int = 512,
+    classes: int = 0,
+    dim: int = 512,
+    layers: int = 8,
+    **synthesis: Any,
 ) -> dict[str, Any]:
     """Return arguments of StyleGAN2-ADA's generator."""
     return {
@@ -153,7 +170,9 @@ def load_tf(checkout: Path, facts: dict[str, Any], concatenated: bool) -> Offici
     components = {}
     for part in ("mapping", "synthesis"):
         prefix = f"G_{part}/"
-        entries = [(name.removeprefix(prefix), value) for name, value in arrays.items() if name.startswith(prefix)]
+        entries = [
+            (name.removeprefix(prefix), value) for name, value in arrays.items() if name.startswith(prefix)
+        ]
         components[part] = SimpleNamespace(components={}, variables=entries)
     widened = {"latent_size": 2 * facts["latent_size"], "label_size": 0} if concatenated else {}
     pickled = SimpleNamespace(
@@ -167,7 +186,9 @@ def load_tf(checkout: Path, facts: dict[str, Any], concatenated: bool) -> Offici
     if not concatenated:
         return Official(weights, decode)
     embedding = weights["G_mapping/LabelConcat/weight"]
-    return Official(weights, lambda z, labels, psi: decode(torch.cat([z, embedding[labels]], dim=1), None, psi))
+    return Official(
+        weights, lambda z, labels, psi: decode(torch.cat([z, embedding[labels]], dim=1), None, psi)
+    )
 
 
 def variables(facts: dict[str, Any], concatenated: bool) -> dict[str, tuple[int, ...]]:
@@ -274,7 +295,9 @@ def compare(case: Case, checkouts: Mapping[str, Path], goldens: bool) -> Row:
     low = (resolution - side) // 2
     centre = (..., slice(low, low + side), slice(low, low + side))
     cropped = load_stylegan2(checkpoint, groups=4, truncation_psi=case.psi, crop=side)(z, labels)
-    averaged = load_stylegan2(checkpoint, groups=4, truncation_psi=case.psi, crop=side, size=side // 2)(z, labels)
+    averaged = load_stylegan2(checkpoint, groups=4, truncation_psi=case.psi, crop=side, size=side // 2)(
+        z, labels
+    )
     images = ours(z, labels)
     with torch.enable_grad():
         tracked = ours.decode([value.clone().requires_grad_() for value in z], labels).detach()
@@ -297,7 +320,9 @@ def unit(images: Tensor) -> Tensor:
 
 
 def main(
-    ada: Annotated[Path, typer.Option(help="Checkout of NVlabs/stylegan2-ada-pytorch.", exists=True, file_okay=False)],
+    ada: Annotated[
+        Path, typer.Option(help="Checkout of NVlabs/stylegan2-ada-pytorch.", exists=True, file_okay=False)
+    ],
     rosinality: Annotated[Path, typer.Option(help="Checkout of rosinality/stylegan2-pytorch.", exists=True)],
     goldens: Annotated[bool, typer.Option(help="Write tests/golden/stylegan2-*.npz.")] = False,
     only: Annotated[str, typer.Option(help="Cases whose name holds this; no record is written.")] = "",
