@@ -13,18 +13,18 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from documents.common import markdown
+from documents.generators import TIMES, biggan_memory, biggan_times, precision
 from parity.compare import SEED, imported, largest, shapes_of
 from parity.fill import fill
-from record import RESULTS, command, off_the_records, write
-from rich.console import Console
-from rich.table import Table
+from record import RESULTS, command, off_the_records, publish
 from timing import Seconds, median_and_quartiles, ratios, take_turns
 from torch import Tensor
 
@@ -269,43 +269,6 @@ def measure_memory(checkout: Path, weights: Path, pairs: int, threads: int) -> d
 # -- the benchmark -------------------------------------------------------------------------------------------------
 
 
-def print_tables(record: Mapping[str, Any], memory_pairs: int, threads: int) -> None:
-    """Print times, memory, and what the options cost."""
-    console = Console()
-    title = f"{record['pairs']} pairs, {threads} thread(s)"
-    table = Table(
-        "perturbed", "", "research, s", "ours, s", "ratio, wall (quartiles)", "ratio, CPU", title=title
-    )
-    for name, case in record["steps"].items():
-        for part in ("step", "generator"):
-            wall, cpu = case[part]["wall"], case[part]["cpu"]
-            low, high = wall["ratio"]["quartiles"]
-            table.add_row(
-                name,
-                part,
-                f"{wall['research']['median']:.2f}",
-                f"{wall['ours']['median']:.2f}",
-                f"{wall['ratio']['median']:.2f} ({low:.2f} – {high:.2f})",
-                f"{cpu['ratio']['median']:.2f}",
-            )
-    console.print(table)
-
-    title = f"{memory_pairs} pairs: beyond what was there before"
-    table = Table("memory, MiB", "before the step", "resident, peak", "allocated, peak", title=title)
-    for side, row in record["memory_mib"].items():
-        peaks = [f"{row[peak]:.0f} ({row[f'{peak}_of_research']:.0%})" for peak in PEAKS]
-        table.add_row(side, f"{row['resident_before_step']:.0f}", *peaks)
-    console.print(table)
-
-    table = Table("option", "CPU time of a step, s", "of float32's")
-    for name, row in record["options"].items():
-        if "error" in row:
-            table.add_row(name, row["error"], "")
-        else:
-            table.add_row(name, f"{row['cpu']['median']:.2f}", f"{row['cpu_of_float32']['median']:.2f}")
-    console.print(table)
-
-
 def main(
     research: Annotated[Path, typer.Option(help="Checkout of SerezD/mi_ml_gen.", exists=True)],
     pairs: Annotated[int, typer.Option(help="Pairs of views in a step.", min=1)] = 16,
@@ -340,8 +303,8 @@ def main(
         "pairs": pairs, "repeats": repeats, "quick": quick, "seed": SEED,
         "steps": steps, "memory_mib": used, "options": options,
     } | environment()  # fmt: skip
-    print_tables(record, memory_pairs, threads)
-    Console().print(write(record, out))
+    times = [*biggan_times(record), *biggan_times(record, "generator")]
+    publish(record, out, markdown(TIMES, times), biggan_memory(record), precision(record))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from documents.impact import impact
 from real_images import classifier_of
-from record import RESULTS, command, off_the_records, write
-from rich.console import Console
-from rich.table import Table
+from record import RESULTS, command, off_the_records, publish
 from scipy.stats import spearmanr
 
 import mlviews
@@ -64,9 +63,9 @@ def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: 
     report = mlviews.ImpactReport.load(folder)
     rows = report.rows()
     if classifier is not None:
-        for row, impact in zip(rows, report.impacts, strict=True):
-            row["class_kept"] = share_of_class(mlviews.load_generator(generator), impact, classifier, seed)
-    curves = [None if impact.curve is None else dataclasses.asdict(impact.curve) for impact in report.impacts]
+        for row, level in zip(rows, report.impacts, strict=True):
+            row["class_kept"] = share_of_class(mlviews.load_generator(generator), level, classifier, seed)
+    curves = [level.curve and dataclasses.asdict(level.curve) for level in report.impacts]
     return {
         "generator": generator, "method": method, "seed": seed, "seconds": report.seconds, "options": report.options,
         "target_loss": report.target_loss, "temperature": report.temperature, "pairs": report.pairs,
@@ -75,11 +74,11 @@ def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: 
 
 
 @torch.no_grad()
-def share_of_class(generator: mlviews.MLVGM, impact: LevelImpact, classifier: Classifier, seed: int) -> float:
+def share_of_class(generator: mlviews.MLVGM, level: LevelImpact, classifier: Classifier, seed: int) -> float:
     """Return the share of pairs whose positive, moved by the measured perturber, is classified as its anchor is."""
-    key = int(impact.key) if impact.key.isdigit() else impact.key
+    key = int(level.key) if level.key.isdigit() else level.key
     source = mlviews.MLViewSource(
-        generator, {key: impact.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed
+        generator, {key: level.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed
     )
     same = 0
     for views in source:
@@ -110,33 +109,6 @@ def agreement(cells: Sequence[Cell]) -> dict[str, float]:
     if len(means) == 2:
         correlations["between methods"] = float(spearmanr(*means.values()).statistic)
     return correlations
-
-
-def table(cells: Sequence[Cell]) -> Table:
-    """Return the figures of one generator and method: means over seeds, and their range."""
-    seconds = statistics.fmean(cell["seconds"] for cell in cells)
-    title = f"{cells[0]['generator']}, {cells[0]['method']}: {seconds:.0f} s"
-    lines = Table("level", "loss, nats", "distance", "relative", "class kept", title=title)
-    for rows in zip(*(cell["rows"] for cell in cells), strict=True):
-        texts = []
-        for key in ("loss_nats", "distance_mean", "distance_relative", "class_kept"):
-            values = [row.get(key) for row in rows]
-            text = (
-                ""
-                if None in values
-                else f"{statistics.fmean(values):.3g} ({min(values):.3g}–{max(values):.3g})"
-            )
-            texts.append(text)
-        lines.add_row(rows[0]["level"], *texts)
-    return lines
-
-
-def by_generator_and_method(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Return the cells of each generator and method, one a seed."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell["generator"], cell["method"]), []).append(cell)
-    return groups
 
 
 def draw(cells: Sequence[Cell], path: Path) -> Path:
@@ -190,7 +162,6 @@ def main(
     """Measure every cell that has no report, then print and write the table."""
     if threads:
         torch.set_num_threads(threads)
-    console = Console()
     classifier = None if data is None else classifier_of(data, work / "classifier.safetensors")
     if quick:
         work = work / "quick"
@@ -213,11 +184,7 @@ def main(
         },
         **environment(),
     }
-    for group in by_generator_and_method(cells).values():
-        console.print(table(group))
-    console.print(record["agreement"])
-    for path in (write(record, out), draw(cells, out.with_suffix(".png"))):
-        console.print(path)
+    publish(record, out, impact(record), str(record["agreement"]), str(draw(cells, out.with_suffix(".png"))))
 
 
 if __name__ == "__main__":

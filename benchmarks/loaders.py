@@ -23,12 +23,12 @@ from typing import Annotated, Any
 import torch
 import torchvision
 import typer
+from documents.loaders import loaders as loaders_table
 from feeds import CROPS, FEEDS, Case, Views, bytes_on_disk, different, write_files
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
-from record import RESULTS, command, off_the_records, write
+from record import RESULTS, command, off_the_records, publish
 from rich.console import Console
-from rich.table import Table
 from timing import now, ratios
 from torch import nn
 
@@ -266,26 +266,6 @@ def compare(cases: list[Case], steps: int, rounds: int, meter: Meter, console: C
     ]
 
 
-def table(rows: list[Row], first: str) -> Table:
-    """Return the figures of all cases."""
-    header = (
-        "px", "batch", "loader", "waiting, ms", "training, ms", "waiting", "samples/s", "alone", f"step / {first}'s",
-        "peak, MiB",
-    )  # fmt: skip
-    lines = Table(*header, title="A step: median (range) of rounds")
-    for row in rows:
-        milliseconds = []
-        for key in ("data_s", "training_s"):
-            median, low, high = (1e3 * value for value in (row[key]["median"], *row[key]["range"]))
-            milliseconds.append(f"{median:.0f} ({low:.0f}–{high:.0f})")
-        lines.add_row(
-            str(row["size"]), str(row["batch_size"]), row["loader"], *milliseconds, f"{row['data_share']:.0%}",
-            f"{row['samples_per_s']:.0f}", f"{row['samples_per_s_alone']:.0f}",
-            f"{row['step_of_first']['median']:.2f}", f"{row['peak']['host_mib']:.0f}",
-        )  # fmt: skip
-    return lines
-
-
 def draw(rows: list[Row], path: Path) -> Path:
     """Draw seconds of waiting and of training, and the share of waiting, against the batch size."""
     import matplotlib.pyplot as plt
@@ -395,7 +375,6 @@ def main(
             disk.append(facts | {"bytes": bytes_on_disk(case)})
             unique.append(facts | different(case._replace(batch_size=min(samples, 32)), samples))
 
-    console.print(table(rows, names[0]))
     for name, reason in skipped.items():
         console.print(f"Not measured: {name}: {reason}.")
     if meter.why_not:
@@ -409,8 +388,7 @@ def main(
         "energy_not_measured": meter.why_not or None, "energy_note": meter.note or None,
         **facts, "versions": facts["versions"] | {name: version(name) for name in packages},
     }  # fmt: skip
-    for path in (write(record, out / "loaders.json"), draw(rows, out / "loaders.png")):
-        console.print(path)
+    publish(record, out / "loaders.json", loaders_table(record), str(draw(rows, out / "loaders.png")))
 
 
 if __name__ == "__main__":

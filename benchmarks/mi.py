@@ -17,10 +17,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from record import RESULTS, command, off_the_records, write
+from documents.impact import mutual_information
+from record import RESULTS, command, off_the_records, publish
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
@@ -179,43 +179,10 @@ def estimate(index: int, nats: float, seed: int) -> dict[str, float]:
 
 def judge(case: Case, truth: float, runs: list[dict[str, float]]) -> dict[str, Any]:
     """Return a row of the record: the mean must be within 10 % of the truth, and no seed two standard errors above."""
-    error, excess = deviation(truth, runs)
-    met = abs(error) <= 0.1 and excess <= 2
-    return {"case": case.name, "required": case.required, "truth": truth, "met": met, "runs": runs}
-
-
-def deviation(truth: float, runs: list[dict[str, float]]) -> tuple[float, float]:
-    """Return the relative error of the mean, and the largest excess over the truth in standard errors."""
     mean = statistics.mean(run["nats"] for run in runs)
-    return mean / truth - 1, max((run["nats"] - truth) / run["stderr"] for run in runs)
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Return the estimates beside the truth, a section for each distribution."""
-    header = (
-        "distribution",
-        "truth",
-        "estimates",
-        "stderr",
-        "error of the mean",
-        "largest excess, stderr",
-        "CPU, s",
-    )
-    lines = Table(*header)
-    for row in rows:
-        truth, runs = row["truth"], row["runs"]
-        error, excess = deviation(truth, runs)
-        lines.add_row(
-            row["case"],
-            f"{truth:g}",
-            ", ".join(f"{run['nats']:.3f}" for run in runs),
-            f"{max(run['stderr'] for run in runs):.3f}",
-            f"{error:+.1%}{'' if row['met'] else ' !'}",
-            f"{excess:+.1f}",
-            f"{max(run['cpu_seconds'] for run in runs):.0f}",
-            end_section=truth == rows[-1]["truth"],
-        )
-    return lines
+    excess = max((run["nats"] - truth) / run["stderr"] for run in runs)
+    met = abs(mean / truth - 1) <= 0.1 and excess <= 2
+    return {"case": case.name, "required": case.required, "truth": truth, "met": met, "runs": runs}
 
 
 def main(
@@ -240,8 +207,6 @@ def main(
         for index, case in enumerate(CASES)
         for nats in truths
     ]
-    console = Console()
-    console.print(table(rows))
     record = {
         "command": command("mi.py"),
         "pairs": PAIRS,
@@ -249,7 +214,8 @@ def main(
         "jobs": jobs,
         "rows": rows,
     }
-    console.print(write(record | environment(), out))
+    record |= environment()
+    publish(record, out, mutual_information(record))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from record import RESULTS, command, write
+from documents.loaders import overhead
+from record import RESULTS, command, publish
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import now
 
 import mlviews
@@ -100,30 +100,18 @@ def main(
     medians = {name: 1e3 * statistics.median(row[name] for row in rows) for name in rows[0]}
     quartiles = {name: statistics.quantiles((1e3 * row[name] for row in rows), n=4)[::2] for name in rows[0]}
     extra = [name for name in medians if name not in ("generator", "T_x")]
-    overhead = statistics.median(sum(row[name] for name in extra) / row["generator"] for row in rows)
+    extra_share = statistics.median(sum(row[name] for name in extra) / row["generator"] for row in rows)
     augmentation = statistics.median(row["T_x"] / row["generator"] for row in rows)
-    title = f"{preset}, batch {batch_size}: one step"
-    table = Table("part", "median, ms", "quartiles, ms", "of the generator", title=title)
-    for name, median in medians.items():
-        low, high = quartiles[name]
-        table.add_row(
-            name, f"{median:.2f}", f"{low:.2f} – {high:.2f}", f"{median / medians['generator']:.1%}"
-        )
-    table.add_section()
-    total = sum(medians[name] for name in extra)
-    table.add_row("all but generator and T_x", f"{total:.2f}", "", f"{overhead:.1%}")
-    Console().print(table)
-
     record = {
         "command": command("overhead.py"),
         "preset": preset, "batch_size": batch_size, "steps": steps,
         "median_ms": {name: round(median, 3) for name, median in medians.items()},
         "quartiles_ms": {name: [round(value, 3) for value in ends] for name, ends in quartiles.items()},
-        "overhead_of_generator": round(overhead, 4),
+        "overhead_of_generator": round(extra_share, 4),
         "t_x_of_generator": round(augmentation, 4),
         "seed": source.seed,
     } | environment(source.device)  # fmt: skip
-    Console().print(write(record, out))
+    publish(record, out, overhead(record))
 
 
 if __name__ == "__main__":

@@ -19,19 +19,32 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from documents.views import differences_table, scores_table
 from real_images import train_and_test
-from record import RESULTS, SCORES, command, off_the_records, with_interval, write
+from record import RESULTS, SCORES, command, off_the_records, publish
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 from view_sources import (
-    CELLS, ENDLESS, EXTENTS, METHODS, PAIRS, POOR, SOURCES, TELLING, TRANSFORMS, RealViews, extent, generated,
+    CELLS,
+    ENDLESS,
+    EXTENTS,
+    METHODS,
+    PAIRS,
+    POOR,
+    SOURCES,
+    TELLING,
+    TRANSFORMS,
+    RealViews,
+    extent,
+    generated,
 )  # fmt: skip
 
 from mlviews.evaluation.data import Labelled
 from mlviews.evaluation.probe import Scores, evaluate, initial, train
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
+
+GROUPS = dict.fromkeys(source.group for source in SOURCES.values())
 
 Cell = dict[str, Any]
 Key = tuple[str, str, int]  # method, source, seed
@@ -247,27 +260,6 @@ def save(figure: Any, axes: Any, path: Path) -> Path:
     return path
 
 
-def print_tables(summary: dict[str, Any], console: Console) -> None:
-    """Print scores, then differences."""
-    title = "Top-1 on real test images, %: mean ± half of the 95 % interval"
-    table = Table("method", "views", "T_x", *SCORES, title=title)
-    previous = None
-    for row in summary["rows"]:
-        section = row["method"], row["group"]
-        if previous not in (None, section):
-            table.add_section()
-        previous = section
-        method = "" if row["group"] == "untrained" else row["method"]
-        scores = [with_interval(row["scores"][key]) for key in SCORES]
-        table.add_row(method, row["source"], row["transform"], *scores)
-    console.print(table)
-    table = Table("method", "views", "less", *SCORES, title="Differences at the same seed, points")
-    for row in summary["differences"]:
-        points = [with_interval(row["scores"][key], sign="+") for key in SCORES]
-        table.add_row(row["method"], row["of"], row["less"], *points)
-    console.print(table)
-
-
 # -- the benchmark -----------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +322,6 @@ def main(
         raise typer.BadParameter(f"There are no cells in {work}: leave out --collect.")
     environments = [cell.pop("environment") for cell in cells]
     summary = summarise(cells)
-    print_tables(summary, console)
     images, test = train_and_test(budget.data)
     measured = {cell["source"] for cell in cells}
     record = {
@@ -345,8 +336,14 @@ def main(
         "summary": summary,
         "cells": cells,
     }
-    for path in (write(record, out / "probe.json"), *draw(summary, out)):
-        console.print(path)
+    plots = [str(path) for path in draw(summary, out)]
+    publish(
+        record,
+        out / "probe.json",
+        scores_table(record, *GROUPS, methods=METHODS),
+        differences_table(record),
+        *plots,
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ def write(record: dict[str, Any], out: Path) -> Path:
     return out
 
 
+def publish(record: dict[str, Any], out: Path, *tables: str) -> None:
+    """Print tables, write the record that they are made of, and say where it is."""
+    print(*tables, write(record, out), sep="\n\n")
+
+
 def with_interval(score: dict[str, Any], sign: str = "") -> str:
     """Return ``83.1 ± 0.4``: the mean, and half of its 95 % interval if there are seeds enough."""
     mean = f"{score['mean']:{sign}.1f}"

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from record import RESULTS, write
-from rich.console import Console
-from rich.table import Table
+from documents.integrations import solo_learn
+from record import RESULTS, publish
 from torchvision.transforms.functional import to_pil_image
 
 from mlviews.evaluation.data import load_fashion_mnist
@@ -145,23 +144,6 @@ def measure(
     }
 
 
-def table(runs: dict[str, Any]) -> Table:
-    """Return losses and accuracies of each method."""
-    header = ("method", "loss, first", "last", "not finite", "untrained", "trained", "seconds")
-    lines = Table(*header, title="kNN of main_knn.py, % of real test images")
-    for method, run in runs.items():
-        lines.add_row(
-            method,
-            f"{run['loss'][0][1]:.3f}",
-            f"{run['loss'][-1][1]:.3f}",
-            f"{run['not_finite']} of {run['logged']}",
-            f"{run['knn']['untrained']:.1f}",
-            f"{run['knn']['trained']:.1f}",
-            str(run["seconds"]),
-        )
-    return lines
-
-
 def main(
     checkout: Annotated[Path, typer.Argument(help="A checkout of solo-learn's main branch.")],
     data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's four idx files.")],
@@ -183,21 +165,20 @@ def main(
             with whole(path) as part:
                 part.write_text(json.dumps(run))
         runs[method] = json.loads(path.read_text())
-    console = Console()
-    console.print(table(runs))
-    if quick:
-        return
     git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     record = {
         "command": "python benchmarks/solo_learn.py CHECKOUT --data DIR",
         "solo_learn": f"vturrisi/solo-learn {commit}",
-        "labelled_images": IMAGES,
-        "test_images": IMAGES,
+        "labelled_images": images,
+        "test_images": images,
         "runs": runs,
         **environment(),
     }
-    console.print(write(record, RESULTS / "solo-learn.json"))
+    if quick:
+        print(solo_learn(record))
+    else:
+        publish(record, RESULTS / "solo-learn.json", solo_learn(record))
 
 
 if __name__ == "__main__":

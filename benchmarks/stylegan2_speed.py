@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
+from documents.common import markdown
+from documents.generators import TIMES, stylegan2_times
 from parity.compare import imported, largest
-from record import RESULTS, command, off_the_records, write
-from rich.console import Console
-from rich.table import Table
+from record import RESULTS, command, off_the_records, publish
 from timing import median_and_quartiles, ratios, take_turns
 from torch import Tensor
 
@@ -119,24 +119,6 @@ def time_case(
     }
 
 
-def print_table(rows: list[Row], threads: int) -> None:
-    """Print seconds and ratios, by CPU time."""
-    header = ("case", "images", "official, s", "ours, s", "ratio (quartiles)", "ratio, wall", "goal")
-    table = Table(*header, title=f"{threads} thread(s)")
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        table.add_row(
-            row["case"],
-            str(row["images"]),
-            f"{row['official']['cpu']['median']:.3f}",
-            f"{row['ours']['cpu']['median']:.3f}",
-            f"{row['ratio']:.2f} ({low:.2f} – {high:.2f})",
-            f"{row['ratio_wall']:.2f}",
-            f"{GOALS[row['case']]:.1f}",
-        )
-    Console().print(table)
-
-
 def main(
     checkout: Annotated[
         Path, typer.Argument(help="Checkout of NVlabs/stylegan2-ada-pytorch.", exists=True, file_okay=False)
@@ -161,7 +143,6 @@ def main(
     for resolution, batch, options in ((128, batch_128, {}), (512, batch_512, CARS)):
         network = official_generator(checkout.resolve(), resolution, base, seed)
         rows += compare(network, batch, options, runs, seed)
-    print_table(rows, threads)
     arguments = [Path(value).name if Path(value) == checkout else value for value in sys.argv[1:]]
     record = {
         "command": command("stylegan2_speed.py", arguments),
@@ -169,7 +150,8 @@ def main(
         "runs": runs,
         "channel_base": base,
     }
-    Console().print(write(record | {"cases": rows} | environment(), out))
+    record |= {"cases": rows} | environment()
+    publish(record, out, markdown(TIMES, stylegan2_times(record)), f"Goals by CPU time: {GOALS}.")
 
 
 if __name__ == "__main__":

@@ -27,15 +27,20 @@ Record = dict[str, Any]
 TABLES: dict[str, Callable[[], str]] = {}
 
 
-def table(function: Callable[[], str]) -> Callable[[], str]:
-    """Register a function as the table of its name in the documents."""
-    TABLES[function.__name__] = function
-    return function
+def table(*names: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Register a function of these records as the table of its name in the documents."""
+
+    def register(function: Callable[..., str]) -> Callable[..., str]:
+        TABLES[function.__name__] = lambda: function(*(read(name) for name in names))
+        return function
+
+    return register
 
 
-def read(name: str, folder: Path = RESULTS) -> Record:
-    """Return a record by its name without ``.json``."""
-    record: Record = json.loads((folder / f"{name}.json").read_text())
+def read(name: str) -> Record:
+    """Return a record of the benchmarks or of the bundled generators, by its name without ``.json``."""
+    path = RESULTS / f"{name}.json"
+    record: Record = json.loads((path if path.exists() else ZOO / path.name).read_text())
     return record
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from documents.common import Record, captioned, markdown, provenance, read, table, threads, with_range
+from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
 
 IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "biggan": ("max", "max_with_graph"),
@@ -14,13 +14,13 @@ MEMORY = {  # rows of the record and what they are called
     "resident_peak_in_step": "working memory: growth of the resident set in the step",
     "allocated_peak_in_step": "working memory: peak of torch's allocations",
 }
+TIMES = ["work", "original", "ours", "times as fast, wall", "by CPU time (quartiles)"]
 SIDES = {"research": "research code", "ours": "ours", "ours, micro_batch_size=4": "ours, micro_batch_size=4"}
 
 
-@table
-def nvae_parity() -> str:
+@table("parity-nvae")
+def nvae_parity(record: Record) -> str:
     """Ours beside the official NVAE codes."""
-    record = read("parity-nvae")
     rows = []
     for layout, name in (("nvlabs", "NVlabs/NVAE"), ("serezd", "SerezD/NVAE-from-scratch")):
         cases = [case for case in record["cases"] if case["case"].startswith(layout)]
@@ -47,10 +47,10 @@ def nvae_parity() -> str:
     )
 
 
-@table
-def parity() -> str:
+@table("parity-biggan", "parity-stylegan2", "parity-nvae")
+def parity(biggan: Record, stylegan2: Record, nvae: Record) -> str:
     """Largest differences from the official code, over all networks and ways to compute them."""
-    records = {name: read(f"parity-{name}") for name in IMAGE_KEYS}
+    records = {"biggan": biggan, "stylegan2": stylegan2, "nvae": nvae}
     rows = []
     for name, record in records.items():
         cases = record["cases"]
@@ -62,22 +62,41 @@ def parity() -> str:
     return captioned(markdown(header, rows), "float32.", provenance(*records.values()))
 
 
-@table
-def speed() -> str:
+@table("biggan-speed", "stylegan2-speed")
+def speed(biggan: Record, stylegan2: Record) -> str:
     """Ours beside the research code and the official code, in turns."""
-    biggan, stylegan2 = read("biggan-speed"), read("stylegan2-speed")
+    times = captioned(
+        markdown(TIMES, [*biggan_times(biggan), *stylegan2_times(stylegan2)]),
+        "BigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's "
+        "`BatchManager` and generator.",
+        'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an anchor and a '
+        "positive that differ in the last of four groups.",
+        f"Both sides in turns, {threads(biggan)}, random weights.",
+        provenance(biggan, stylegan2),
+    )
+    return f"{times}\n\n{biggan_memory(biggan)}"
+
+
+def biggan_times(record: Record, part: str = "step") -> list[list[str]]:
+    """Return rows of TIMES for our steps and the research code's (``part``: step or generator)."""
     rows = []
-    for name, parts in biggan["steps"].items():
-        wall, cpu = parts["step"]["wall"], parts["step"]["cpu"]
+    for name, parts in record["steps"].items():
+        wall, cpu = parts[part]["wall"], parts[part]["cpu"]
         low, high = cpu["ratio"]["quartiles"]
         rows.append([
-            f"BigBiGAN, {biggan['pairs']} pairs, {name} moved",
+            f"BigBiGAN, {record['pairs']} pairs, {name} moved",
             f"{wall['research']['median']:.2f} s",
             f"{wall['ours']['median']:.2f} s",
             f"{wall['ratio']['median']:.2f}",
             f"{cpu['ratio']['median']:.2f} ({low:.2f}–{high:.2f})",
         ])  # fmt: skip
-    for case in stylegan2["cases"]:
+    return rows
+
+
+def stylegan2_times(record: Record) -> list[list[str]]:
+    """Return rows of TIMES for our images and the official generator's."""
+    rows = []
+    for case in record["cases"]:
         low, high = case["ratio_quartiles"]
         rows.append([
             f"StyleGAN2, {case['images']} images, {case['case']}",
@@ -86,29 +105,27 @@ def speed() -> str:
             f"{case['ratio_wall']:.2f}",
             f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
         ])  # fmt: skip
-    memory = [
-        [title, *(f"{biggan['memory_mib'][side][key]:.0f}" for side in SIDES)]
-        for key, title in MEMORY.items()
-    ]
-    times = captioned(
-        markdown(["work", "original", "ours", "times as fast, wall", "by CPU time (quartiles)"], rows),
-        "BigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's "
-        "`BatchManager` and generator.",
-        'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an anchor and a '
-        "positive that differ in the last of four groups.",
-        f"Both sides in turns, {threads(biggan)}, random weights.",
-        provenance(biggan, stylegan2),
-    )
-    return f"{times}\n\n{markdown(['BigBiGAN, 16 pairs, MiB', *SIDES.values()], memory)}"
+    return rows
 
 
-@table
-def precision() -> str:
+def biggan_memory(record: Record) -> str:
+    """Return the working memory of a step."""
+    memory = record["memory_mib"]
+    rows = [[title, *(f"{memory[side][key]:.0f}" for side in SIDES)] for key, title in MEMORY.items()]
+    return markdown(["BigBiGAN, 16 pairs, MiB", *SIDES.values()], rows)
+
+
+@table("biggan-speed")
+def precision(record: Record) -> str:
     """Options of the source, measured on BigBiGAN."""
-    record = read("biggan-speed")
     rows = []
     for name, times in record["options"].items():
-        rows.append([name, f"{times['wall']['median']:.2f} s", f"{times['cpu_of_float32']['median']:.2f}"])
+        if "error" in times:  # no compiler, no instructions for it
+            rows.append([name, times["error"], ""])
+        else:
+            rows.append(
+                [name, f"{times['wall']['median']:.2f} s", f"{times['cpu_of_float32']['median']:.2f}"]
+            )
     return captioned(
         markdown(["option", "median step", "CPU time, of float32"], rows),
         f"BigBiGAN, {record['pairs']} pairs, levels 2-6 moved, {threads(record)}; compilation itself is not counted.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from documents.common import Record, captioned, markdown, provenance, read, table, with_range
+from documents.common import Record, captioned, markdown, provenance, table, with_range
 
 REMEDIES = {
     "walker": "as in the paper",
@@ -17,10 +17,9 @@ REMEDIES = {
 }
 
 
-@table
-def mutual_information() -> str:
+@table("mi")
+def mutual_information(record: Record) -> str:
     """The estimate beside the truth, where that is known."""
-    record = read("mi")
     rows = []
     for row in record["rows"]:
         truth, runs = row["truth"], row["runs"]
@@ -55,17 +54,16 @@ def mutual_information() -> str:
     )
 
 
-@table
-def impact() -> str:
+@table("impact")
+def impact(record: Record) -> str:
     """Table 1 of the paper for the bundled generators, by both methods."""
-    record = read("impact")
     groups = _by_generator_and_method(record)
     rows = []
     for (name, method), cells in groups.items():
         for level in _levels(cells):  # the same level's row of every seed
             reached = "" if all(row["status"] != "under-used" for row in level) else "≥ "
             sigmas = [row["sigma"] for row in level if row["sigma"] is not None]
-            same_class = [row["class_kept"] for row in level]
+            same_class = [row["class_kept"] for row in level if "class_kept" in row]
             rows.append([
                 f"`{name}`, {method}, {_title(level)}",
                 _over_seeds(level, "loss_nats"),
@@ -73,7 +71,7 @@ def impact() -> str:
                 _over_seeds(level, "distance_std"),
                 reached + _over_seeds(level, "distance_relative"),
                 with_range(sigmas, ".3g") if sigmas else "",
-                f"{statistics.mean(same_class):.0%} ({min(same_class):.0%}–{max(same_class):.0%})",
+                _shares(same_class) if same_class else "",
                 _verdicts(level),
             ])  # fmt: skip
     header = [
@@ -95,10 +93,9 @@ def impact() -> str:
     )
 
 
-@table
-def impact_fashion() -> str:
+@table("impact")
+def impact_fashion(record: Record) -> str:
     """Table 1 in short, for one generator."""
-    record = read("impact")
     groups = _by_generator_and_method(record)
     swept, walked = (list(_levels(groups["fashion", method])) for method in ("sweep", "walker"))
     rows = []
@@ -124,10 +121,9 @@ def impact_fashion() -> str:
     )
 
 
-@table
-def impact_agreement() -> str:
+@table("impact", "fashion-sweep")
+def impact_agreement(record: Record, alone: Record) -> str:
     """How far the two methods agree, and what they cost."""
-    record, alone = read("impact"), read("fashion-sweep")
     groups = _by_generator_and_method(record)
     rows = []
     for name, agreement in record["agreement"].items():
@@ -150,10 +146,9 @@ def impact_agreement() -> str:
     )
 
 
-@table
-def impact_remedies() -> str:
+@table("impact-remedies", "impact")
+def impact_remedies(remedies: Record, plain: Record) -> str:
     """Walkers of one level with and without what keeps their directions apart and their positives in the prior."""
-    remedies, plain = read("impact-remedies"), read("impact")
     cells = {
         cell["method"]: cell
         for cell in [*remedies["cells"], *plain["cells"]]
@@ -205,3 +200,8 @@ def _over_seeds(level: Sequence[Record], key: str) -> str:
 def _verdicts(level: Sequence[Record]) -> str:
     """Return the verdicts of all seeds, each once."""
     return ", ".join(dict.fromkeys(row["verdict"] for row in level))
+
+
+def _shares(values: Sequence[float]) -> str:
+    """Return mean and range of shares, in percent."""
+    return f"{statistics.mean(values):.0%} ({min(values):.0%}–{max(values):.0%})"

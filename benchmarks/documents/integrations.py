@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from documents.common import captioned, markdown, provenance, read, table, threads, with_range
+from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
 
 
-@table
-def lightly() -> str:
+@table("lightly-simclr", "lightly-simsiam", "lightly-byol")
+def lightly(*runs: Record) -> str:
     """The lightly example's three methods, scored by lightly's own classifiers."""
-    runs = [read(f"lightly-{method}") for method in ("simclr", "simsiam", "byol")]
     keys = ("knn", "linear")
     untrained = [with_range([run["scores"]["untrained"][key] for run in runs], ".1f") for key in keys]
     rows = [["untrained", *untrained, ""]]
@@ -27,10 +26,9 @@ def lightly() -> str:
     )
 
 
-@table
-def solo_learn() -> str:
+@table("solo-learn")
+def solo_learn(record: Record) -> str:
     """SimCLR, SimSiam and BYOL from an unmodified checkout, scored by solo-learn's main_knn.py."""
-    record = read("solo-learn")
     rows = []
     for method, run in record["runs"].items():
         (_, first_loss), (last_step, last_loss) = run["loss"][0], run["loss"][-1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from documents.common import Record, captioned, markdown, provenance, read, table, threads
+from documents.common import Record, captioned, markdown, provenance, table, threads
 
 
-@table
-def loaders() -> str:
+@table("loaders")
+def loaders(record: Record) -> str:
     """The paper's figure 5."""
-    record = read("loaders")
     rows = []
     for row in record["rows"]:
         rows.append([
@@ -43,10 +42,9 @@ def loaders() -> str:
     )
 
 
-@table
-def loaders_short() -> str:
+@table("loaders")
+def loaders_short(record: Record) -> str:
     """Figure 5 at the largest batch."""
-    record = read("loaders")
     largest = max(row["batch_size"] for row in record["rows"])
     steps = [row for row in record["rows"] if row["batch_size"] == largest]
     rows = []
@@ -71,10 +69,9 @@ def loaders_short() -> str:
     )
 
 
-@table
-def loaders_storage() -> str:
+@table("loaders")
+def loaders_storage(record: Record) -> str:
     """Bytes on disk, and how many images differ."""
-    record = read("loaders")
     rows = []
     for disk, unique in zip(record["disk"], record["unique"], strict=True):
         different = f"{unique['different']:,} of {unique['images']:,}"
@@ -88,10 +85,9 @@ def loaders_storage() -> str:
     return markdown(header, rows)
 
 
-@table
-def overhead() -> str:
+@table("overhead")
+def overhead(record: Record) -> str:
     """Parts of a step."""
-    record = read("overhead")
     generator = record["median_ms"]["generator"]
     rows = [[name, f"{value:.2f}", f"{value / generator:.1%}"] for name, value in record["median_ms"].items()]
     return captioned(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
-from documents.common import ZOO, Record, captioned, markdown, provenance, read, table, with_range
-from record import RESULTS, SCORES, with_interval
+from record import SCORES, with_interval
+
+from documents.common import Record, captioned, markdown, provenance, table, with_range
 
 METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
 TELLING = {
@@ -20,12 +20,10 @@ TELLING = {
 MEASURES = " (without `--collect` it measures)."
 
 
-@table
-def probe() -> str:
+@table("probe/demo-slice-seed0", "probe/full-seed0", "probe/full-seed1", "probe/full-seed2")
+def probe(demo: Record, *runs: Record) -> str:
     """Linear probes and kNN of the demo's encoder, over seeds."""
-    paths = sorted((RESULTS / "probe").glob("full-seed*.json"))
-    runs = [read(path.stem, path.parent) for path in paths]
-    first, demo = runs[0], read("demo-slice-seed0", RESULTS / "probe")
+    first = runs[0]
     shares = first["scores"]["raw pixels"]["linear"]
     rows = []
     for name in first["scores"]:
@@ -53,12 +51,11 @@ def probe() -> str:
     )
 
 
-@table
-def views() -> str:
+@table("probe")
+def views(record: Record) -> str:
     """The paper's tables 2 and 3: SimCLR on every source."""
-    record = read("probe")
     return captioned(
-        _scores("untrained", "sources"),
+        scores_table(record, "untrained", "sources"),
         f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the 95 % "
         f"interval over seeds (Student's t); {record['probe_images']:,} labelled training images for the probes.",
         f'SimCLR, {record["steps"]:,} steps of {record["batch_size"]} pairs; T_x "crop": crop and flip, "full": '
@@ -68,10 +65,9 @@ def views() -> str:
     )
 
 
-@table
-def views_telling() -> str:
+@table("probe")
+def views_telling(record: Record) -> str:
     """The four telling sources, for every method."""
-    record = read("probe")
     keys = ("linear 100%", "kNN")
     scores = {(row["method"], row["source"]): row["scores"] for row in record["summary"]["rows"]}
     rows = []
@@ -91,42 +87,43 @@ def views_telling() -> str:
     )
 
 
-@table
-def views_of_others() -> str:
+@table("probe")
+def views_of_others(record: Record) -> str:
     """SimSiam and BYOL on the four telling sources."""
-    return _scores("transforms", methods=("simsiam", "byol"))
+    return scores_table(record, "transforms", methods=("simsiam", "byol"))
 
 
-@table
-def views_transforms() -> str:
+@table("probe")
+def views_transforms(record: Record) -> str:
     """The paper's appendix E."""
-    return _scores("transforms", extra=("real, crop and flip", "real", "none", "single random", "ML random"))
+    return scores_table(
+        record, "transforms", extra=("real, crop and flip", "real", "none", "single random", "ML random")
+    )
 
 
-@table
-def views_magnitudes() -> str:
+@table("probe")
+def views_magnitudes(record: Record) -> str:
     """How far to move."""
-    return _scores("magnitudes", extra=("single random, no T_x", "ML random, no T_x"))
+    return scores_table(record, "magnitudes", extra=("single random, no T_x", "ML random, no T_x"))
 
 
-@table
-def views_learned() -> str:
+@table("probe")
+def views_learned(record: Record) -> str:
     """Learned views against random ones with the same T_x."""
     extra = ("single random, gentle", "ML random, gentle", "ML random, no T_x", "ML random", "ML learned")
-    extents = ", ".join(f"`{name}` {extent:.2f}" for name, extent in read("probe")["extents"].items())
+    extents = ", ".join(f"`{name}` {extent:.2f}" for name, extent in record["extents"].items())
     return captioned(
-        _scores("learned", extra=extra),
+        scores_table(record, "learned", extra=extra),
         f"Mean L2 distance of a positive's pixels, in [0, 1], from its anchor's, before T_x: {extents}.",
     )
 
 
-@table
-def views_quality() -> str:
+@table("probe", "fashion-poor.quality", "fashion.quality")
+def views_quality(record: Record, poor: Record, bundled: Record) -> str:
     """How good the generator is."""
-    poor, bundled = read("fashion-poor.quality"), read("fashion.quality", ZOO)
     poor_anchors, bundled_anchors = poor["fidelity"]["anchors"], bundled["fidelity"]["anchors"]
     return captioned(
-        _scores("quality", extra=("none, gentle", "single random, no T_x", "ML random, no T_x")),
+        scores_table(record, "quality", extra=("none, gentle", "single random, no T_x", "ML random, no T_x")),
         f"Fréchet distance to the training images: {poor_anchors['frechet_to_train']:.1f} of the poor generator, "
         f"{bundled_anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the classifier: "
         f"{poor_anchors['confidence']:.3f} and {bundled_anchors['confidence']:.3f}.",
@@ -134,44 +131,42 @@ def views_quality() -> str:
     )
 
 
-@table
-def views_nvae() -> str:
+@table("probe")
+def views_nvae(record: Record) -> str:
     """The paper's table 4."""
-    return _scores("nvae")
+    return scores_table(record, "nvae")
 
 
-@table
-def views_pools() -> str:
+@table("probe")
+def views_pools(record: Record) -> str:
     """Sec. 3.3: fixed sets against the endless stream."""
-    return _scores("pools", extra=("ML random", "ML random, no T_x"))
+    return scores_table(record, "pools", extra=("ML random", "ML random, no T_x"))
 
 
-@table
-def views_pools_long() -> str:
+@table("long/probe")
+def views_pools_long(record: Record) -> str:
     """The same in a longer training."""
-    folder = RESULTS / "long"
-    record = read("probe", folder)
-    scores = _scores("pools", extra=("ML random, no T_x",), folder=folder)
+    scores = scores_table(record, "pools", extra=("ML random, no T_x",))
     return captioned(
-        f"{scores}\n\n{_differences(folder)}",
+        f"{scores}\n\n{differences_table(record)}",
         f"{record['steps']:,} steps of {record['batch_size']} pairs; {_cost(record)}.",
         provenance(record, note=MEASURES),
     )
 
 
-@table
-def views_differences() -> str:
+@table("probe")
+def views_differences(record: Record) -> str:
     """Paired differences of the whole table."""
-    return _differences(RESULTS)
+    return differences_table(record)
 
 
-def _scores(
-    *groups: str, methods: Collection[str] = ("simclr",), extra: Collection[str] = (), folder: Path = RESULTS
+def scores_table(
+    record: Record, *groups: str, methods: Collection[str] = ("simclr",), extra: Collection[str] = ()
 ) -> str:
     """Return the scores of the sources of some groups, and of ``extra`` sources by name."""
     name_method = len(methods) > 1
     rows = []
-    for row in read("probe", folder)["summary"]["rows"]:
+    for row in record["summary"]["rows"]:
         if row["method"] in methods and (row["group"] in groups or row["source"] in extra):
             scores = [with_interval(row["scores"][key]) for key in SCORES]
             method = [f"`{row['method']}`"] if name_method else []
@@ -181,12 +176,14 @@ def _scores(
     return markdown([*(["method"] if name_method else []), "views", "T_x", *SCORES, "seeds"], rows)
 
 
-def _differences(folder: Path) -> str:
+def differences_table(record: Record) -> str:
     """Return the paired differences of a record."""
     rows = []
-    for row in read("probe", folder)["summary"]["differences"]:
+    for row in record["summary"]["differences"]:
         points = [with_interval(row["scores"][key], sign="+") for key in SCORES]
         rows.append([f"`{row['method']}`", f"{row['of']} − {row['less']}", *points])
+    if not rows:
+        return "No source was measured at the same seed as another one."
     return captioned(
         markdown(["method", "difference at the same seed", *SCORES], rows),
         "Points, mean ± half of the 95 % interval over seeds.",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from documents.common import ZOO, Record, captioned, markdown, provenance, read, table
+from documents.common import Record, captioned, markdown, provenance, table
 
 FIDELITY = ["samples", "confidence", "class entropy / log 10", "Fréchet to train", "to test"]
 
 
-@table
-def generator() -> str:
+@table("fashion.quality", "fashion-trial.quality")
+def generator(fashion: Record, trial: Record) -> str:
     """Fidelity of the bundled generator beside the trial recipe and real images."""
-    fashion, trial = read("fashion.quality", ZOO), read("fashion-trial.quality")
     fidelity, floor = fashion["fidelity"], fashion["frechet_floor"]
     anchors, trial_anchors = fidelity["anchors"], trial["fidelity"]["anchors"]
     rows = [
@@ -31,13 +30,11 @@ def generator() -> str:
     )
 
 
-@table
-def levels() -> str:
+@table("fashion.quality", "fashion-trial.quality")
+def levels(fashion: Record, trial: Record) -> str:
     """What each level of the bundled generator does."""
-    fashion = read("fashion.quality", ZOO)["levels"]["table"]
-    trial = read("fashion-trial.quality")["levels"]["table"]
     rows = []
-    for row, trial_row in zip(fashion, trial, strict=True):
+    for row, trial_row in zip(fashion["levels"]["table"], trial["levels"]["table"], strict=True):
         rows.append([
             f"{row['level']} ({row['name']})",
             f"{row['normal']['class_kept']:.1%}",
@@ -49,13 +46,13 @@ def levels() -> str:
         "level moved alone", "class kept, N^t(0, 1, 2)", "class kept, resampled", "mean change of a pixel",
         "trial recipe: class kept, N^t(0, 1, 2)",
     ]  # fmt: skip
-    return captioned(markdown(header, rows), f"Shares of {fashion[0]['pairs']:,} pairs.")
+    return captioned(markdown(header, rows), f"Shares of {fashion['levels']['table'][0]['pairs']:,} pairs.")
 
 
-@table
-def classes() -> str:
+@table("fashion.quality")
+def classes(record: Record) -> str:
     """Confidence by class."""
-    fidelity = read("fashion.quality", ZOO)["fidelity"]
+    fidelity = record["fidelity"]
     on_samples, on_images = (fidelity[key]["confidence_by_class"] for key in ("anchors", "test"))
     rows = []
     for name, share in fidelity["anchors"]["classes"].items():
@@ -65,24 +62,23 @@ def classes() -> str:
     )
 
 
-@table
-def memorisation() -> str:
+@table("fashion.quality")
+def memorisation(record: Record) -> str:
     """Distances to the nearest training image."""
-    record = read("fashion.quality", ZOO)["memorisation"]
+    distances = record["memorisation"]
     titles = {"mean": "mean", "quantile_01": "1 %", "quantile_05": "5 %", "median": "median"}
     rows = []
     for key, name in (("samples", "samples"), ("test", "real test images")):
-        rows.append([name, *(f"{record[key][statistic]:.2f}" for statistic in titles)])
+        rows.append([name, *(f"{distances[key][statistic]:.2f}" for statistic in titles)])
     return captioned(
         markdown(["L2 distance to the nearest training image", *titles.values()], rows),
-        f"{record['queries']:,} images each, against all {record['training_images']:,}.",
+        f"{distances['queries']:,} images each, against all {distances['training_images']:,}.",
     )
 
 
-@table
-def nvae() -> str:
+@table("fashion-nvae.quality")
+def nvae(record: Record) -> str:
     """Fidelity and likelihood of the bundled NVAE."""
-    record = read("fashion-nvae.quality", ZOO)
     fidelity, likelihood = record["fidelity"], record["likelihood"]
     rows = [
         _fidelity("`fashion-nvae`", fidelity["anchors"]),
@@ -111,10 +107,10 @@ def nvae() -> str:
     )
 
 
-@table
-def nvae_levels() -> str:
+@table("fashion-nvae.quality")
+def nvae_levels(record: Record) -> str:
     """What each scale of the bundled NVAE does."""
-    scales = read("fashion-nvae.quality", ZOO)["levels"]["table"]
+    scales = record["levels"]["table"]
     rows = []
     for row in scales:
         rows.append([
