@@ -1,9 +1,10 @@
 """Our BigBiGAN beside the research code's: ``python benchmarks/biggan_speed.py --research DIR --threads 1``.
 
-DIR is a checkout of SerezD/mi_ml_gen, whose ``BatchManager`` runs as it is; what it imports for real data and for StyleGAN2 is
-stubbed. Both have the same random weights of the published size (128 pixels, width 96) and the same T_x (crop to 112, flip,
-normalise), and take turns at every measurement. Timed are whole steps (draw latents, two views, T_x) and the generator alone; working
-memory is measured in processes of its own, as growth of the resident set and as what torch allocates. Prints tables, writes
+DIR is a checkout of SerezD/mi_ml_gen, whose ``BatchManager`` runs as it is; what it imports for real data and
+for StyleGAN2 is stubbed. Both have the same random weights of the published size (128 pixels, width 96) and
+the same T_x (crop to 112, flip, normalise), and take turns at every measurement. Timed are whole steps (draw
+latents, two views, T_x) and the generator alone; working memory is measured in processes of its own, as
+growth of the resident set and as what torch allocates. Prints tables, writes
 ``benchmarks/results/biggan-speed.json``. The research code needs einops.
 """
 
@@ -300,7 +301,7 @@ def main(
     size = ["--quick"] if quick else ["--pairs", str(pairs), "--repeats", str(repeats)]
     record = {
         "command": command("biggan_speed.py", ["--research", "DIR", *size, "--threads", str(threads)]),
-        "pairs": pairs, "repeats": repeats, "quick": quick, "seed": SEED,
+        "pairs": pairs, "memory_pairs": memory_pairs, "repeats": repeats, "quick": quick, "seed": SEED,
         "steps": steps, "memory_mib": used, "options": options,
     } | environment()  # fmt: skip
     times = [*biggan_times(record), *biggan_times(record, "generator")]

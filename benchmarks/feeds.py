@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +19,15 @@ from torchvision.transforms.functional import to_pil_image
 
 import mlviews
 from mlviews import MLViewSource, perturb
-from mlviews.generators.biggan.reading import HUB_EPS
-from mlviews.generators.biggan.reading import load as load_biggan
+from mlviews.generators.biggan.network import BigGAN, BigGANConfig
 from mlviews.transforms import IMAGENET, simclr
-from mlviews.weights.checkpoints import Checkpoint
 from mlviews.zoo import FOLDER
 
 CROPS = {32: 28, 128: 112}  # side of the images -> side of the views
 SCALE = (0.2, 1.0)
+BIGBIGAN_BYTES = 281_990_528  # of the published file's tensors, before a class is folded into them
 
 Views = tuple[Tensor, Tensor]
-Shape = tuple[int, ...]
 
 
 class Case(NamedTuple):
@@ -77,7 +74,10 @@ def write_beton(folder: Path, mode: str) -> None:
 
 
 def torch_views(case: Case, steps: int) -> Iterator[Views]:
-    """Yield from torch's DataLoader over ImageFolder: JPEG files, decoded and augmented by worker processes."""
+    """Yield from torch's DataLoader over ImageFolder:
+
+    JPEG files, decoded and augmented by worker processes.
+    """
     pipeline = v2.Compose([
         v2.RandomResizedCrop(CROPS[case.size], scale=SCALE),
         v2.RandomHorizontalFlip(),
@@ -153,7 +153,9 @@ FEEDS: dict[str, Callable[[Case, int], Iterator[Views]]] = {
 
 
 def source(case: Case, num_samples: int, transform: Any) -> MLViewSource:
-    """Return the paper's multi-level setting, which makes two different images a sample from the second level on."""
+    """Return the paper's multi-level setting, which makes two different images a sample from the second level
+    on.
+    """
     micro_batch_size = None
     if case.size > 32 and torch.device(case.device).type == "cpu":
         micro_batch_size = min(case.batch_size, 32)
@@ -180,50 +182,7 @@ def generator(size: int) -> mlviews.MLVGM:
 def random_bigbigan() -> mlviews.MLVGM:
     """Return a BigBiGAN for 128 pixels of the published size, of random weights."""
     torch.manual_seed(0)
-    tensors = {}
-    for name, shape in bigbigan_shapes():
-        values = torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
-        tensors[name] = torch.ones(shape) if name.endswith(("sv0", "var", "gain")) else values
-    return load_biggan(Checkpoint("biggan", tensors, {}, "random weights"), label=0, bn_eps=HUB_EPS)
-
-
-def bigbigan_shapes() -> Iterator[tuple[str, Shape]]:
-    """Yield names and shapes of BigBiGAN's generator for 128 pixels (width 96), as its file has them."""
-
-    def layer(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str, Shape]]:
-        yield f"{name}.weight", shape
-        if bias:
-            yield f"{name}.bias", shape[:1]
-        yield from ((f"{name}.u0", (1, shape[0])), (f"{name}.sv0", (1,)))
-
-    width, chunk, shared = 96, 20, 128
-    widths = [width * factor for factor in (16, 16, 8, 4, 2, 1)]
-    yield "shared.weight", (1000, shared)
-    yield from layer("linear", widths[0] * 16, chunk)
-    for index, (before, after) in enumerate(itertools.pairwise(widths)):
-        name = f"blocks.{index}.0"
-        yield from layer(f"{name}.conv1", after, before, 3, 3)
-        yield from layer(f"{name}.conv2", after, after, 3, 3)
-        yield from layer(f"{name}.conv_sc", after, before, 1, 1)
-        for norm, channels in (("bn1", before), ("bn2", after)):
-            yield from ((f"{name}.{norm}.stored_{kind}", (channels,)) for kind in ("mean", "var"))
-            for kind in ("gain", "bias"):
-                yield from layer(f"{name}.{norm}.{kind}", channels, chunk + shared, bias=False)
-    channels, name = widths[4], "blocks.3.1"
-    yield f"{name}.gamma", ()
-    keys, half = channels // 8, channels // 2
-    attention = {
-        "theta": (keys, channels),
-        "phi": (keys, channels),
-        "g": (half, channels),
-        "o": (channels, half),
-    }
-    for part, shape in attention.items():
-        yield from layer(f"{name}.{part}", *shape, 1, 1, bias=False)
-    yield from (
-        (f"output_layer.0.{kind}", (width,)) for kind in ("gain", "bias", "stored_mean", "stored_var")
-    )
-    yield from layer("output_layer.2", 3, width, 3, 3)
+    return BigGAN(BigGANConfig())
 
 
 def jpeg_files(case: Case) -> list[Path]:
@@ -239,7 +198,7 @@ def bytes_on_disk(case: Case) -> int:
         return (case.folder / "images.beton").stat().st_size
     if case.size == 32:
         return (FOLDER / "fashion.safetensors").stat().st_size
-    return sum(4 * torch.Size(shape).numel() for _, shape in bigbigan_shapes())
+    return BIGBIGAN_BYTES
 
 
 def different(case: Case, samples: int) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Table 1 of the paper for the bundled generators, by both methods: ``python benchmarks/impact.py``.
 
-Every cell (generator, method, seed) is a report of its own in the working folder, which stays as soon as it is written; a second call
-goes on from there. With ``--data``, a classifier trained on real images says which share of each level's pairs keeps its class.
+Every cell (generator, method, seed) is a report of its own in the working folder, which stays as soon as it
+is written; a second call goes on from there. With ``--data``, a classifier trained on real images says which
+share of each level's pairs keeps its class.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ PAIRS, BATCH = 2_000, 250  # for the share of pairs that keep their class
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
     "walker": ("walker", {}),
-    # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a run of two processes.
+    # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a
+    # run of two processes.
     "walker-diverse": ("walker", {"levels": [1], "directions": 4.0}),
     "walker-norm": ("walker", {"levels": [1], "keep_norm": True}),
     "walker-diverse-norm": ("walker", {"levels": [1], "directions": 4.0, "keep_norm": True}),
@@ -75,7 +77,9 @@ def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: 
 
 @torch.no_grad()
 def share_of_class(generator: mlviews.MLVGM, level: LevelImpact, classifier: Classifier, seed: int) -> float:
-    """Return the share of pairs whose positive, moved by the measured perturber, is classified as its anchor is."""
+    """Return the share of pairs whose positive, moved by the measured perturber, is classified as its anchor
+    is.
+    """
     key = int(level.key) if level.key.isdigit() else level.key
     source = mlviews.MLViewSource(
         generator, {key: level.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed
@@ -90,8 +94,8 @@ def share_of_class(generator: mlviews.MLVGM, level: LevelImpact, classifier: Cla
 def agreement(cells: Sequence[Cell]) -> dict[str, float]:
     """Return Spearman's rank correlation of the levels' mean distances, averaged over seeds.
 
-    It is taken between methods, and of each method with the level's index. A level that never reached the target lies
-    farther away than any that did, and such levels rank as equal.
+    It is taken between methods, and of each method with the level's index. A level that never reached the
+    target lies farther away than any that did, and such levels rank as equal.
     """
     means: dict[str, list[float]] = {}
     for method in sorted({cell["method"] for cell in cells}):
@@ -112,7 +116,9 @@ def agreement(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> Path:
-    """Draw distances for the target, level by level: mean and range over seeds; hollow if a seed missed the target."""
+    """Draw distances for the target, level by level: mean and range over seeds; hollow if a seed missed the
+    target.
+    """
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(cell["generator"] for cell in cells))

@@ -1,8 +1,10 @@
-"""A training step fed by files and by a generator: the paper's figure 5, scaled to a machine: ``python benchmarks/loaders.py --data DIR``.
+"""A training step fed by files and by a generator: the paper's figure 5, scaled to a machine: ``python
+benchmarks/loaders.py --data DIR``.
 
-One SimCLR step of a ResNet-18 takes its two views from torch's DataLoader over JPEG files, from FFCV's Loader, and from MLViewSource; all
-crop and flip, and normalise. The three take turns in one run, so that their ratios hold whatever else the machine does. Waiting for
-a batch and training on it are timed apart. Prints a table, writes ``benchmarks/results/loaders.json`` and a plot.
+One SimCLR step of a ResNet-18 takes its two views from torch's DataLoader over JPEG files, from FFCV's
+Loader, and from MLViewSource; all crop and flip, and normalise. The three take turns in one run, so that
+their ratios hold whatever else the machine does. Waiting for a batch and training on it are timed apart.
+Prints a table, writes ``benchmarks/results/loaders.json`` and a plot.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Learner:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
     def step(self, views: Views) -> None:
-        """Forward, backward, update; in one memory format, for FFCV's batches have another than torch's and ours."""
+        """Forward, backward, update; in one memory format, for FFCV's batches have another than torch's and
+        ours.
+        """
         images = torch.cat(views).contiguous(memory_format=torch.channels_last)
         loss = self.loss(*self.model(images).chunk(2))
         self.optimizer.zero_grad(set_to_none=True)
@@ -78,8 +82,8 @@ def timed_steps(case: Case, steps: int) -> int:
 def time_round(case: Case, learner: Learner, steps: int) -> tuple[list[float], list[float]]:
     """Return seconds of waiting for each batch and of training on it, in the steady state.
 
-    A loader with workers fills its queue, or falls behind, in the first steps, which are left out; it goes on making
-    batches to the end of the last timed step.
+    A loader with workers fills its queue, or falls behind, in the first steps, which are left out; it goes on
+    making batches to the end of the last timed step.
     """
     steps = timed_steps(case, steps)
     untimed = queue(case) + 1
@@ -110,7 +114,8 @@ def time_alone(case: Case, steps: int) -> float:
 
 
 def peak_memory(case: Case) -> dict[str, float]:
-    """Return the most MiB that this process and its workers take over a few steps; on a GPU also of its memory.
+    """Return the most MiB that this process and its workers take over a few steps; on a GPU also of its
+    memory.
 
     A page that processes share is counted once.
     """

@@ -1,7 +1,9 @@
-"""Does the estimate of mutual information agree with the truth? ``python benchmarks/mi.py`` asks where the truth has a closed form.
+"""Does the estimate of mutual information agree with the truth? ``python benchmarks/mi.py`` asks where the
+truth has a closed form.
 
-10,000 pairs of each distribution, whose parameter follows from the information that they should have; the linear-Gaussian generator
-gives images through a source, and as many again to evaluate on. Prints a table, writes ``benchmarks/results/mi.json``.
+10,000 pairs of each distribution, whose parameter follows from the information that they should have; the
+linear-Gaussian generator gives images through a source, and as many again to evaluate on. Prints a table,
+writes ``benchmarks/results/mi.json``.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def curved(pairs: Pairs) -> Pairs:
 
 
 def spiral(pairs: Pairs) -> Pairs:
-    """Turn both sides by as many radians as they are far from the origin, in opposite directions (Czyz et al. 2023)."""
+    """Turn both sides by as many radians as they are far from the origin, in opposite directions (Czyz et al.
+    2023).
+    """
 
     def turn(points: Tensor, speed: float) -> Tensor:
         x, y = points.unbind(1)
@@ -102,9 +106,9 @@ class Add(nn.Module):
 class LinearGaussian(MLVGM):
     """Definition 1 with linear blocks, whose images have mutual information in closed form.
 
-    Two levels have four scalars each, and the third is noise on each of 8 x 8 pixels; a sigmoid makes images. With N(0, 1)
-    anchors, the first level moved by normal noise and the others drawn afresh, anchor and positive are jointly Gaussian
-    before the sigmoid, which changes no information.
+    Two levels have four scalars each, and the third is noise on each of 8 x 8 pixels; a sigmoid makes images.
+    With N(0, 1) anchors, the first level moved by normal noise and the others drawn afresh, anchor and
+    positive are jointly Gaussian before the sigmoid, which changes no information.
     """
 
     def __init__(self) -> None:
@@ -178,7 +182,9 @@ def estimate(index: int, nats: float, seed: int) -> dict[str, float]:
 
 
 def judge(case: Case, truth: float, runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Return a row of the record: the mean must be within 10 % of the truth, and no seed two standard errors above."""
+    """Return a row of the record: the mean must be within 10 % of the truth, and no seed two standard errors
+    above.
+    """
     mean = statistics.mean(run["nats"] for run in runs)
     excess = max((run["nats"] - truth) / run["stderr"] for run in runs)
     met = abs(mean / truth - 1) <= 0.1 and excess <= 2

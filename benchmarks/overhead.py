@@ -1,7 +1,8 @@
 """What a step of the source costs beside the generator: ``python benchmarks/overhead.py``.
 
-Every stage of the same steps is timed where it runs (stages inside a stage are subtracted from it), so that the overhead
-is a sum of measured parts and not the difference of two totals. Prints a table, writes ``benchmarks/results/overhead.json``.
+Every stage of the same steps is timed where it runs (stages inside a stage are subtracted from it), so that
+the overhead is a sum of measured parts and not the difference of two totals. Prints a table, writes
+``benchmarks/results/overhead.json``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Stages:
         """Time the stages of a source's steps; attributes of the instances shadow the methods."""
         generator, step = source.generator, source.step
         for holder, method, stage in (
-            # Numbers are drawn when the anchors' latents and the noise are read, not when the step asks for them.
+            # Numbers are drawn when the anchors' latents and the noise are read, not when the step asks for
+            # them.
             (step, "draw", "drawing"),
             (generator, "anchor_latents", "drawing"),
             (generator, "noise_of", "drawing"),

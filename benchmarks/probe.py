@@ -1,8 +1,10 @@
-"""Views compared by what an encoder learns from them: the paper's tables 2 to 4 in miniature, ``python benchmarks/probe.py --data DIR``.
+"""Views compared by what an encoder learns from them: the paper's tables 2 to 4 in miniature, ``python
+benchmarks/probe.py --data DIR``.
 
-Small encoders are trained for the same number of steps, each on another source of views; then linear probes and kNN on real
-Fashion-MNIST images say what they learned. Every cell (source, method, seed) is a file in the working folder, which stays as soon as it is
-written; a second call goes on from there. Prints tables, writes ``benchmarks/results/probe.json`` and two plots.
+Small encoders are trained for the same number of steps, each on another source of views; then linear probes
+and kNN on real Fashion-MNIST images say what they learned. Every cell (source, method, seed) is a file in the
+working folder, which stays as soon as it is written; a second call goes on from there. Prints tables, writes
+``benchmarks/results/probe.json`` and two plots.
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ def off_the_records(out: Path, work: Path = Path("runs")) -> Path:
 
 
 def command(script: str, arguments: Sequence[str] | None = None) -> str:
-    """Return the line that runs a script of ``benchmarks/`` with these arguments; None for those of this process."""
+    """Return the line that runs a script of ``benchmarks/`` with these arguments;
+
+    None for those of this process.
+    """
     return shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if arguments is None else arguments)])
 
 

@@ -1,8 +1,10 @@
-"""SimCLR, SimSiam and BYOL from an unmodified checkout of solo-learn, on views: ``python benchmarks/solo_learn.py CHECKOUT --data DIR``.
+"""SimCLR, SimSiam and BYOL from an unmodified checkout of solo-learn, on views: ``python
+benchmarks/solo_learn.py CHECKOUT --data DIR``.
 
-Each method trains with the ready configuration ``fashion`` on a CPU; then solo-learn's own main_knn.py classifies real Fashion-MNIST
-images by its checkpoint, and by the same network untrained. main_knn.py moves all it does to a GPU, so ``Tensor.cuda`` does nothing here.
-The result of each method stays in the working folder: a second call goes on from there. Prints a table, writes ``benchmarks/results/solo-learn.json``.
+Each method trains with the ready configuration ``fashion`` on a CPU; then solo-learn's own main_knn.py
+classifies real Fashion-MNIST images by its checkpoint, and by the same network untrained. main_knn.py moves
+all it does to a GPU, so ``Tensor.cuda`` does nothing here. The result of each method stays in the working
+folder: a second call goes on from there. Prints a table, writes ``benchmarks/results/solo-learn.json``.
 """
 
 from __future__ import annotations

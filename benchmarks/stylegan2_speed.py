@@ -1,10 +1,12 @@
-"""Our StyleGAN2 against the official generator on this machine's CPU: ``python benchmarks/stylegan2_speed.py DIR``.
+"""Our StyleGAN2 against the official generator on this machine's CPU: ``python benchmarks/stylegan2_speed.py
+DIR``.
 
-DIR is a checkout of NVlabs/stylegan2-ada-pytorch, run in float32 with constant noise on the same random weights of config-f's sizes. They
-take turns in one process, so that a busy machine slows both; the time is the process' own (wall time is recorded beside it). Compared are
-128 px images, 512 px images through the cars' crop (512 to 384 to 128; the official code makes them whole, then crops and resizes as the
-paper's does), and pairs that differ in the last of four groups only (the official code makes both images whole). Prints a table, writes
-``benchmarks/results/stylegan2-speed.json``.
+DIR is a checkout of NVlabs/stylegan2-ada-pytorch, run in float32 with constant noise on the same random
+weights of config-f's sizes. They take turns in one process, so that a busy machine slows both; the time is
+the process' own (wall time is recorded beside it). Compared are 128 px images, 512 px images through the
+cars' crop (512 to 384 to 128; the official code makes them whole, then crops and resizes as the paper's
+does), and pairs that differ in the last of four groups only (the official code makes both images whole).
+Prints a table, writes ``benchmarks/results/stylegan2-speed.json``.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def our_generator(network: Any, options: dict[str, Any]) -> StyleGAN2:
 
 
 def official_images(network: Any, ws: Tensor, options: dict[str, Any]) -> Tensor:
-    """Return the official images in [0, 1] of styles ``[B, layers, w]``, cropped and resized as the paper's code does."""
+    """Return the official images in [0, 1] of styles ``[B, layers, w]``, cropped and resized as the paper's
+    code does.
+    """
     images: Tensor = network.synthesis(ws, noise_mode="const", force_fp32=True)
     if options:  # centre crop, then bilinear with aligned corners
         side = images.shape[-1]

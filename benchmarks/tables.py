@@ -1,7 +1,8 @@
-"""Write the documents' tables from the committed records: ``python benchmarks/tables.py``; ``--check`` only compares.
+"""Write the documents' tables from the committed records: ``python benchmarks/tables.py``; ``--check`` only
+compares.
 
-A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, and is what the function NAME in ``documents/``
-makes of JSON.
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, and is what the function NAME in
+``documents/`` makes of JSON.
 """
 
 from __future__ import annotations

@@ -50,7 +50,10 @@ def take_turns(
 
 
 def median_and_quartiles(values: Sequence[float], method: str = "exclusive") -> dict[str, Any]:
-    """Return the median and the first and third quartile, to four digits; ``method`` is of ``statistics.quantiles``."""
+    """Return the median and the first and third quartile, to four digits;
+
+    ``method`` is of ``statistics.quantiles``.
+    """
     low = high = values[0]
     if len(values) > 1:
         low, _, high = statistics.quantiles(values, n=4, method=method)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""The sources of views that ``benchmarks/probe.py`` compares: the rows of its tables, and the pairs whose differences it shows."""
+"""The sources of views that ``benchmarks/probe.py`` compares: the rows of its tables, and the pairs whose
+differences it shows.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ TRANSFORMS: dict[str, Any] = {
 
 
 class Borrowed(Perturber):
-    """``T(z) = z + p(z')`` with a fresh ``z'``: a walker's shifts, drawn like noise and not a function of the anchor."""
+    """``T(z) = z + p(z')`` with a fresh ``z'``: a walker's shifts, drawn like noise and not a function of the
+    anchor.
+    """
 
     def __init__(self, walker: Perturber) -> None:
         self.walker = walker
@@ -88,8 +92,11 @@ def normal(stds: dict[int | str, float]) -> Config:
 
 
 POOR = {"generator": {"name": "fashion", "weights": "runs/fashion-poor/fashion.safetensors"}}
-"""A generator trained for 40,000 images and not for 800,000: ``python -m mlviews.zoo.train fashion --data DIR --out runs/fashion-poor
---images 40000 --bf16 --threads 1``; its rows are left out if the file is missing."""
+"""A generator trained for 40,000 images and not for 800,000:
+
+``python -m mlviews.zoo.train fashion --data DIR --out runs/fashion-poor --images 40000 --bf16 --threads 1``;
+its rows are left out if the file is missing.
+"""
 NONE, SINGLE, ML = ({"preset": f"fashion-{name}"} for name in ("none", "single-random", "ml-random"))
 SINGLE_LEARNED, ML_LEARNED = {"preset": "fashion-single-learned"}, {"preset": "fashion-ml-learned"}
 BORROWED = ML_LEARNED | {"wrap": "borrowed"}
@@ -119,8 +126,8 @@ SOURCES: dict[str, Source] = {
     "none, gentle": Source("transforms", "gentle", NONE),
     "single random, gentle": Source("transforms", "gentle", SINGLE),
     "ML random, gentle": Source("transforms", "gentle", ML),
-    # Learned and random views with the same T_x; and what is between them, all of the learned views' extent: noise,
-    # learned shifts that are another anchor's, noise in few directions.
+    # Learned and random views with the same T_x; and what is between them, all of the learned views' extent:
+    # noise, learned shifts that are another anchor's, noise in few directions.
     "single learned, gentle": Source("learned", "gentle", SINGLE_LEARNED),
     "ML learned, gentle": Source("learned", "gentle", ML_LEARNED),
     "ML learned, no T_x": Source("learned", "none", ML_LEARNED),
@@ -216,7 +223,9 @@ EXTENTS = (  # sources whose extent is on record
 
 
 class RealViews:
-    """Real images as a source: two augmented views of each, in a new order every epoch, prepared as the generators' are."""
+    """Real images as a source: two augmented views of each, in a new order every epoch, prepared as the
+    generators' are.
+    """
 
     num_views, layout, device = 2, staticmethod(pair_layout), torch.device("cpu")
 
@@ -236,7 +245,9 @@ class RealViews:
 
 
 def generated(config: Config, **options: Any) -> MLViewSource:
-    """Return a source from its configuration; what moves levels is wrapped if it says so (``wrap``, of WRAPPERS)."""
+    """Return a source from its configuration; what moves levels is wrapped if it says so (``wrap``, of
+    WRAPPERS).
+    """
     config = config | options
     wrapper = WRAPPERS.get(config.pop("wrap", None))
     arguments = source_arguments(config)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from view_sources import PAIRS, SOURCES, TELLING, Borrowed, InFewDirections, RealViews, generated
 
 from mlviews import perturb
 from mlviews.perturb import Walker
@@ -108,9 +109,9 @@ def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
     assert found["scores"]["kNN"] == {"mean": 4, "half": None, "seeds": 1}
 
 
-def test_real_views_are_those_of_their_images(probe: dict[str, Any]) -> None:
+def test_real_views_are_those_of_their_images() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, -1, 28, 28) * 20
-    views = probe["RealViews"](
+    views = RealViews(
         images,
         lambda x, rows, *, seed, epoch, view: torch.cat([x.mean((2, 3)), rows[:, None].float()], 1),
         4,
@@ -126,24 +127,24 @@ def test_real_views_are_those_of_their_images(probe: dict[str, Any]) -> None:
     assert not torch.equal(epochs[0], epochs[1]), "a new order"
 
 
-def test_every_named_source_can_be_made(probe: dict[str, Any]) -> None:
-    for name, source in probe["SOURCES"].items():
+def test_every_named_source_can_be_made() -> None:
+    for name, source in SOURCES.items():
         if source.config and source.group != "quality":  # which wants a generator that is trained first
-            views = next(iter(probe["generated"]({**source.config, "num_samples": 4}, batch_size=2)))
+            views = next(iter(generated({**source.config, "num_samples": 4}, batch_size=2)))
             assert len(views) == 2, name
-    names = set(probe["SOURCES"])
-    assert {name for pair in probe["PAIRS"] for name in pair} | set(probe["TELLING"]) <= names
+    names = set(SOURCES)
+    assert {name for pair in PAIRS for name in pair} | set(TELLING) <= names
 
 
-def test_borrowed_shifts_are_the_walkers_of_other_anchors(probe: dict[str, Any]) -> None:
+def test_borrowed_shifts_are_the_walkers_of_other_anchors() -> None:
     walker = Walker(4)
     with torch.no_grad():
         walker.net[0].weight.normal_(generator=torch.Generator().manual_seed(0))
     z, other = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1)).unbind()
-    (moved,) = probe["Borrowed"](walker)([z], [other])
+    (moved,) = Borrowed(walker)([z], [other])
     torch.testing.assert_close(moved - z, walker.net(other))
     made = [
-        probe["generated"](probe["SOURCES"][name].config | {"num_samples": 4}, batch_size=4)
+        generated(SOURCES[name].config | {"num_samples": 4}, batch_size=4)
         for name in ("ML borrowed, crop", "ML learned")
     ]
     (anchors, borrowed), (same, learned) = (next(iter(source)) for source in made)
@@ -151,9 +152,9 @@ def test_borrowed_shifts_are_the_walkers_of_other_anchors(probe: dict[str, Any])
     assert not torch.allclose(borrowed, learned, atol=0.1)
 
 
-def test_noise_in_few_directions_keeps_its_mean_square(probe: dict[str, Any]) -> None:
+def test_noise_in_few_directions_keeps_its_mean_square() -> None:
     noise = torch.randn(2, 4096, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    made = probe["InFewDirections"](perturb.Normal(std=1.0))
+    made = InFewDirections(perturb.Normal(std=1.0))
     moved = torch.cat(list(made([torch.zeros(4096, 16)] * 2, noise)), dim=1)
     assert torch.linalg.matrix_rank(moved) == 4
     assert float(moved.square().mean()) == pytest.approx(1.0, rel=0.05)
@@ -202,7 +203,9 @@ def test_loaders_run(tmp_path: Path) -> None:
 
 
 def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that takes 60 ms a batch, and a training that takes 20: 40 ms of waiting, whatever the queue held at first."""
+    """A worker that takes 60 ms a batch, and a training that takes 20: 40 ms of waiting, whatever the queue
+    held at first.
+    """
     case = loaders["Case"]("torch", 32, 1, "cpu", workers=1, folder=Path(), threads=1)
 
     class Slow(torch.utils.data.Dataset[int]):
@@ -224,26 +227,7 @@ def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch
     assert loaders["time_alone"](case, 4) == pytest.approx(0.06, abs=0.02)
 
 
-def test_random_weights_are_bigbigans() -> None:
-    shapes = dict(feeds.bigbigan_shapes())
-    with np.load(ROOT / "tests" / "golden" / "biggan-small-128.npz") as file:
-        small = json.loads(str(file["facts"]))["shapes"]
-    assert shapes.keys() == small.keys()
-
-    def times_six(
-        sizes: list[int], name: str
-    ) -> tuple[int, ...]:  # 16 channels there, 96 here; and an embedding of 16, not of 128
-        if name == "shared.weight":
-            return (1000, 128)
-        if name.endswith(("gain.weight", "bias.weight")):
-            return (sizes[0] * 6, 148)
-        wide = [size if at >= 2 or size in (1, 3, 20) else size * 6 for at, size in enumerate(sizes)]
-        return tuple(wide)
-
-    assert shapes == {name: times_six(sizes, name) for name, sizes in small.items()}
-
-
-def test_a_generator_of_such_weights_makes_images() -> None:
+def test_a_bigbigan_of_random_weights_makes_images() -> None:
     made = feeds.generator(128)
     assert [level.shape for level in made.levels] == [(20,)] * 6
     image = made.decode([torch.randn(1, 20) for _ in range(6)])

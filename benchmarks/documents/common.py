@@ -1,4 +1,6 @@
-"""What the documents' tables have in common: where they come from, how they look, and the sentence that says how to make them again."""
+"""What the documents' tables have in common: where they come from, how they look, and the sentence that says
+how to make them again.
+"""
 
 from __future__ import annotations
 

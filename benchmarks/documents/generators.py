@@ -112,7 +112,8 @@ def biggan_memory(record: Record) -> str:
     """Return the working memory of a step."""
     memory = record["memory_mib"]
     rows = [[title, *(f"{memory[side][key]:.0f}" for side in SIDES)] for key, title in MEMORY.items()]
-    return markdown(["BigBiGAN, 16 pairs, MiB", *SIDES.values()], rows)
+    pairs = record.get("memory_pairs", record["pairs"])
+    return markdown([f"BigBiGAN, {pairs} pairs, MiB", *SIDES.values()], rows)
 
 
 @table("biggan-speed")

@@ -148,7 +148,9 @@ def impact_agreement(record: Record, alone: Record) -> str:
 
 @table("impact-remedies", "impact")
 def impact_remedies(remedies: Record, plain: Record) -> str:
-    """Walkers of one level with and without what keeps their directions apart and their positives in the prior."""
+    """Walkers of one level with and without what keeps their directions apart and their positives in the
+    prior.
+    """
     cells = {
         cell["method"]: cell
         for cell in [*remedies["cells"], *plain["cells"]]

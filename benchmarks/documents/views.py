@@ -1,4 +1,6 @@
-"""Views compared by what an encoder learns from them: records of ``benchmarks/probe.py`` and of ``mlviews probe``."""
+"""Views compared by what an encoder learns from them: records of ``benchmarks/probe.py`` and of ``mlviews
+probe``.
+"""
 
 from __future__ import annotations
 

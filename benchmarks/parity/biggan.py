@@ -1,9 +1,11 @@
-"""Our BigGAN beside the official ones on the same random weights: ``python benchmarks/parity/biggan.py --pretrained DIR --biggan DIR``.
+"""Our BigGAN beside the official ones on the same random weights: ``python benchmarks/parity/biggan.py
+--pretrained DIR --biggan DIR``.
 
 The directories are checkouts of lukemelas/pytorch-pretrained-gans (BigBiGAN, and BigGAN in the same code) and
-ajbrock/BigGAN-PyTorch (BigGAN), run on the CPU as they are. Compared are images from given latents and classes, with and
-without a graph, which take different ways. Writes ``benchmarks/results/parity-biggan.json``; with ``--goldens`` also what CI
-compares with where there are no checkouts. Exits with 1 if an image differs by more than 1e-3.
+ajbrock/BigGAN-PyTorch (BigGAN), run on the CPU as they are. Compared are images from given latents and
+classes, with and without a graph, which take different ways. Writes
+``benchmarks/results/parity-biggan.json``; with ``--goldens`` also what CI compares with where there are no
+checkouts. Exits with 1 if an image differs by more than 1e-3.
 """
 
 from __future__ import annotations

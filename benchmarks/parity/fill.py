@@ -1,4 +1,6 @@
-"""Weights that follow from their names: the same for the official network, for ours, and for a test that has only ours."""
+"""Weights that follow from their names: the same for the official network, for ours, and for a test that has
+only ours.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from mlviews import sampling
 def fill(name_to_shape: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     """A tensor for each name, of values that leave no bias, statistic or norm trivial.
 
-    N(0, 1) over the root of the fan-in for two dimensions and more; 1 + 0.1 N(0, 1) for weights of norms, 0.1 N(0, 1) for biases and means,
-    0.5 to 1.5 for variances, ones for masks, zeros (int64) for counters. A tensor depends on its own name and shape only.
+    N(0, 1) over the root of the fan-in for two dimensions and more; 1 + 0.1 N(0, 1) for weights of norms, 0.1
+    N(0, 1) for biases and means, 0.5 to 1.5 for variances, ones for masks, zeros (int64) for counters. A
+    tensor depends on its own name and shape only.
 
     Args:
         name_to_shape: what to make.

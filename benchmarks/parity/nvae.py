@@ -1,9 +1,11 @@
-"""Our NVAE beside the official ones on the same random weights: ``python benchmarks/parity/nvae.py --serezd DIR --nvlabs DIR``.
+"""Our NVAE beside the official ones on the same random weights: ``python benchmarks/parity/nvae.py --serezd
+DIR --nvlabs DIR``.
 
-The directories are checkouts of SerezD/NVAE-from-scratch and NVlabs/NVAE, run on the CPU as they are but for what needs a GPU or a
-random draw (see the patches below). Compared are images from given noises, reconstructions of given images, and the KL
-divergences; some are timed. Writes ``benchmarks/results/parity-nvae.json``; with ``--goldens`` also what CI compares with.
-Exits with 1 if an image differs by more than 1e-3.
+The directories are checkouts of SerezD/NVAE-from-scratch and NVlabs/NVAE, run on the CPU as they are but for
+what needs a GPU or a random draw (see the patches below). Compared are images from given noises,
+reconstructions of given images, and the KL divergences; some are timed. Writes
+``benchmarks/results/parity-nvae.json``; with ``--goldens`` also what CI compares with. Exits with 1 if an
+image differs by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -276,7 +278,9 @@ def compare(case: Case, checkout: Path, goldens: bool) -> Row:
 
 
 def time_decoding(official: Official, ours: NVAE, rows: int = 16, turns: int = 9) -> Row:
-    """Return median milliseconds to decode a batch: of the official code, ours, and ours in the contiguous layout."""
+    """Return median milliseconds to decode a batch: of the official code, ours, and ours in the contiguous
+    layout.
+    """
     noises = ours.sample_latents(range(rows), SEED)
     contiguous = copy.deepcopy(ours)
     for weight in contiguous.parameters():

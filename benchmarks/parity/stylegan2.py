@@ -1,9 +1,11 @@
-"""Our StyleGAN2 beside the official ones on the same random weights: ``python benchmarks/parity/stylegan2.py --ada DIR --rosinality DIR``.
+"""Our StyleGAN2 beside the official ones on the same random weights: ``python benchmarks/parity/stylegan2.py
+--ada DIR --rosinality DIR``.
 
-The directories are checkouts of NVlabs/stylegan2-ada-pytorch and rosinality/stylegan2-pytorch, run on the CPU in float32. Variables in the
-TensorFlow layout go through the former's own converter. Compared are whole images, on our fast path and on the one that gradients take,
-and images cropped and averaged. Writes ``benchmarks/results/parity-stylegan2.json``; with ``--goldens`` also what CI compares with where
-there are no checkouts. Exits with 1 if an image differs by more than 1e-3.
+The directories are checkouts of NVlabs/stylegan2-ada-pytorch and rosinality/stylegan2-pytorch, run on the CPU
+in float32. Variables in the TensorFlow layout go through the former's own converter. Compared are whole
+images, on our fast path and on the one that gradients take, and images cropped and averaged. Writes
+``benchmarks/results/parity-stylegan2.json``; with ``--goldens`` also what CI compares with where there are no
+checkouts. Exits with 1 if an image differs by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -101,7 +103,8 @@ CASES = (
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], kernel: Tensor | None = None) -> dict[str, Tensor]:
-    """Return weights by name, in any of the layouts, scaled as training would leave them: N(0, 1) before their gain.
+    """Return weights by name, in any of the layouts, scaled as training would leave them: N(0, 1) before
+    their gain.
 
     Args:
         shapes: names and shapes.
