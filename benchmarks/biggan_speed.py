@@ -54,7 +54,7 @@ SIDES = ("research", "ours", "ours, micro_batch_size=4")
 PEAKS = ("resident_peak_in_step", "allocated_peak_in_step")
 
 
-# -- the two sides -------------------------------------------------------------------------------------------------
+# -- the two sides -------------------------------------------------------------------------------------------
 
 
 class Research(NamedTuple):
@@ -126,7 +126,7 @@ def our_source(generator: BigGAN, first: int, pairs: int, **options: Any) -> mlv
     )
 
 
-# -- time ----------------------------------------------------------------------------------------------------------
+# -- time ----------------------------------------------------------------------------------------------------
 
 
 def compare(research: Seconds, ours: Seconds) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def time_options(generator: BigGAN, pairs: int, repeats: int) -> dict[str, Any]:
     return figures
 
 
-# -- memory --------------------------------------------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------------------------------
 
 
 def resident(field: str) -> float:
@@ -267,7 +267,7 @@ def measure_memory(checkout: Path, weights: Path, pairs: int, threads: int) -> d
     return rows
 
 
-# -- the benchmark -------------------------------------------------------------------------------------------------
+# -- the benchmark -------------------------------------------------------------------------------------------
 
 
 def main(

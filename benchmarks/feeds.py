@@ -74,10 +74,7 @@ def write_beton(folder: Path, mode: str) -> None:
 
 
 def torch_views(case: Case, steps: int) -> Iterator[Views]:
-    """Yield from torch's DataLoader over ImageFolder:
-
-    JPEG files, decoded and augmented by worker processes.
-    """
+    """Yield from torch's DataLoader: JPEG files, decoded and augmented by worker processes."""
     pipeline = v2.Compose([
         v2.RandomResizedCrop(CROPS[case.size], scale=SCALE),
         v2.RandomHorizontalFlip(),
@@ -153,9 +150,7 @@ FEEDS: dict[str, Callable[[Case, int], Iterator[Views]]] = {
 
 
 def source(case: Case, num_samples: int, transform: Any) -> MLViewSource:
-    """Return the paper's multi-level setting, which makes two different images a sample from the second level
-    on.
-    """
+    """Return the paper's multi-level setting: a sample's two images differ from the second level on."""
     micro_batch_size = None
     if case.size > 32 and torch.device(case.device).type == "cpu":
         micro_batch_size = min(case.batch_size, 32)
@@ -202,7 +197,7 @@ def bytes_on_disk(case: Case) -> int:
 
 
 def different(case: Case, samples: int) -> dict[str, int]:
-    """Count the images in two epochs of ``samples`` samples before augmentation, and how many of them differ."""
+    """Count the images in two epochs of these samples before T_x, and how many of them differ."""
     if case.loader == "mlviews":
         views = source(case, samples, None)
         contents: Iterable[bytes] = (

@@ -69,17 +69,16 @@ def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: 
             row["class_kept"] = share_of_class(mlviews.load_generator(generator), level, classifier, seed)
     curves = [level.curve and dataclasses.asdict(level.curve) for level in report.impacts]
     return {
-        "generator": generator, "method": method, "seed": seed, "seconds": report.seconds, "options": report.options,
-        "target_loss": report.target_loss, "temperature": report.temperature, "pairs": report.pairs,
+        "generator": generator, "method": method, "seed": seed, "seconds": report.seconds,
+        "options": report.options, "target_loss": report.target_loss,
+        "temperature": report.temperature, "pairs": report.pairs,
         "rows": rows, "curves": curves, **report.environment,
     }  # fmt: skip
 
 
 @torch.no_grad()
 def share_of_class(generator: mlviews.MLVGM, level: LevelImpact, classifier: Classifier, seed: int) -> float:
-    """Return the share of pairs whose positive, moved by the measured perturber, is classified as its anchor
-    is.
-    """
+    """Return the share of pairs that the measured perturber leaves in one class."""
     key = int(level.key) if level.key.isdigit() else level.key
     source = mlviews.MLViewSource(
         generator, {key: level.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed
@@ -116,9 +115,7 @@ def agreement(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> Path:
-    """Draw distances for the target, level by level: mean and range over seeds; hollow if a seed missed the
-    target.
-    """
+    """Draw the levels' distances for the target: mean and range over seeds; hollow if a seed missed it."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(cell["generator"] for cell in cells))

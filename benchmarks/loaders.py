@@ -1,5 +1,6 @@
-"""A training step fed by files and by a generator: the paper's figure 5, scaled to a machine: ``python
-benchmarks/loaders.py --data DIR``.
+"""A training step fed by files and by a generator: the paper's figure 5, scaled to a machine.
+
+``python benchmarks/loaders.py --data DIR``
 
 One SimCLR step of a ResNet-18 takes its two views from torch's DataLoader over JPEG files, from FFCV's
 Loader, and from MLViewSource; all crop and flip, and normalise. The three take turns in one run, so that
@@ -42,7 +43,7 @@ EPOCH = 60_000  # images, for what an epoch takes
 Row = dict[str, Any]
 
 
-# -- what is fed -------------------------------------------------------------------------------------------------------
+# -- what is fed ---------------------------------------------------------------------------------------------
 
 
 class Learner:
@@ -59,9 +60,7 @@ class Learner:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
     def step(self, views: Views) -> None:
-        """Forward, backward, update; in one memory format, for FFCV's batches have another than torch's and
-        ours.
-        """
+        """Take a step, in one memory format: FFCV's batches have another than torch's and ours."""
         images = torch.cat(views).contiguous(memory_format=torch.channels_last)
         loss = self.loss(*self.model(images).chunk(2))
         self.optimizer.zero_grad(set_to_none=True)
@@ -102,7 +101,7 @@ def time_round(case: Case, learner: Learner, steps: int) -> tuple[list[float], l
 
 
 def time_alone(case: Case, steps: int) -> float:
-    """Return seconds of a batch with nothing beside the loader: below the training's, or it cannot keep up."""
+    """Return seconds of a batch with nothing beside the loader: it keeps up if training takes longer."""
     untimed, count = queue(case) + 1, queue(case) + steps
     views = FEEDS[case.loader](case, untimed + count)
     for _ in range(untimed):
@@ -114,8 +113,7 @@ def time_alone(case: Case, steps: int) -> float:
 
 
 def peak_memory(case: Case) -> dict[str, float]:
-    """Return the most MiB that this process and its workers take over a few steps; on a GPU also of its
-    memory.
+    """Return the most MiB that this process and its workers take over a few steps, and those of a GPU.
 
     A page that processes share is counted once.
     """
@@ -189,7 +187,7 @@ class Meter:
         }
 
 
-# -- the benchmark -----------------------------------------------------------------------------------------------------
+# -- the benchmark -------------------------------------------------------------------------------------------
 
 
 class Figures:

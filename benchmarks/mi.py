@@ -1,5 +1,6 @@
-"""Does the estimate of mutual information agree with the truth? ``python benchmarks/mi.py`` asks where the
-truth has a closed form.
+"""Does the estimate of mutual information agree with the truth, where that has a closed form?
+
+``python benchmarks/mi.py``
 
 10,000 pairs of each distribution, whose parameter follows from the information that they should have; the
 linear-Gaussian generator gives images through a source, and as many again to evaluate on. Prints a table,
@@ -65,9 +66,7 @@ def curved(pairs: Pairs) -> Pairs:
 
 
 def spiral(pairs: Pairs) -> Pairs:
-    """Turn both sides by as many radians as they are far from the origin, in opposite directions (Czyz et al.
-    2023).
-    """
+    """Turn each side by its distance from the origin in radians, both ways (Czyz et al. 2023)."""
 
     def turn(points: Tensor, speed: float) -> Tensor:
         x, y = points.unbind(1)
@@ -182,8 +181,9 @@ def estimate(index: int, nats: float, seed: int) -> dict[str, float]:
 
 
 def judge(case: Case, truth: float, runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Return a row of the record: the mean must be within 10 % of the truth, and no seed two standard errors
-    above.
+    """Return a row of the record.
+
+    The criterion: the mean is within 10 % of the truth, and no seed is above it by two standard errors.
     """
     mean = statistics.mean(run["nats"] for run in runs)
     excess = max((run["nats"] - truth) / run["stderr"] for run in runs)

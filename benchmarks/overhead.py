@@ -51,8 +51,7 @@ class Stages:
         """Time the stages of a source's steps; attributes of the instances shadow the methods."""
         generator, step = source.generator, source.step
         for holder, method, stage in (
-            # Numbers are drawn when the anchors' latents and the noise are read, not when the step asks for
-            # them.
+            # Numbers are drawn when latents and noise are read, not when the step asks for them.
             (step, "draw", "drawing"),
             (generator, "anchor_latents", "drawing"),
             (generator, "noise_of", "drawing"),

@@ -1,5 +1,6 @@
-"""Views compared by what an encoder learns from them: the paper's tables 2 to 4 in miniature, ``python
-benchmarks/probe.py --data DIR``.
+"""Views compared by what an encoder learns from them: the paper's tables 2 to 4 in miniature.
+
+``python benchmarks/probe.py --data DIR``
 
 Small encoders are trained for the same number of steps, each on another source of views; then linear probes
 and kNN on real Fashion-MNIST images say what they learned. Every cell (source, method, seed) is a file in the
@@ -61,7 +62,7 @@ class Budget(NamedTuple):
     data: str | None
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells ---------------------------------------------------------------------------------------------------
 
 
 def measure(method: str, name: str, seed: int, budget: Budget) -> Cell:
@@ -124,14 +125,14 @@ def check_budget(budget: Budget, work: Path) -> None:
     path, facts = work / "budget.json", [*budget[:3], budget.data is not None]
     if path.exists() and json.loads(path.read_text()) != facts:
         raise typer.BadParameter(
-            f"{work} holds cells of another budget (steps, batch size, labels, whole data set: {path.read_text()}): "
-            f"give another --work."
+            f"{work} holds cells of another budget (steps, batch size, labels, whole data set: "
+            f"{path.read_text()}): give another --work."
         )
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts))
 
 
-# -- statistics --------------------------------------------------------------------------------------------------------
+# -- statistics ----------------------------------------------------------------------------------------------
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
     return {"rows": rows, "differences": differences}
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- what is shown -------------------------------------------------------------------------------------------
 
 
 def means_and_halves(scores: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
@@ -262,7 +263,7 @@ def save(figure: Any, axes: Any, path: Path) -> Path:
     return path
 
 
-# -- the benchmark -----------------------------------------------------------------------------------------------------
+# -- the benchmark -------------------------------------------------------------------------------------------
 
 
 def choose(seeds: int, only: str, quick: bool) -> list[Key]:

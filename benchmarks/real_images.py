@@ -11,9 +11,7 @@ from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
 
 
 def train_and_test(data: Path | str | None) -> tuple[Labelled, Labelled]:
-    """Return images to fit on and images to test on, 28 x 28: the whole data set, or without a folder the
-    bundled slice.
-    """
+    """Return 28-pixel images to fit on and to test on; without a folder, those of the bundled slice."""
     if data is None:
         return bundled_slice()
     return load_fashion_mnist(data, "train", 28), load_fashion_mnist(data, "test", 28)

@@ -23,10 +23,7 @@ def off_the_records(out: Path, work: Path = Path("runs")) -> Path:
 
 
 def command(script: str, arguments: Sequence[str] | None = None) -> str:
-    """Return the line that runs a script of ``benchmarks/`` with these arguments;
-
-    None for those of this process.
-    """
+    """Return the line that runs a script of this folder, with this process' arguments if none are given."""
     return shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if arguments is None else arguments)])
 
 

@@ -1,5 +1,6 @@
-"""SimCLR, SimSiam and BYOL from an unmodified checkout of solo-learn, on views: ``python
-benchmarks/solo_learn.py CHECKOUT --data DIR``.
+"""SimCLR, SimSiam and BYOL from an unmodified checkout of solo-learn, on views.
+
+``python benchmarks/solo_learn.py CHECKOUT --data DIR``
 
 Each method trains with the ready configuration ``fashion`` on a CPU; then solo-learn's own main_knn.py
 classifies real Fashion-MNIST images by its checkpoint, and by the same network untrained. main_knn.py moves
@@ -51,7 +52,8 @@ from solo.methods import METHODS
 cfg = OmegaConf.create(json.load(open(sys.argv[2] + "/args.json")))
 seed_everything(cfg.seed)
 checkpoint = torch.load(sys.argv[3])
-torch.save({**checkpoint, "state_dict": METHODS[cfg.method](cfg).state_dict()}, sys.argv[2] + "/untrained.ckpt")
+tensors = METHODS[cfg.method](cfg).state_dict()
+torch.save({**checkpoint, "state_dict": tensors}, sys.argv[2] + "/untrained.ckpt")
 """
 
 
@@ -83,11 +85,11 @@ def run_python(arguments: list[str], folder: Path, script: str) -> subprocess.Co
 
 
 def knn(checkout: Path, checkpoint: Path, train: Path, test: Path, folder: Path) -> float:
-    """Return top-1 in percent of main_knn.py: k = 20, cosine, temperature 0.07, on the backbone's features."""
+    """Return main_knn.py's top-1 in percent: k = 20, cosine, temperature 0.07, on the backbone's features."""
     options = (
-        f"--image-size 28 {checkout}/main_knn.py --dataset custom --train_data_path {train} --val_data_path {test} "
-        f"--batch_size 256 --num_workers 0 --pretrained_checkpoint_dir {checkpoint} --k 20 --temperature 0.07 "
-        f"--feature_type backbone --distance_function cosine"
+        f"--image-size 28 {checkout}/main_knn.py --dataset custom --train_data_path {train} "
+        f"--val_data_path {test} --batch_size 256 --num_workers 0 --pretrained_checkpoint_dir {checkpoint} "
+        f"--k 20 --temperature 0.07 --feature_type backbone --distance_function cosine"
     )
     output = run_python(["-c", KNN, *shlex.split(options)], folder, "main_knn.py").stdout
     accuracy = re.search(r"acc@1=([\d.]+)", output)

@@ -1,5 +1,6 @@
-"""Our StyleGAN2 against the official generator on this machine's CPU: ``python benchmarks/stylegan2_speed.py
-DIR``.
+"""Our StyleGAN2 against the official generator on this machine's CPU.
+
+``python benchmarks/stylegan2_speed.py DIR``
 
 DIR is a checkout of NVlabs/stylegan2-ada-pytorch, run in float32 with constant noise on the same random
 weights of config-f's sizes. They take turns in one process, so that a busy machine slows both; the time is

@@ -1,5 +1,6 @@
-"""Write the documents' tables from the committed records: ``python benchmarks/tables.py``; ``--check`` only
-compares.
+"""Write the documents' tables from the committed records.
+
+``python benchmarks/tables.py``; with ``--check`` it only compares.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, and is what the function NAME in
 ``documents/`` makes of JSON.

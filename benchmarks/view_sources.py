@@ -171,7 +171,8 @@ CELLS = [("simclr", name) for name in SOURCES] + [
     (method, name) for method in METHODS[1:] for name in TELLING
 ]
 
-PAIRS = (  # one source less another, at the same seed: initial weights and the probe's labels are then the same
+# One source less another, at the same seed: initial weights and the probe's labels are then the same.
+PAIRS = (
     ("ML random", "single random"),
     ("ML random", "none"),
     ("ML random", "real"),

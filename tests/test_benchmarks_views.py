@@ -1,4 +1,4 @@
-"""The two benchmarks of views run, their statistics are right, and their records hold what their cells say."""
+"""The two benchmarks of views run, their statistics are right, and their records are those of their cells."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(script: str, *options: str) -> str:
     return done.stdout
 
 
-# -- probe -------------------------------------------------------------------------------------------------------------
+# -- probe ---------------------------------------------------------------------------------------------------
 
 
 def test_probe_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any], folde
     assert json.loads(json.dumps(probe["summarise"](record["cells"]))) == record["summary"]
 
 
-# -- loaders -----------------------------------------------------------------------------------------------------------
+# -- loaders -------------------------------------------------------------------------------------------------
 
 
 def test_loaders_run(tmp_path: Path) -> None:

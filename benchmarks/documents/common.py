@@ -1,6 +1,4 @@
-"""What the documents' tables have in common: where they come from, how they look, and the sentence that says
-how to make them again.
-"""
+"""What the documents' tables have in common: where they come from, and how they look."""
 
 from __future__ import annotations
 

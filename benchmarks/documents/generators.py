@@ -1,4 +1,4 @@
-"""Our networks beside the official ones: records of ``benchmarks/parity/`` and of the two speed benchmarks."""
+"""Our networks beside the official ones: records of ``parity/`` and of the two speed benchmarks."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def speed(biggan: Record, stylegan2: Record) -> str:
         markdown(TIMES, [*biggan_times(biggan), *stylegan2_times(stylegan2)]),
         "BigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's "
         "`BatchManager` and generator.",
-        'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an anchor and a '
-        "positive that differ in the last of four groups.",
+        'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an '
+        "anchor and a positive that differ in the last of four groups.",
         f"Both sides in turns, {threads(biggan)}, random weights.",
         provenance(biggan, stylegan2),
     )
@@ -129,7 +129,8 @@ def precision(record: Record) -> str:
             )
     return captioned(
         markdown(["option", "median step", "CPU time, of float32"], rows),
-        f"BigBiGAN, {record['pairs']} pairs, levels 2-6 moved, {threads(record)}; compilation itself is not counted.",
+        f"BigBiGAN, {record['pairs']} pairs, levels 2-6 moved, {threads(record)}; compilation itself is "
+        "not counted.",
         provenance(record),
     )
 

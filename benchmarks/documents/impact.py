@@ -46,8 +46,8 @@ def mutual_information(record: Record) -> str:
         f"{record['pairs']:,} pairs (the generator's images: as many again to evaluate on); mean (range) of "
         f"{len(record['seeds'])} seeds, the largest of their standard errors.",
         f"Mean within 10% of the truth, and no seed above it by more than two standard errors: "
-        f"{sum(row['met'] for row in record['rows'])} of {len(record['rows'])} rows; single estimates within 10%: "
-        f"{near} of {len(ratios)}.",
+        f"{sum(row['met'] for row in record['rows'])} of {len(record['rows'])} rows; single estimates "
+        f"within 10%: {near} of {len(ratios)}.",
         "Rows marked (limit) were set apart after trials missed there.",
         f"{min(seconds):.0f}–{max(seconds):.0f} s of one core each, on {record['machine']['processor']}.",
         provenance(record),
@@ -82,14 +82,12 @@ def impact(record: Record) -> str:
     return captioned(
         markdown(header, rows),
         f"Mean (range) over seeds ({seeds}).",
-        f"Target {first['target_loss']:g} nats (1.00 on the scale of the paper's code), K = {first['pairs']}, "
-        f"{first['options']['monte_carlo']:,} anchors for the distances.",
+        f"Target {first['target_loss']:g} nats (1.00 on the scale of the paper's code), K = "
+        f"{first['pairs']}, {first['options']['monte_carlo']:,} anchors for the distances.",
         "Class kept: share of 2,000 pairs, by a classifier trained on real images.",
         f"≥: the target was not reached. {record['machine']['processor']}.",
-        provenance(
-            record,
-            note="; its cells were measured by the same command without `--collect`, a process for each method.",
-        ),
+        provenance(record, note="; its cells were measured by the same command without `--collect`,"),
+        "a process for each method.",
     )
 
 
@@ -109,8 +107,8 @@ def impact_fashion(record: Record) -> str:
             _over_seeds(walker, "distance_mean"),
         ])  # fmt: skip
     header = [
-        "level of `fashion`", "distance for 0.7 nats, sweep", "of two draws' distance", "class kept", "verdict",
-        "distance, walkers",
+        "level of `fashion`", "distance for 0.7 nats, sweep", "of two draws' distance", "class kept",
+        "verdict", "distance, walkers",
     ]  # fmt: skip
     losses = [statistics.mean(row["loss_nats"] for row in level) for level in walked]
     return captioned(
@@ -137,20 +135,18 @@ def impact_agreement(record: Record, alone: Record) -> str:
     ]  # fmt: skip
     return captioned(
         markdown(header, rows),
-        "Spearman's, of the levels' mean distances, averaged over seeds; levels that never reached the target rank "
-        "as the farthest, and equal.",
-        "Minutes of wall time for all levels, mean (range) over seeds, with one thread, beside one to four other busy "
-        "processes on a shared machine of two cores.",
-        f"Alone, with {alone['environment']['machine']['threads']} threads: the sweep of `{alone['generator']}` in "
-        f"**{alone['seconds'] / 60:.1f} min** (`mlviews impact fashion`).",
+        "Spearman's, of the levels' mean distances, averaged over seeds; levels that never reached the "
+        "target rank as the farthest, and equal.",
+        "Minutes of wall time for all levels, mean (range) over seeds, with one thread, beside one to four "
+        "other busy processes on a shared machine of two cores.",
+        f"Alone, with {alone['environment']['machine']['threads']} threads: the sweep of "
+        f"`{alone['generator']}` in **{alone['seconds'] / 60:.1f} min** (`mlviews impact fashion`).",
     )
 
 
 @table("impact-remedies", "impact")
 def impact_remedies(remedies: Record, plain: Record) -> str:
-    """Walkers of one level with and without what keeps their directions apart and their positives in the
-    prior.
-    """
+    """Walkers of one level, with and without the remedies for their two flaws."""
     cells = {
         cell["method"]: cell
         for cell in [*remedies["cells"], *plain["cells"]]

@@ -43,14 +43,14 @@ def solo_learn(record: Record) -> str:
             f"{run['seconds']:.0f}",
         ])  # fmt: skip
     header = [
-        "method", "steps", "loss, first", "last", "logged values not finite", "kNN, untrained", "kNN, trained",
-        "seconds",
+        "method", "steps", "loss, first", "last", "logged values not finite", "kNN, untrained",
+        "kNN, trained", "seconds",
     ]  # fmt: skip
     return captioned(
         markdown(header, rows),
-        f"The ready configurations `fashion`, steps of {record['runs']['simclr']['batch_size']} pairs; kNN is top-1 "
-        f"in percent of main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, with "
-        f"{record['labelled_images']:,} labelled ones (k = 20, cosine).",
+        f"The ready configurations `fashion`, steps of {record['runs']['simclr']['batch_size']} pairs; kNN "
+        f"is top-1 in percent of main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, "
+        f"with {record['labelled_images']:,} labelled ones (k = 20, cosine).",
         f"{record['solo_learn']}; {threads(record)}, beside other processes.",
         provenance(record),
     )

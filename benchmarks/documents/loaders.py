@@ -33,7 +33,8 @@ def loaders(record: Record) -> str:
     versions = record["versions"]
     return captioned(
         markdown(header, rows),
-        f"Mean of a round's steps, median (range) of {record['rounds']} rounds, in which the loaders take turns.",
+        f"Mean of a round's steps, median (range) of {record['rounds']} rounds, in which the loaders take "
+        "turns.",
         f"An epoch has {record['epoch']:,} samples.",
         f"{_machine(record)}, {record['workers']} workers; torchvision {versions['torchvision']}, FFCV "
         f"{versions.get('ffcv', 'not installed')}.",
@@ -92,9 +93,10 @@ def overhead(record: Record) -> str:
     rows = [[name, f"{value:.2f}", f"{value / generator:.1%}"] for name, value in record["median_ms"].items()]
     return captioned(
         markdown(["part of a step", "median, ms", "of the generator"], rows),
-        f"All but the generator and T_x: **{record['overhead_of_generator']:.1%}** of the generator's forward "
-        f"pass; T_x: {record['t_x_of_generator']:.1%}.",
-        f"Preset `{record['preset']}`, batch {record['batch_size']}, {record['steps']} steps, {threads(record)}.",
+        f"All but the generator and T_x: **{record['overhead_of_generator']:.1%}** of the generator's "
+        f"forward pass; T_x: {record['t_x_of_generator']:.1%}.",
+        f"Preset `{record['preset']}`, batch {record['batch_size']}, {record['steps']} steps, "
+        f"{threads(record)}.",
         provenance(record),
     )
 

@@ -1,6 +1,4 @@
-"""Views compared by what an encoder learns from them: records of ``benchmarks/probe.py`` and of ``mlviews
-probe``.
-"""
+"""Views compared by what an encoder learns from them: records of ``mlviews probe`` and the like."""
 
 from __future__ import annotations
 
@@ -44,12 +42,13 @@ def probe(demo: Record, *runs: Record) -> str:
         f"{training['batch_size']} pairs, {first['encoder_parameters'] / 1e6:.1f} M-parameter encoder; "
         f"{min(seconds):.0f}–{max(seconds):.0f} s of training with "
         f"{first['machine']['threads']} thread(s) on {first['machine']['processor']}.",
-        "The generator learned from the 60,000 training images, without labels; the encoder saw none of them.",
+        "The generator learned from the 60,000 training images, without labels; the encoder saw none of "
+        "them.",
         provenance(first),
         f"`{demo['command']}`, with the bundled slice ({demo['probe_images']:,} images to fit, "
         f"{demo['test_images']:,} to test) and {demo['machine']['threads']} threads: linear "
-        f"{trained['linear']['1']:.1f}, kNN {trained['knn']:.1f}, untrained {untrained['linear']['1']:.1f} and "
-        f"{untrained['knn']:.1f}, after {demo['seconds']['all']:.0f} s.",
+        f"{trained['linear']['1']:.1f}, kNN {trained['knn']:.1f}, untrained {untrained['linear']['1']:.1f} "
+        f"and {untrained['knn']:.1f}, after {demo['seconds']['all']:.0f} s.",
     )
 
 
@@ -58,10 +57,11 @@ def views(record: Record) -> str:
     """The paper's tables 2 and 3: SimCLR on every source."""
     return captioned(
         scores_table(record, "untrained", "sources"),
-        f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the 95 % "
-        f"interval over seeds (Student's t); {record['probe_images']:,} labelled training images for the probes.",
-        f'SimCLR, {record["steps"]:,} steps of {record["batch_size"]} pairs; T_x "crop": crop and flip, "full": '
-        f"brightness and contrast too.",
+        f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the "
+        f"95 % interval over seeds (Student's t); {record['probe_images']:,} labelled training images for "
+        "the probes.",
+        f'SimCLR, {record["steps"]:,} steps of {record["batch_size"]} pairs; T_x "crop": crop and flip, '
+        '"full": brightness and contrast too.',
         f"All {len(record['cells'])} cells of this and the following tables: {_cost(record)}.",
         provenance(record, note=MEASURES),
     )
@@ -81,10 +81,10 @@ def views_telling(record: Record) -> str:
     header = ["views", *(f"{title}, {key.split()[0]}" for title in METHODS.values() for key in keys)]
     return captioned(
         markdown(header, rows),
-        f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the 95 % "
-        f"interval over {seeds} seeds; {record['steps']:,} steps of {record['batch_size']} pairs; one T_x for all "
-        f"(crops of 60 % of the area and more, flip, brightness, contrast); {record['probe_images']:,} labelled "
-        f"images for the probes.",
+        f"Top-1 in percent on {record['test_images']:,} real Fashion-MNIST test images, mean ± half of the "
+        f"95 % interval over {seeds} seeds; {record['steps']:,} steps of {record['batch_size']} pairs; one "
+        "T_x for all (crops of 60 % of the area and more, flip, brightness, contrast); "
+        f"{record['probe_images']:,} labelled images for the probes.",
         provenance(record),
     )
 
@@ -126,9 +126,9 @@ def views_quality(record: Record, poor: Record, bundled: Record) -> str:
     poor_anchors, bundled_anchors = poor["fidelity"]["anchors"], bundled["fidelity"]["anchors"]
     return captioned(
         scores_table(record, "quality", extra=("none, gentle", "single random, no T_x", "ML random, no T_x")),
-        f"Fréchet distance to the training images: {poor_anchors['frechet_to_train']:.1f} of the poor generator, "
-        f"{bundled_anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the classifier: "
-        f"{poor_anchors['confidence']:.3f} and {bundled_anchors['confidence']:.3f}.",
+        f"Fréchet distance to the training images: {poor_anchors['frechet_to_train']:.1f} of the poor "
+        f"generator, {bundled_anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the "
+        f"classifier: {poor_anchors['confidence']:.3f} and {bundled_anchors['confidence']:.3f}.",
         provenance(poor["run"]),
     )
 

@@ -98,11 +98,12 @@ def nvae(record: Record) -> str:
     return captioned(
         samples,
         f"Real test images ({likelihood['images']:,}): evidence lower bound "
-        f"**{likelihood['bits_per_dimension']:.2f} bits per dimension** ({nats['distortion']:.0f} nats for the "
-        f"pixels, {', '.join(f'{rate:.0f}' for rate in rate_of_scales)} for the scales, coarse to fine; every nat "
-        f"counts, those of the padding too, over the {likelihood['dimensions']} real pixels).",
-        f"Reconstruction: mean squared error **{reconstruction['mse']:.5f}** ({reconstruction['psnr']:.1f} dB) over "
-        f"the real pixels.",
+        f"**{likelihood['bits_per_dimension']:.2f} bits per dimension** ({nats['distortion']:.0f} nats for "
+        f"the pixels, {', '.join(f'{rate:.0f}' for rate in rate_of_scales)} for the scales, coarse to "
+        f"fine; every nat counts, those of the padding too, over the {likelihood['dimensions']} real "
+        "pixels).",
+        f"Reconstruction: mean squared error **{reconstruction['mse']:.5f}** ({reconstruction['psnr']:.1f} "
+        f"dB) over the real pixels.",
         provenance(record["run"]),
     )
 

@@ -1,5 +1,6 @@
-"""Our BigGAN beside the official ones on the same random weights: ``python benchmarks/parity/biggan.py
---pretrained DIR --biggan DIR``.
+"""Our BigGAN beside the official ones on the same random weights.
+
+``python benchmarks/parity/biggan.py --pretrained DIR --biggan DIR``
 
 The directories are checkouts of lukemelas/pytorch-pretrained-gans (BigBiGAN, and BigGAN in the same code) and
 ajbrock/BigGAN-PyTorch (BigGAN), run on the CPU as they are. Compared are images from given latents and
@@ -47,8 +48,9 @@ DIM_Z = {32: 80, 64: 100, 128: 120, 256: 140, 512: 128}
 def arguments(resolution: int, width: int, attention: str, **options: Any) -> dict[str, Any]:
     """Return the arguments of an official generator, with 10 classes but for the options."""
     return {
-        "G_shared": True, "hier": True, "skip_init": True, "no_optim": True, "G_activation": nn.ReLU(inplace=True),
-        "G_ch": width, "resolution": resolution, "G_attn": attention, "dim_z": DIM_Z[resolution],
+        "G_shared": True, "hier": True, "skip_init": True, "no_optim": True,
+        "G_activation": nn.ReLU(inplace=True), "G_ch": width, "resolution": resolution,
+        "G_attn": attention, "dim_z": DIM_Z[resolution],
         "shared_dim": 16, "n_classes": 10, "BN_eps": HUB_EPS, "SN_eps": 1e-4,
     } | options  # fmt: skip
 

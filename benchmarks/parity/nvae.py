@@ -1,5 +1,6 @@
-"""Our NVAE beside the official ones on the same random weights: ``python benchmarks/parity/nvae.py --serezd
-DIR --nvlabs DIR``.
+"""Our NVAE beside the official ones on the same random weights.
+
+``python benchmarks/parity/nvae.py --serezd DIR --nvlabs DIR``
 
 The directories are checkouts of SerezD/NVAE-from-scratch and NVlabs/NVAE, run on the CPU as they are but for
 what needs a GPU or a random draw (see the patches below). Compared are images from given noises,
@@ -51,8 +52,9 @@ def serezd(size: int, scales: int, groups: int, channels: int, **options: Any) -
     return {
         "resolution": [3, size, size],
         "autoencoder": {
-            "num_scales": scales, "num_groups_per_scale": groups, "is_adaptive": False, "min_groups_per_scale": 1,
-            "num_cells_per_group": 2, "num_latent_per_group": 4, "num_nf_cells": None, "initial_channels": channels,
+            "num_scales": scales, "num_groups_per_scale": groups, "is_adaptive": False,
+            "min_groups_per_scale": 1, "num_cells_per_group": 2, "num_latent_per_group": 4,
+            "num_nf_cells": None, "initial_channels": channels,
             "num_pre-post_process_blocks": 1, "num_pre-post_process_cells": 2, "num_logistic_mixtures": 5,
         } | options,
     }  # fmt: skip
@@ -123,7 +125,7 @@ CASES = (
 )
 
 
-# -- the official networks -----------------------------------------------------------------------------------------
+# -- the official networks -----------------------------------------------------------------------------------
 
 
 class Official(NamedTuple):
@@ -218,7 +220,7 @@ def load_nvlabs(checkout: Path, facts: dict[str, Any]) -> Official:
     return Official(network, decode, reconstruct, divergences)
 
 
-# -- comparison ----------------------------------------------------------------------------------------------------
+# -- comparison ----------------------------------------------------------------------------------------------
 
 
 def random_weights(network: nn.Module, for_ci: bool) -> dict[str, Tensor]:
@@ -278,9 +280,7 @@ def compare(case: Case, checkout: Path, goldens: bool) -> Row:
 
 
 def time_decoding(official: Official, ours: NVAE, rows: int = 16, turns: int = 9) -> Row:
-    """Return median milliseconds to decode a batch: of the official code, ours, and ours in the contiguous
-    layout.
-    """
+    """Return median milliseconds to decode a batch, of ours also in contiguous layout."""
     noises = ours.sample_latents(range(rows), SEED)
     contiguous = copy.deepcopy(ours)
     for weight in contiguous.parameters():

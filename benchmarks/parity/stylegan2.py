@@ -1,5 +1,6 @@
-"""Our StyleGAN2 beside the official ones on the same random weights: ``python benchmarks/parity/stylegan2.py
---ada DIR --rosinality DIR``.
+"""Our StyleGAN2 beside the official ones on the same random weights.
+
+``python benchmarks/parity/stylegan2.py --ada DIR --rosinality DIR``
 
 The directories are checkouts of NVlabs/stylegan2-ada-pytorch and rosinality/stylegan2-pytorch, run on the CPU
 in float32. Variables in the TensorFlow layout go through the former's own converter. Compared are whole
@@ -103,8 +104,7 @@ CASES = (
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], kernel: Tensor | None = None) -> dict[str, Tensor]:
-    """Return weights by name, in any of the layouts, scaled as training would leave them: N(0, 1) before
-    their gain.
+    """Return weights by name, in any of the layouts: N(0, 1) before their gain, as training would leave them.
 
     Args:
         shapes: names and shapes.
@@ -132,7 +132,7 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], kernel: Tensor | None 
     return weights
 
 
-# -- the official networks -----------------------------------------------------------------------------------------
+# -- the official networks -----------------------------------------------------------------------------------
 
 
 class Official(NamedTuple):
@@ -260,7 +260,7 @@ def load_rosinality(checkout: Path, facts: dict[str, Any]) -> Official:
     return Official(weights, decode)
 
 
-# -- comparison ----------------------------------------------------------------------------------------------------
+# -- comparison ----------------------------------------------------------------------------------------------
 
 
 def load_official(case: Case, checkouts: Mapping[str, Path]) -> Official:
