@@ -49,8 +49,8 @@ def test_a_partial_run_stays_off_the_records(tmp_path: Path, monkeypatch: pytest
 def test_the_agreement_on_record_is_that_of_its_cells() -> None:
     record = json.loads((ROOT / "benchmarks" / "results" / "impact.json").read_text())
     agreement = runpy.run_path(str(ROOT / "benchmarks" / "impact.py"))["agreement"]
-    for name, found in record["agreement"].items():
-        assert found == pytest.approx(
+    for name, correlations in record["agreement"].items():
+        assert correlations == pytest.approx(
             agreement([cell for cell in record["cells"] if cell["generator"] == name])
         )
     assert len(record["agreement"]) == 2
@@ -65,8 +65,8 @@ def test_ranks_count_levels_that_never_reached_the_target_as_the_farthest() -> N
         ]
         return {"method": method, "rows": rows}
 
-    found = agreement([cell("sweep", 1, 3, 9), cell("walker", 1, 4, -2)])
-    assert found["between methods"] == pytest.approx(1)
+    correlations = agreement([cell("sweep", 1, 3, 9), cell("walker", 1, 4, -2)])
+    assert correlations["between methods"] == pytest.approx(1)
     assert agreement([cell("sweep", 1, 3, 9), cell("walker", 1, -4, -2)])["between methods"] == pytest.approx(
         0.866, abs=1e-3
     )

@@ -36,15 +36,15 @@ def loaders() -> dict[str, Any]:
 
 
 def run(script: str, *options: str) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 # -- probe ---------------------------------------------------------------------------------------------------
@@ -78,9 +78,9 @@ def test_probe_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
 def test_cells_of_another_budget_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "budget.json").write_text("[500, 64, 10000, true]")
     command = [sys.executable, "benchmarks/probe.py", "--collect", "--work", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "another budget" in done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "another budget" in process.stderr
 
 
 def test_the_interval_is_students(probe: dict[str, Any]) -> None:
@@ -104,9 +104,9 @@ def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
         }
 
     cells = [cell("ML random", 0, 84), cell("ML random", 1, 86), cell("none", 0, 80), cell("none", 2, 99)]
-    (found,) = probe["summarise"](cells)["differences"]
-    assert (found["of"], found["less"]) == ("ML random", "none")
-    assert found["scores"]["kNN"] == {"mean": 4, "half": None, "seeds": 1}
+    (difference,) = probe["summarise"](cells)["differences"]
+    assert (difference["of"], difference["less"]) == ("ML random", "none")
+    assert difference["scores"]["kNN"] == {"mean": 4, "half": None, "seeds": 1}
 
 
 def test_real_views_are_those_of_their_images() -> None:
@@ -140,25 +140,25 @@ def test_borrowed_shifts_are_the_walkers_of_other_anchors() -> None:
     walker = Walker(4)
     with torch.no_grad():
         walker.net[0].weight.normal_(generator=torch.Generator().manual_seed(0))
-    z, other = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1)).unbind()
-    (moved,) = Borrowed(walker)([z], [other])
-    torch.testing.assert_close(moved - z, walker.net(other))
-    made = [
+    z, fresh = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1)).unbind()
+    (moved,) = Borrowed(walker)([z], [fresh])
+    torch.testing.assert_close(moved - z, walker.net(fresh))
+    sources = [
         generated(SOURCES[name].config | {"num_samples": 4}, batch_size=4)
         for name in ("ML borrowed, crop", "ML learned")
     ]
-    (anchors, borrowed), (same, learned) = (next(iter(source)) for source in made)
+    (anchors, borrowed), (same, learned) = (next(iter(source)) for source in sources)
     assert torch.equal(anchors, same)
     assert not torch.allclose(borrowed, learned, atol=0.1)
 
 
 def test_noise_in_few_directions_keeps_its_mean_square() -> None:
     noise = torch.randn(2, 4096, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    made = InFewDirections(perturb.Normal(std=1.0))
-    moved = torch.cat(list(made([torch.zeros(4096, 16)] * 2, noise)), dim=1)
+    perturber = InFewDirections(perturb.Normal(std=1.0))
+    moved = torch.cat(list(perturber([torch.zeros(4096, 16)] * 2, noise)), dim=1)
     assert torch.linalg.matrix_rank(moved) == 4
     assert float(moved.square().mean()) == pytest.approx(1.0, rel=0.05)
-    again = torch.cat(list(made([torch.ones(1, 16)] * 2, [values[:1] for values in noise])), dim=1)
+    again = torch.cat(list(perturber([torch.ones(1, 16)] * 2, [values[:1] for values in noise])), dim=1)
     torch.testing.assert_close(again - 1, moved[:1])
 
 
@@ -182,7 +182,7 @@ def test_loaders_run(tmp_path: Path) -> None:
         "--out",
         str(tmp_path),
     )
-    assert "median (range) of rounds" in out
+    assert "median (range) of 1 rounds" in out
     record = json.loads((tmp_path / "loaders.json").read_text())
     assert [(row["loader"], row["batch_size"]) for row in record["rows"]] == [
         ("torch", 8),
@@ -228,9 +228,9 @@ def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch
 
 
 def test_a_bigbigan_of_random_weights_makes_images() -> None:
-    made = feeds.generator(128)
-    assert [level.shape for level in made.levels] == [(20,)] * 6
-    image = made.decode([torch.randn(1, 20) for _ in range(6)])
+    generator = feeds.generator(128)
+    assert [level.shape for level in generator.levels] == [(20,)] * 6
+    image = generator.decode([torch.randn(1, 20) for _ in range(6)])
     assert image.shape == (1, 3, 128, 128)
     assert image.isfinite().all()
     assert image.std() > 0.01
@@ -247,7 +247,7 @@ def test_energy_is_codecarbons(loaders: dict[str, Any]) -> None:
     pytest.importorskip("codecarbon", reason="codecarbon is not installed (extra bench)")
     meter = loaders["Meter"]("cpu", "ITA")
     meter.why_not = ""
-    made, used = meter.measure(lambda: sum(range(10**7)))
-    assert made == sum(range(10**7))
+    result, used = meter.measure(lambda: sum(range(10**7)))
+    assert result == sum(range(10**7))
     assert used["kwh"] > 0, "a second"
     assert used["co2_g"] > 0

@@ -83,5 +83,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_overhead_script(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/overhead.py", "--batch-size", "4", "--steps", "10", "--out", str(tmp_path / "overhead.json")]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "all but generator and T_x" in out
+    assert "All but the generator and T_x" in out
     assert '"overhead_of_generator"' in (tmp_path / "overhead.json").read_text()
