@@ -227,10 +227,9 @@ def allocated(call: Callable[[], object]) -> float:
 
 def memory(checkout: Path, weights: Path, side: str, pairs: int) -> dict[str, float]:
     """Return the working memory of one step of one of SIDES, in a process of its own."""
-    research = Research.load(checkout) if side == "research" else None
     before = resident("VmRSS")
-    if research is not None:
-        manager = research.views(weights, 1)
+    if side == "research":
+        manager = Research.load(checkout).views(weights, 1)
         step, warmup = (
             partial(manager.generate_batch, torch.zeros(count, 1), rank=0, epoch=0) for count in (pairs, 1)
         )
