@@ -1,33 +1,32 @@
 """Our BigBiGAN beside the research code's: ``python benchmarks/biggan_speed.py --research DIR --threads 1``.
 
-DIR is a checkout of SerezD/mi_ml_gen, whose ``BatchManager`` runs as it is; what it imports for real data and for StyleGAN2 is
-stubbed. Both have the same random weights of the published size (128 pixels, width 96) and the same T_x (crop to 112, flip,
-normalise), and take turns at every measurement. Timed are whole steps (draw latents, two views, T_x) and the generator alone; working
-memory is measured in processes of its own, as growth of the resident set and as what torch allocates. Prints tables, writes
+DIR is a checkout of SerezD/mi_ml_gen, whose ``BatchManager`` runs as it is; what it imports for real data and
+for StyleGAN2 is stubbed. Both have the same random weights of the published size (128 pixels, width 96) and
+the same T_x (crop to 112, flip, normalise), and take turns at every measurement. Timed are whole steps (draw
+latents, two views, T_x) and the generator alone; working memory is measured in processes of its own, as
+growth of the resident set and as what torch allocates. Prints tables, writes
 ``benchmarks/results/biggan-speed.json``. The research code needs einops.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from record import RESULTS, apart, write
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from documents.common import markdown
+from documents.generators import TIMES, biggan_memory, biggan_times, precision
+from parity.compare import SEED, imported, largest, shapes_of
+from parity.fill import fill
+from record import RESULTS, command, off_the_records, publish
+from timing import Seconds, median_and_quartiles, ratios, take_turns
 from torch import Tensor
 
 import mlviews
@@ -38,159 +37,171 @@ from mlviews.generators.biggan.reading import load as load_biggan
 from mlviews.runs.records import environment
 from mlviews.weights.checkpoints import read
 
-sys.path.insert(0, str(Path(__file__).parent / "parity"))
-from fill import fill
-
-SEED = 0
 SIZE = 112  # of a view after T_x
 NORMAL = [0.0, 1.0, 2.0]  # the paper's perturbation of BigBiGAN: mean, deviation, truncation
-CASES = {"levels 2-6": 1, "levels 4-6": 3, "level 6": 5}  # the first level that is perturbed, all later ones being so too
+CASES = {
+    "levels 2-6": 1,
+    "levels 4-6": 3,
+    "level 6": 5,
+}  # the first level that is perturbed, as all later ones are
+OPTIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "compile": {"compile": True},
+    "micro_batch_size=4": {"micro_batch_size": 4},
+}
+SIDES = ("research", "ours", "ours, micro_batch_size=4")
+PEAKS = ("resident_peak_in_step", "allocated_peak_in_step")
 
 
-# -- the two sides -------------------------------------------------------------------------------------------------
+# -- the two sides -------------------------------------------------------------------------------------------
 
 
-def research_code(checkout: Path) -> None:
-    """Make its packages importable; data loading and StyleGAN2 are not used here."""
-    sys.path.insert(0, str(checkout / "mi_ml_gen"))
-    for name, attribute in (("data.loading", "preprocess_stylegan_batch"), ("src.generators.stylegan2_ada", "legacy")):
-        module = types.ModuleType(name)
-        setattr(module, attribute, None)
-        sys.modules[name] = module
-    sys.modules["data"] = types.ModuleType("data")
+class Research(NamedTuple):
+    """What is used of the research code."""
+
+    make_config: Callable[[int], dict[str, Any]]
+    generator: Callable[..., Any]
+    batch_manager: Callable[[dict[str, Any]], Any]
+    decode: Callable[[Any, Tensor], Tensor]
+
+    @classmethod
+    def load(cls, checkout: Path) -> Research:
+        """Import it; data loading and StyleGAN2 are not used here, and not imported."""
+        stubs = {
+            "data": {},
+            "data.loading": {"preprocess_stylegan_batch": None},
+            "src.generators.stylegan2_ada": {"legacy": None},
+        }
+        with imported(checkout / "mi_ml_gen", stubs) as load:
+            return cls(
+                load("src.generators.bigbigan").make_biggan_config,
+                load("src.generators.bigbigan.model.BigGAN").Generator,
+                load("src.multiview_encoders.batch_management").BatchManager,
+                load("src.generators.utils").decode,
+            )
+
+    def views(self, weights: Path, first: int) -> Any:
+        """Return its maker of batches."""
+        return self.batch_manager({
+            "data_type": "bigbigan",
+            "generator_path": str(weights),
+            "anchor_params": NORMAL,
+            "Tz": {f"{first}_6": NORMAL},
+            "Tx": "no_color",
+        })  # fmt: skip
 
 
-def make_weights(checkout: Path, path: Path) -> None:
-    """Random weights of the published size, with the statistics and singular vectors that a few training passes leave."""
-    research_code(checkout)
-    from src.generators.bigbigan import make_biggan_config
-    from src.generators.bigbigan.model.BigGAN import Generator
+def make_weights(research: Research, path: Path) -> None:
+    """Write random weights of the published size.
 
-    network = Generator(**make_biggan_config(128))
-    network.load_state_dict(fill({name: tuple(value.shape) for name, value in network.state_dict().items()}, SEED))
+    They have the statistics and singular vectors that a few training passes leave.
+    """
+    network = research.generator(**research.make_config(128))
+    network.load_state_dict(fill(shapes_of(network.state_dict()), SEED))
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for _ in range(3):
-            network(torch.randn(4, network.dim_z, generator=generator), network.shared(torch.zeros(4, dtype=torch.int64)))
+            z = torch.randn(4, network.dim_z, generator=generator)
+            network(z, network.shared(torch.zeros(4, dtype=torch.int64)))
     torch.save(network.state_dict(), path)
 
 
-def research(checkout: Path, path: Path, first: int) -> Any:
-    """Its maker of batches."""
-    research_code(checkout)
-    from src.multiview_encoders.batch_management import BatchManager
-
-    configuration = {
-        "data_type": "bigbigan", "generator_path": str(path), "anchor_params": NORMAL, "Tz": {f"{first}_6": NORMAL}, "Tx": "no_color",
-    }  # fmt: skip
-    return BatchManager(configuration)
-
-
-def source(generator: BigGAN, first: int, pairs: int, **options: Any) -> mlviews.MLViewSource:
-    """Ours."""
-    moved = {f"{first}:": perturb.Normal(std=NORMAL[1], truncation=NORMAL[2])}
-    transform = mlviews.transforms.simclr(size=SIZE, color=False)
-    return mlviews.MLViewSource(
-        generator, moved, transform=transform, batch_size=pairs, num_samples=1 << 20, seed=SEED, layout="pair", **options
-    )
-
-
-def load(path: Path) -> BigGAN:
-    """Our generator."""
+def our_generator(path: Path) -> BigGAN:
+    """Return ours, from the same file."""
     return load_biggan(read(path), label=0, bn_eps=HUB_EPS)
 
 
-# -- time ----------------------------------------------------------------------------------------------------------
+def our_source(generator: BigGAN, first: int, pairs: int, **options: Any) -> mlviews.MLViewSource:
+    """Return a source with the same views as the research code's."""
+    return mlviews.MLViewSource(
+        generator,
+        {f"{first}:": perturb.Normal(std=NORMAL[1], truncation=NORMAL[2])},
+        transform=mlviews.transforms.simclr(size=SIZE, color=False),
+        batch_size=pairs,
+        num_samples=1 << 20,
+        seed=SEED,
+        layout="pair",
+        **options,
+    )
 
 
-def alternate(calls: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, dict[str, list[float]]]:
-    """Wall and CPU seconds of each call, which take turns; a first turn warms up."""
-    seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in calls}
-    for turn in track(range(repeats + 1), title, console=Console(stderr=True)):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if turn:
-                seconds[name]["wall"].append(wall)
-                seconds[name]["cpu"].append(cpu)
-    return seconds
+# -- time ----------------------------------------------------------------------------------------------------
 
 
-def figures(values: list[float]) -> dict[str, Any]:
-    """Median and quartiles."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": round(statistics.median(values), 4), "quartiles": [round(low, 4), round(high, 4)]}
+def compare(research: Seconds, ours: Seconds) -> dict[str, Any]:
+    """Return the figures of both sides, and of the ratio of each turn."""
+    return {
+        clock: {
+            "research": median_and_quartiles(research[clock]),
+            "ours": median_and_quartiles(ours[clock]),
+            "ratio": median_and_quartiles(ratios(research[clock], ours[clock])),
+        }
+        for clock in ("wall", "cpu")
+    }
 
 
-def compare(slow: dict[str, list[float]], quick: dict[str, list[float]]) -> dict[str, Any]:
-    """Seconds of both, and the ratio of each turn."""
-    made: dict[str, Any] = {}
-    for clock in ("wall", "cpu"):
-        ratios = [one / other for one, other in zip(slow[clock], quick[clock], strict=True)]
-        made[clock] = {"research": figures(slow[clock]), "ours": figures(quick[clock]), "ratio": figures(ratios)}
-    return made
-
-
-def time_case(checkout: Path, path: Path, generator: BigGAN, first: int, pairs: int, repeats: int, name: str) -> dict[str, Any]:
-    """Steps and generator of both sides, for one set of perturbed levels."""
-    manager = research(checkout, path, first)
-    from src.generators.utils import decode
-
-    batches = iter(source(generator, first, pairs))
-    asked = torch.zeros(pairs, 1)
+def time_case(
+    name: str, research: Research, weights: Path, generator: BigGAN, pairs: int, repeats: int
+) -> dict[str, Any]:
+    """Time steps and generator of both sides, for one set of perturbed levels."""
+    first = CASES[name]
+    manager, batches = research.views(weights, first), iter(our_source(generator, first, pairs))
     anchors = generator.sample_latents(range(pairs))
-    moved = [*anchors[:first], *generator.sample_latents(range(pairs), seed=1)[first:]]
-    together = torch.cat([torch.cat(anchors, dim=1), torch.cat(moved, dim=1)])
+    positives = [*anchors[:first], *generator.sample_latents(range(pairs), seed=1)[first:]]
+    flat = torch.cat([torch.cat(anchors, dim=1), torch.cat(positives, dim=1)])  # [2 pairs, z of all levels]
+    placeholder = torch.zeros(pairs, 1)
 
     @torch.no_grad()
-    def theirs() -> Tensor:
-        images: Tensor = decode(manager.generator, together)
-        return images
+    def research_images() -> Tensor:
+        return research.decode(manager.generator, flat)
 
-    both = torch.cat(generator.decode_views([anchors, moved], first))
-    difference = (both - theirs()).abs().max().item()
-    calls = {
-        "research step": lambda: manager.generate_batch(asked, rank=0, epoch=0),
-        "our step": lambda: next(batches),
-        "research generator": theirs,
-        "our generator": lambda: generator.decode_views([anchors, moved], first),
-    }
-    seconds = alternate(calls, repeats, name)
+    def our_images() -> list[Tensor]:
+        return generator.decode_views([anchors, positives], first)
+
+    seconds = take_turns(
+        {
+            "research step": lambda: manager.generate_batch(placeholder, rank=0, epoch=0),
+            "our step": lambda: next(batches),
+            "research generator": research_images,
+            "our generator": our_images,
+        },
+        repeats,
+        name,
+    )
     return {
         "step": compare(seconds["research step"], seconds["our step"]),
         "generator": compare(seconds["research generator"], seconds["our generator"]),
-        "largest_difference": difference,
+        "largest_difference": largest(torch.cat(our_images()), research_images()),
     }
 
 
 def time_options(generator: BigGAN, pairs: int, repeats: int) -> dict[str, Any]:
-    """Steps of ours under the source's options, levels 2 to 6 perturbed."""
-    options: dict[str, dict[str, Any]] = {
-        "float32": {}, "bfloat16": {"dtype": "bfloat16"}, "compile": {"compile": True}, "micro_batch_size=4": {"micro_batch_size": 4},
-    }  # fmt: skip
-    found: dict[str, Any] = {}
-    calls: dict[str, Callable[[], object]] = {}
-    for name, chosen in options.items():
+    """Time our steps under the source's options, levels 2 to 6 perturbed."""
+    figures: dict[str, Any] = {}
+    steps: dict[str, Callable[[], object]] = {}
+    for name, options in OPTIONS.items():
         try:
-            batches = iter(source(generator, 1, pairs, **chosen))
+            batches = iter(our_source(generator, 1, pairs, **options))
             next(batches)
         except Exception as error:  # no compiler, no instructions for it
-            found[name] = {"error": str(error).splitlines()[0]}
+            figures[name] = {"error": str(error).splitlines()[0]}
         else:
-            calls[name] = batches.__next__
-    seconds = alternate(calls, repeats, "options")
-    for name, values in seconds.items():
-        ratios = [one / other for one, other in zip(values["cpu"], seconds["float32"]["cpu"], strict=True)]
-        found[name] = {clock: figures(values[clock]) for clock in values} | {"cpu_of_float32": figures(ratios)}
-    return found
+            steps[name] = batches.__next__
+    seconds = take_turns(steps, repeats, "options")
+    for name, clocks in seconds.items():
+        figures[name] = {clock: median_and_quartiles(values) for clock, values in clocks.items()}
+        figures[name]["cpu_of_float32"] = median_and_quartiles(
+            ratios(clocks["cpu"], seconds["float32"]["cpu"])
+        )
+    return figures
 
 
-# -- memory --------------------------------------------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------------------------------
 
 
 def resident(field: str) -> float:
-    """MiB of this process: VmRSS now, or VmHWM at most since :func:`forget_peak`."""
+    """Return MiB of this process: VmRSS now, or VmHWM at most since :func:`forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
@@ -201,28 +212,33 @@ def forget_peak() -> None:
 
 
 def allocated(call: Callable[[], object]) -> float:
-    """MiB that torch's tensors take at most during the call, beyond those from before it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    """Return MiB that torch's tensors take at most during the call, beyond those from before it."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         call()
-    now = most = 0
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    current = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most / 2**20
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak / 2**20
 
 
-def memory(checkout: Path, path: Path, side: str, pairs: int) -> dict[str, float]:
-    """Working memory of one step, in a process of its own. ``side``: research, ours, or ours in micro-batches of 4."""
+def memory(checkout: Path, weights: Path, side: str, pairs: int) -> dict[str, float]:
+    """Return the working memory of one step of one of SIDES, in a process of its own."""
     before = resident("VmRSS")
     if side == "research":
-        maker = research(checkout, path, 1)
-        step, warm = (partial(maker.generate_batch, torch.zeros(count, 1), rank=0, epoch=0) for count in (pairs, 1))
+        manager = Research.load(checkout).views(weights, 1)
+        step, warmup = (
+            partial(manager.generate_batch, torch.zeros(count, 1), rank=0, epoch=0) for count in (pairs, 1)
+        )
     else:
-        generator = load(path)
-        batches = iter(source(generator, 1, pairs, micro_batch_size=4 if side.endswith("4") else None))
-        step, warm = batches.__next__, iter(source(generator, 1, 1)).__next__
-    warm()  # what is made once
+        generator = our_generator(weights)
+        micro_batch_size = 4 if side.endswith("4") else None
+        step = iter(our_source(generator, 1, pairs, micro_batch_size=micro_batch_size)).__next__
+        warmup = iter(our_source(generator, 1, 1)).__next__
+    warmup()  # what is made once
     loaded = resident("VmRSS")
     forget_peak()
     step()
@@ -233,22 +249,24 @@ def memory(checkout: Path, path: Path, side: str, pairs: int) -> dict[str, float
     }
 
 
-def measure_memory(checkout: Path, path: Path, pairs: int, threads: int) -> dict[str, Any]:
-    """MiB of each side."""
-    found: dict[str, Any] = {}
-    for side in ("research", "ours", "ours, micro_batch_size=4"):
-        own = ["--research", str(checkout), "--pairs", str(pairs), "--threads", str(threads), "--memory-of", side, "--weights", str(path)]
-        done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        found[side] = json.loads(done.stdout.splitlines()[-1])
-    for row in found.values():
-        for kind in ("resident_peak_in_step", "allocated_peak_in_step"):
-            row[f"{kind}_of_research"] = round(row[kind] / found["research"][kind], 3)
-    return found
+def measure_memory(checkout: Path, weights: Path, pairs: int, threads: int) -> dict[str, Any]:
+    """Return MiB of each side, each measured by a process that this script starts."""
+    rows: dict[str, Any] = {}
+    for side in SIDES:
+        options = ["--research", str(checkout), "--pairs", str(pairs), "--threads", str(threads)]
+        options += ["--memory-of", side, "--weights", str(weights)]
+        process = subprocess.run(
+            [sys.executable, __file__, *options], capture_output=True, text=True, check=False
+        )
+        if process.returncode:
+            raise SystemExit(process.stderr)
+        rows[side] = json.loads(process.stdout.splitlines()[-1])
+    for row in rows.values():
+        row |= {f"{peak}_of_research": round(row[peak] / rows["research"][peak], 3) for peak in PEAKS}
+    return rows
 
 
-# -- all of it -----------------------------------------------------------------------------------------------------
+# -- the benchmark -------------------------------------------------------------------------------------------
 
 
 def main(
@@ -270,47 +288,23 @@ def main(
     memory_pairs = pairs
     if quick:
         pairs, repeats = 4, 3
-        out = apart(out)
+        out = off_the_records(out)
+    code = Research.load(checkout)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
-        make_weights(checkout, path)
+        make_weights(code, path)
         used = measure_memory(checkout, path, memory_pairs, threads)
-        generator = load(path)
-        timed = {name: time_case(checkout, path, generator, first, pairs, repeats, name) for name, first in CASES.items()}
+        generator = our_generator(path)
+        steps = {name: time_case(name, code, path, generator, pairs, repeats) for name in CASES}
         options = time_options(generator, pairs, max(repeats // 2, 2))
-
-    table = Table(
-        "perturbed", "", "research, s", "ours, s", "ratio, wall (quartiles)", "ratio, CPU", title=f"{pairs} pairs, {threads} thread(s)"
-    )
-    for name, case in timed.items():
-        for part in ("step", "generator"):
-            wall, cpu = case[part]["wall"], case[part]["cpu"]
-            low, high = wall["ratio"]["quartiles"]
-            table.add_row(
-                name, part, f"{wall['research']['median']:.2f}", f"{wall['ours']['median']:.2f}",
-                f"{wall['ratio']['median']:.2f} ({low:.2f} – {high:.2f})", f"{cpu['ratio']['median']:.2f}",
-            )  # fmt: skip
-    Console().print(table)
-    table = Table(
-        "memory, MiB", "before the step", "resident, peak", "allocated, peak", title=f"{memory_pairs} pairs: beyond what was there before"
-    )
-    for side, row in used.items():
-        peaks = [f"{row[kind]:.0f} ({row[f'{kind}_of_research']:.0%})" for kind in ("resident_peak_in_step", "allocated_peak_in_step")]
-        table.add_row(side, f"{row['resident_before_step']:.0f}", *peaks)
-    Console().print(table)
-    table = Table("option", "CPU time of a step, s", "of float32's")
-    for name, row in options.items():
-        table.add_row(
-            name, *([row["error"], ""] if "error" in row else [f"{row['cpu']['median']:.2f}", f"{row['cpu_of_float32']['median']:.2f}"])
-        )
-    Console().print(table)
-
-    arguments = [*(["--quick"] if quick else ["--pairs", str(pairs), "--repeats", str(repeats)]), "--threads", str(threads)]
+    size = ["--quick"] if quick else ["--pairs", str(pairs), "--repeats", str(repeats)]
     record = {
-        "command": shlex.join(["python", "benchmarks/biggan_speed.py", "--research", "DIR", *arguments]),
-        "pairs": pairs, "repeats": repeats, "quick": quick, "seed": SEED, "steps": timed, "memory_mib": used, "options": options,
+        "command": command("biggan_speed.py", ["--research", "DIR", *size, "--threads", str(threads)]),
+        "pairs": pairs, "memory_pairs": memory_pairs, "repeats": repeats, "quick": quick, "seed": SEED,
+        "steps": steps, "memory_mib": used, "options": options,
     } | environment()  # fmt: skip
-    Console().print(write(record, out))
+    times = [*biggan_times(record), *biggan_times(record, "generator")]
+    publish(record, out, markdown(TIMES, times), biggan_memory(record), precision(record))
 
 
 if __name__ == "__main__":

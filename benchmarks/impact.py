@@ -1,7 +1,8 @@
 """Table 1 of the paper for the bundled generators, by both methods: ``python benchmarks/impact.py``.
 
-Every cell (generator, method, seed) is a report of its own in the working folder, kept as soon as it is there; a second call goes on
-from what there is. With ``--data``, a classifier trained on real images says which share of each level's pairs keeps its class.
+Every cell (generator, method, seed) is a report of its own in the working folder, which stays as soon as it
+is written; a second call goes on from there. With ``--data``, a classifier trained on real images says which
+share of each level's pairs keeps its class.
 """
 
 from __future__ import annotations
@@ -9,32 +10,30 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import shlex
 import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
 import torch
 import typer
-from record import RESULTS, apart, write
-from rich.console import Console
-from rich.table import Table
+from documents.impact import impact
+from real_images import classifier_of
+from record import RESULTS, command, off_the_records, publish
+from scipy.stats import spearmanr
 
 import mlviews
-from mlviews.evaluation.classifier import Classifier, load_classifier, save_classifier, train_classifier
-from mlviews.evaluation.data import load_fashion_mnist
+from mlviews.evaluation.classifier import Classifier
 from mlviews.impact.report import LevelImpact
 from mlviews.runs.processes import resolve_rank
 from mlviews.runs.records import environment
 
-PAIRS, BATCH = 2_000, 250  # for the share of kept classes
+PAIRS, BATCH = 2_000, 250  # for the share of pairs that keep their class
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
     "walker": ("walker", {}),
-    # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a run of two processes.
+    # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a
+    # run of two processes.
     "walker-diverse": ("walker", {"levels": [1], "directions": 4.0}),
     "walker-norm": ("walker", {"levels": [1], "keep_norm": True}),
     "walker-diverse-norm": ("walker", {"levels": [1], "directions": 4.0, "keep_norm": True}),
@@ -42,6 +41,108 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "walker-2-processes": ("walker", {"levels": [1], "devices": 2}),  # with --seeds 1
 }
 QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warmup": 25}}
+STYLES = {"sweep": ("o", "tab:blue", -0.08), "walker": ("s", "tab:orange", 0.08)}  # marker, color, shift
+
+Cell = dict[str, Any]
+
+
+def measure(generator: str, method: str, seed: int, target_loss: float, folder: Path, quick: bool) -> bool:
+    """Measure a cell; return False in a process that only helped another one, which writes the report."""
+    kind, options = VARIANTS[method]
+    if quick:
+        options = {**options, **QUICK[kind], "monte_carlo": 2_000}
+    network = mlviews.load_generator(generator)
+    report = mlviews.measure_impact(network, kind, target_loss, folder, seed=seed, **options)
+    rank, _ = resolve_rank(None, None)
+    if rank:
+        return False
+    report.save(folder)
+    return True
+
+
+def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: Classifier | None) -> Cell:
+    """Return what goes into the record of a cell's report."""
+    report = mlviews.ImpactReport.load(folder)
+    rows = report.rows()
+    if classifier is not None:
+        for row, level in zip(rows, report.impacts, strict=True):
+            row["class_kept"] = share_of_class(mlviews.load_generator(generator), level, classifier, seed)
+    curves = [level.curve and dataclasses.asdict(level.curve) for level in report.impacts]
+    return {
+        "generator": generator, "method": method, "seed": seed, "seconds": report.seconds,
+        "options": report.options, "target_loss": report.target_loss,
+        "temperature": report.temperature, "pairs": report.pairs,
+        "rows": rows, "curves": curves, **report.environment,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def share_of_class(generator: mlviews.MLVGM, level: LevelImpact, classifier: Classifier, seed: int) -> float:
+    """Return the share of pairs that the measured perturber leaves in one class."""
+    key = int(level.key) if level.key.isdigit() else level.key
+    source = mlviews.MLViewSource(
+        generator, {key: level.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed
+    )
+    same = 0
+    for views in source:
+        first, second = (classifier(view)[1].argmax(1) for view in views)
+        same += int((first == second).sum())
+    return same / PAIRS
+
+
+def agreement(cells: Sequence[Cell]) -> dict[str, float]:
+    """Return Spearman's rank correlation of the levels' mean distances, averaged over seeds.
+
+    It is taken between methods, and of each method with the level's index. A level that never reached the
+    target lies farther away than any that did, and such levels rank as equal.
+    """
+    means: dict[str, list[float]] = {}
+    for method in sorted({cell["method"] for cell in cells}):
+        distances = [
+            [math.inf if row["status"] == "under-used" else row["distance_mean"] for row in cell["rows"]]
+            for cell in cells
+            if cell["method"] == method
+        ]
+        if len(distances[0]) > 1:
+            means[method] = [statistics.fmean(level) for level in zip(*distances, strict=True)]
+    correlations = {
+        f"{method} with the level": float(spearmanr(range(len(levels)), levels).statistic)
+        for method, levels in means.items()
+    }
+    if len(means) == 2:
+        correlations["between methods"] = float(spearmanr(*means.values()).statistic)
+    return correlations
+
+
+def draw(cells: Sequence[Cell], path: Path) -> Path:
+    """Draw the levels' distances for the target: mean and range over seeds; hollow if a seed missed it."""
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(cell["generator"] for cell in cells))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for method, (marker, color, shift) in STYLES.items():
+            reports = [
+                cell["rows"] for cell in cells if (cell["generator"], cell["method"]) == (name, method)
+            ]
+            for index, rows in enumerate(zip(*reports, strict=True)):
+                distances = [row["distance_mean"] for row in rows]
+                mean = statistics.fmean(distances)
+                missed = any(row["status"] == "under-used" for row in rows)
+                axis.errorbar(
+                    index + shift, mean, yerr=[[mean - min(distances)], [max(distances) - mean]], fmt=marker,
+                    capsize=3, color=color, markerfacecolor="white" if missed else color,
+                    label=None if index else method,
+                )  # fmt: skip
+        rows = next(cell["rows"] for cell in cells if cell["generator"] == name)
+        axis.set(title=name, yscale="log", xlabel="level", ylabel="distance for the target")
+        axis.set_xticks(range(len(rows)), [f"{row['level']}\n{row['name']}" for row in rows])
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
 
 
 def main(
@@ -49,139 +150,44 @@ def main(
     methods: Annotated[str, typer.Option(help=f"With commas, of {', '.join(VARIANTS)}.")] = "sweep,walker",
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
     target_loss: Annotated[float, typer.Option(help="Plain InfoNCE in nats.")] = 0.7,
-    data: Annotated[Path | None, typer.Option(help="Folder with Fashion-MNIST's idx files, to see which pairs keep their class.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder for the cells' reports and checkpoints.")] = Path("runs/impact-table"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with Fashion-MNIST's idx files, to see which pairs keep their class."),
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Folder for the cells' reports and checkpoints.")] = Path(
+        "runs/impact-table"
+    ),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "impact.json",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
-    collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells that are there.")] = False,
+    collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells of earlier calls.")] = False,
     quick: Annotated[bool, typer.Option(help="A few steps and no more: to see that it runs.")] = False,
 ) -> None:
-    """Measure every cell that is not there yet, then print and write the table."""
+    """Measure every cell that has no report, then print and write the table."""
     if threads:
         torch.set_num_threads(threads)
-    console = Console()
-    classifier = None if data is None else _classifier(data, work / "classifier.safetensors")
+    classifier = None if data is None else classifier_of(data, work / "classifier.safetensors")
     if quick:
         work = work / "quick"
-        out = apart(out, work)
+        out = off_the_records(out)
+    names = generators.split(",")
     cells = []
-    for generator, method, seed in itertools.product(generators.split(","), methods.split(","), range(seeds)):
-        path = work / f"{generator}-{method}-{seed}"
-        kind, options = VARIANTS[method]
-        there = (path / "impact.json").exists()
-        if collect and not there:
-            continue
-        if not there:
-            options = {**options, **QUICK[kind], "monte_carlo": 2_000} if quick else options
-            report = mlviews.measure_impact(mlviews.load_generator(generator), kind, target_loss, path, seed=seed, **options)
-            if resolve_rank(None, None)[0]:
+    for generator, method, seed in itertools.product(names, methods.split(","), range(seeds)):
+        folder = work / f"{generator}-{method}-{seed}"
+        if not (folder / "impact.json").exists():
+            if collect:
+                continue
+            if not measure(generator, method, seed, target_loss, folder, quick):
                 return
-            report.save(path)
-        report = mlviews.ImpactReport.load(path)
-        rows = report.rows()
-        if classifier is not None:
-            for row, one in zip(rows, report.impacts, strict=True):
-                row["class_kept"] = class_kept(mlviews.load_generator(generator), one, classifier, seed)
-        cells.append({
-            "generator": generator, "method": method, "seed": seed, "seconds": report.seconds, "options": report.options,
-            "target_loss": report.target_loss, "temperature": report.temperature, "pairs": report.pairs,
-            "rows": rows, "curves": [None if one.curve is None else dataclasses.asdict(one.curve) for one in report.impacts],
-            **report.environment,
-        })  # fmt: skip
+        cells.append(read_cell(generator, method, seed, folder, classifier))
     record = {
-        "command": shlex.join(["python", "benchmarks/impact.py", *sys.argv[1:]]),
+        "command": command("impact.py"),
         "cells": cells,
-        "agreement": {name: agreement([cell for cell in cells if cell["generator"] == name]) for name in generators.split(",")},
+        "agreement": {
+            name: agreement([cell for cell in cells if cell["generator"] == name]) for name in names
+        },
         **environment(),
     }
-    for name, method in dict.fromkeys((cell["generator"], cell["method"]) for cell in cells):
-        console.print(_table(name, method, [cell for cell in cells if (cell["generator"], cell["method"]) == (name, method)]))
-    console.print(record["agreement"])
-    for path in (write(record, out), draw(cells, out.with_suffix(".png"))):
-        console.print(path)
-
-
-def draw(cells: list[dict[str, Any]], path: Path) -> Path:
-    """Distances for the target, level by level: mean and range over seeds; hollow where the target was not reached."""
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(cell["generator"] for cell in cells))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.6), squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
-        for method, marker in (("sweep", "o"), ("walker", "s")):
-            own = [cell["rows"] for cell in cells if (cell["generator"], cell["method"]) == (name, method)]
-            colour, shift = ("tab:blue", -0.08) if method == "sweep" else ("tab:orange", 0.08)
-            for at, rows in enumerate(zip(*own, strict=True)):
-                found = [row["distance_mean"] for row in rows]
-                mean = statistics.fmean(found)
-                ends = [[mean - min(found)], [max(found) - mean]]
-                face = "white" if any(row["status"] == "under-used" for row in rows) else colour
-                label = None if at else method
-                ax.errorbar(at + shift, mean, yerr=ends, fmt=marker, capsize=3, color=colour, markerfacecolor=face, label=label)
-        levels = [f"{row['level']}\n{row['name']}" for row in next(cell["rows"] for cell in cells if cell["generator"] == name)]
-        ax.set(title=name, yscale="log", xlabel="level", ylabel="distance for the target", xticks=range(len(levels)), xticklabels=levels)
-        ax.grid(axis="y", alpha=0.3)
-        ax.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
-
-
-@torch.no_grad()
-def class_kept(generator: mlviews.MLVGM, impact: LevelImpact, classifier: Classifier, seed: int) -> float:
-    """Share of pairs whose positive, moved by the measured perturber, is classified as its anchor is."""
-    key = int(impact.key) if impact.key.isdigit() else impact.key
-    source = mlviews.MLViewSource(generator, {key: impact.perturber}, batch_size=BATCH, num_samples=PAIRS, seed=seed)
-    kept = 0
-    for views in source:
-        first, second = (classifier(view)[1].argmax(1) for view in views)
-        kept += int((first == second).sum())
-    return kept / PAIRS
-
-
-def agreement(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Spearman's rank correlation of the levels' mean distances, averaged over seeds: between methods, and with the level's index.
-
-    A level that never reached the target lies farther away than any that did.
-    """
-    means: dict[str, Any] = {}
-    for method in sorted({cell["method"] for cell in cells}):
-        rows = [
-            [math.inf if row["status"] == "under-used" else row["distance_mean"] for row in cell["rows"]]
-            for cell in cells
-            if cell["method"] == method
-        ]
-        if len(rows[0]) > 1:
-            means[method] = [statistics.fmean(column) for column in zip(*rows, strict=True)]
-    found = {f"{method} with the level": _spearman(range(len(values)), values) for method, values in means.items()}
-    if len(means) == 2:
-        found["between methods"] = _spearman(*means.values())
-    return found
-
-
-def _spearman(one: Any, other: Any) -> float:
-    """Equal values share their mean rank: two levels that never reached the target are not told apart."""
-    return float(np.corrcoef(pd.Series(list(one)).rank(), pd.Series(list(other)).rank())[0, 1])
-
-
-def _classifier(data: Path, path: Path) -> Classifier:
-    """The zoo's ruler, trained on real images unless it is there."""
-    if not path.exists():
-        model = train_classifier(load_fashion_mnist(data, "train"))
-        save_classifier(model, path, {"seed": 0, "epochs": 4})
-    return load_classifier(path)[0]
-
-
-def _table(name: str, method: str, cells: list[dict[str, Any]]) -> Table:
-    """Means over seeds, and their range."""
-    seconds = statistics.fmean(cell["seconds"] for cell in cells)
-    table = Table("level", "loss, nats", "distance", "relative", "class kept", title=f"{name}, {method}: {seconds:.0f} s")
-    for rows in zip(*(cell["rows"] for cell in cells), strict=True):
-        values = {key: [row.get(key) for row in rows] for key in ("loss_nats", "distance_mean", "distance_relative", "class_kept")}
-        shown = ["" if None in found else f"{statistics.fmean(found):.3g} ({min(found):.3g}–{max(found):.3g})" for found in values.values()]
-        table.add_row(rows[0]["level"], *shown)
-    return table
+    publish(record, out, impact(record), str(record["agreement"]), str(draw(cells, out.with_suffix(".png"))))
 
 
 if __name__ == "__main__":

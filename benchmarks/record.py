@@ -1,8 +1,11 @@
-"""Where the benchmarks' records are, what keeps a partial run off them, and how a score is shown."""
+"""Where the benchmarks' records are, what goes into all of them, and how a score is shown."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,33 @@ RESULTS = Path(__file__).parent.resolve() / "results"
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
 
-def apart(out: Path, work: Path = Path("runs")) -> Path:
-    """The same path below ``work`` if it is one of the records or their folder, which are of whole benchmarks only; else ``out``."""
-    where = out.resolve()
-    return work / where.relative_to(RESULTS) if where.is_relative_to(RESULTS) else out
+def off_the_records(out: Path, work: Path = Path("runs")) -> Path:
+    """Return ``out``, unless it is a record or the records' folder: then the same path below ``work``.
+
+    The records are of whole benchmarks only; a partial run must not write there.
+    """
+    path = out.resolve()
+    return work / path.relative_to(RESULTS) if path.is_relative_to(RESULTS) else out
+
+
+def command(script: str, arguments: Sequence[str] | None = None) -> str:
+    """Return the line that runs a script of this folder, with this process' arguments if none are given."""
+    return shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def write(record: dict[str, Any], out: Path) -> Path:
-    """Write it; where it is."""
+    """Write a record as JSON, and return where it is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n")
     return out
 
 
-def shown(found: dict[str, Any], sign: str = "") -> str:
-    """``83.1 ± 0.4``: the mean, and half of its 95 % interval if there are seeds enough."""
-    return f"{found['mean']:{sign}.1f}" + ("" if found["half"] is None else f" ± {found['half']:.1f}")
+def publish(record: dict[str, Any], out: Path, *tables: str) -> None:
+    """Print tables, write the record that they are made of, and say where it is."""
+    print(*tables, write(record, out), sep="\n\n")
+
+
+def with_interval(score: dict[str, Any], sign: str = "") -> str:
+    """Return ``83.1 ± 0.4``: the mean, and half of its 95 % interval if there are seeds enough."""
+    mean = f"{score['mean']:{sign}.1f}"
+    return mean if score["half"] is None else f"{mean} ± {score['half']:.1f}"

@@ -132,5 +132,5 @@ def test_overhead_script(tmp_path: Path) -> None:
         str(tmp_path / "overhead.json"),
     ]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "all but generator and T_x" in out
+    assert "All but the generator and T_x" in out
     assert '"overhead_of_generator"' in (tmp_path / "overhead.json").read_text()

@@ -1,4 +1,4 @@
-"""Weights that follow from their names: the same for the official network, for ours, and for a test that has only ours."""
+"""Weights that follow from their names: the same for an official network, for ours, and for tests."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from mlviews import sampling
 
 
 def fill(name_to_shape: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """A tensor for each name, of values that leave no bias, statistic or norm trivial.
+    """Return a tensor for each name, of values that leave no bias, statistic or norm trivial.
 
-    N(0, 1) over the root of the fan-in for two dimensions and more; 1 + 0.1 N(0, 1) for weights of norms, 0.1 N(0, 1) for biases and means,
-    0.5 to 1.5 for variances, ones for masks, zeros (int64) for counters. A tensor depends on its own name and shape only.
+    N(0, 1) over the root of the fan-in for two dimensions and more; 1 + 0.1 N(0, 1) for weights of norms, 0.1
+    N(0, 1) for biases and means, 0.5 to 1.5 for variances, ones for masks, zeros (int64) for counters. A
+    tensor depends on its own name and shape only.
 
     Args:
-        name_to_shape: what to make.
-        seed: of all of them.
+        name_to_shape: the shape of each tensor.
+        seed: an integer; other seeds give other values.
     """
     return {name: _tensor(name, tuple(shape), seed) for name, shape in name_to_shape.items()}
 
 
 def pictures(shape: tuple[int, ...], rows: int, seed: int) -> Tensor:
-    """Images ``[rows, C, H, W]`` in (0, 1) to encode: smooth blots over stripes, as arbitrary as the weights."""
+    """Return images ``[rows, C, H, W]`` in (0, 1) to encode: smooth blots over stripes."""
     field = sampling.Field(64, sampling.NOISE, 0, 0, sampling.TruncatedNormal())
-    values = sampling.Draw({"blots": field}, torch.device("cpu"))(torch.arange(rows), seed, 0)["blots"].view(rows, 1, 8, 8)
+    values = sampling.Draw({"blots": field}, torch.device("cpu"))(torch.arange(rows), seed, 0)["blots"].view(
+        rows, 1, 8, 8
+    )
     blots = torch.nn.functional.interpolate(values, size=shape[1:], mode="bilinear")
     stripes = torch.sin(torch.linspace(-40, 40, torch.Size(shape).numel())).view(1, *shape)
     return torch.sigmoid(2 * blots + stripes)
@@ -41,7 +44,9 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return torch.ones(shape)
     size = int(torch.Size(shape).numel())
     variance = leaf.endswith("var")
-    field = sampling.Field(size, sampling.ANCHOR, 0, 0, sampling.Uniform() if variance else sampling.TruncatedNormal())
+    field = sampling.Field(
+        size, sampling.ANCHOR, 0, 0, sampling.Uniform() if variance else sampling.TruncatedNormal()
+    )
     index = torch.tensor([zlib.crc32(name.encode())])  # a sample index of its own for each name
     values = sampling.Draw({name: field}, torch.device("cpu"))(index, seed, 0)[name].reshape(shape)
     if variance:

@@ -1,0 +1,77 @@
+"""What the documents' tables have in common: where they come from, and how they look."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from record import RESULTS
+
+ROOT = Path(__file__).parents[2]
+ZOO = ROOT / "mlviews" / "zoo"
+FOLDERS = (
+    ".",
+    "benchmarks",
+    "mlviews/zoo",
+    "mlviews/generators",
+    "mlviews/impact",
+    "integrations/lightly",
+    "integrations/solo_learn",
+)
+DOCUMENTS = [ROOT / folder / "README.md" for folder in FOLDERS]
+Record = dict[str, Any]
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+def table(*names: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Register a function of these records as the table of its name in the documents."""
+
+    def register(function: Callable[..., str]) -> Callable[..., str]:
+        TABLES[function.__name__] = lambda: function(*(read(name) for name in names))
+        return function
+
+    return register
+
+
+def read(name: str) -> Record:
+    """Return a record of the benchmarks or of the bundled generators, by its name without ``.json``."""
+    path = RESULTS / f"{name}.json"
+    record: Record = json.loads((path if path.exists() else ZOO / path.name).read_text())
+    return record
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; columns of numbers are aligned to the right."""
+    numeric = [
+        all(re.match(r"([≥+-] ?)?\d|$", cell) for cell in column) for column in zip(*rows, strict=True)
+    ]
+    rule = ["---:" if number and column else "---" for column, number in enumerate(numeric)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def captioned(lines: str, *sentences: str) -> str:
+    """Return a table and, below it, a paragraph of these sentences."""
+    return f"{lines}\n\n{' '.join(sentences)}"
+
+
+def provenance(*records: Record, note: str = ".") -> str:
+    """Return the sentence that says by which commands the records are made again; ``note`` ends it."""
+    commands = ", ".join(f"`{record['command']}`" for record in records)
+    return f"Command{'s' * (len(records) > 1)}: {commands}{note}"
+
+
+def threads(record: Record) -> str:
+    """Return what a record was measured with: ``2 thread(s) of AMD EPYC``."""
+    machine = record["machine"]
+    return f"{machine['threads']} thread(s) of {machine['processor']}"
+
+
+def with_range(values: Sequence[float], form: str) -> str:
+    """Return ``mean (smallest–largest)`` in a format; the mean alone if both ends read the same."""
+    low, high = format(min(values), form), format(max(values), form)
+    mean = format(statistics.mean(values), form)
+    return mean if low == high else f"{mean} ({low}–{high})"

@@ -1,0 +1,141 @@
+"""Our networks beside the official ones: records of ``parity/`` and of the two speed benchmarks."""
+
+from __future__ import annotations
+
+from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
+
+IMAGE_KEYS = {  # differences of images, over all ways to compute them
+    "biggan": ("max", "max_with_graph"),
+    "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
+    "nvae": ("decode", "reconstruct"),
+}
+MEMORY = {  # rows of the record and what they are called
+    "resident_before_step": "weights and program, before the step",
+    "resident_peak_in_step": "working memory: growth of the resident set in the step",
+    "allocated_peak_in_step": "working memory: peak of torch's allocations",
+}
+TIMES = ["work", "original", "ours", "times as fast, wall", "by CPU time (quartiles)"]
+SIDES = {"research": "research code", "ours": "ours", "ours, micro_batch_size=4": "ours, micro_batch_size=4"}
+
+
+@table("parity-nvae")
+def nvae_parity(record: Record) -> str:
+    """Ours beside the official NVAE codes."""
+    rows = []
+    for layout, name in (("nvlabs", "NVlabs/NVAE"), ("serezd", "SerezD/NVAE-from-scratch")):
+        cases = [case for case in record["cases"] if case["case"].startswith(layout)]
+        decoding = max(case[key] for case in cases for key in ("decode", "decode_0.6", "decode_scales"))
+        speedups = [case["speedup"] for case in cases if "speedup" in case]
+        rows.append([
+            name,
+            f"{len(cases)}",
+            _sizes(cases),
+            f"{decoding:.1e}",
+            f"{max(case['reconstruct'] for case in cases):.1e}",
+            with_range(speedups, ".1f"),
+        ])  # fmt: skip
+    header = [
+        "official code", "networks", "images", "largest difference, decoding", "encoding and decoding",
+        "times as fast",
+    ]  # fmt: skip
+    batch = next(case["batch"] for case in record["cases"] if "batch" in case)
+    return captioned(
+        markdown(header, rows),
+        "Of images in [0, 1], random weights, float32.",
+        f"Speed: decoding {batch} images in turns, mean (range) over networks, {threads(record)}.",
+        provenance(record),
+    )
+
+
+@table("parity-biggan", "parity-stylegan2", "parity-nvae")
+def parity(biggan: Record, stylegan2: Record, nvae: Record) -> str:
+    """Largest differences from the official code, over all networks and ways to compute them."""
+    records = {"biggan": biggan, "stylegan2": stylegan2, "nvae": nvae}
+    rows = []
+    for name, record in records.items():
+        cases = record["cases"]
+        if isinstance(cases, dict):
+            cases = list(cases.values())
+        worst = max(case[key] for case in cases for key in IMAGE_KEYS[name] if key in case)
+        rows.append([name, str(len(cases)), _sizes(cases), f"{worst:.1e}"])
+    header = ["architecture", "networks", "images", "largest difference of a pixel in [0, 1]"]
+    return captioned(markdown(header, rows), "float32.", provenance(*records.values()))
+
+
+@table("biggan-speed", "stylegan2-speed")
+def speed(biggan: Record, stylegan2: Record) -> str:
+    """Ours beside the research code and the official code, in turns."""
+    times = captioned(
+        markdown(TIMES, [*biggan_times(biggan), *stylegan2_times(stylegan2)]),
+        "BigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's "
+        "`BatchManager` and generator.",
+        'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an '
+        "anchor and a positive that differ in the last of four groups.",
+        f"Both sides in turns, {threads(biggan)}, random weights.",
+        provenance(biggan, stylegan2),
+    )
+    return f"{times}\n\n{biggan_memory(biggan)}"
+
+
+def biggan_times(record: Record, part: str = "step") -> list[list[str]]:
+    """Return rows of TIMES for our steps and the research code's (``part``: step or generator)."""
+    rows = []
+    for name, parts in record["steps"].items():
+        wall, cpu = parts[part]["wall"], parts[part]["cpu"]
+        low, high = cpu["ratio"]["quartiles"]
+        rows.append([
+            f"BigBiGAN, {record['pairs']} pairs, {name} moved",
+            f"{wall['research']['median']:.2f} s",
+            f"{wall['ours']['median']:.2f} s",
+            f"{wall['ratio']['median']:.2f}",
+            f"{cpu['ratio']['median']:.2f} ({low:.2f}–{high:.2f})",
+        ])  # fmt: skip
+    return rows
+
+
+def stylegan2_times(record: Record) -> list[list[str]]:
+    """Return rows of TIMES for our images and the official generator's."""
+    rows = []
+    for case in record["cases"]:
+        low, high = case["ratio_quartiles"]
+        rows.append([
+            f"StyleGAN2, {case['images']} images, {case['case']}",
+            f"{case['official']['wall']['median']:.2f} s",
+            f"{case['ours']['wall']['median']:.2f} s",
+            f"{case['ratio_wall']:.2f}",
+            f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
+        ])  # fmt: skip
+    return rows
+
+
+def biggan_memory(record: Record) -> str:
+    """Return the working memory of a step."""
+    memory = record["memory_mib"]
+    rows = [[title, *(f"{memory[side][key]:.0f}" for side in SIDES)] for key, title in MEMORY.items()]
+    pairs = record.get("memory_pairs", record["pairs"])
+    return markdown([f"BigBiGAN, {pairs} pairs, MiB", *SIDES.values()], rows)
+
+
+@table("biggan-speed")
+def precision(record: Record) -> str:
+    """Options of the source, measured on BigBiGAN."""
+    rows = []
+    for name, times in record["options"].items():
+        if "error" in times:  # no compiler, no instructions for it
+            rows.append([name, times["error"], ""])
+        else:
+            rows.append(
+                [name, f"{times['wall']['median']:.2f} s", f"{times['cpu_of_float32']['median']:.2f}"]
+            )
+    return captioned(
+        markdown(["option", "median step", "CPU time, of float32"], rows),
+        f"BigBiGAN, {record['pairs']} pairs, levels 2-6 moved, {threads(record)}; compilation itself is "
+        "not counted.",
+        provenance(record),
+    )
+
+
+def _sizes(cases: list[Record]) -> str:
+    """Return the smallest and the largest side of the cases' images."""
+    sides = [case["resolution"] if "resolution" in case else case["image"][1] for case in cases]
+    return f"{min(sides)}–{max(sides)} px"

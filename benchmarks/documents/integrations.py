@@ -1,0 +1,56 @@
+"""The examples of the integrations, scored by the tools they are written for."""
+
+from __future__ import annotations
+
+from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
+
+
+@table("lightly-simclr", "lightly-simsiam", "lightly-byol")
+def lightly(*runs: Record) -> str:
+    """The lightly example's three methods, scored by lightly's own classifiers."""
+    keys = ("knn", "linear")
+    untrained = [with_range([run["scores"]["untrained"][key] for run in runs], ".1f") for key in keys]
+    rows = [["untrained", *untrained, ""]]
+    for run in runs:
+        trained = [f"{run['scores']['trained'][key]:.1f}" for key in keys]
+        rows.append([f"`{run['training']['method']}`", *trained, f"{run['seconds']['training']:.0f}"])
+    first, training = runs[0], runs[0]["training"]
+    return captioned(
+        markdown(["backbone", "kNN", "linear", "training, s"], rows),
+        f"Top-1 in percent on {first['test_images']:,} real Fashion-MNIST test images; "
+        f"{first['probe_images']:,} labelled training images for the classifiers.",
+        f"Preset `{first['preset']}`, {training['steps']} steps of {training['batch_size']} pairs, "
+        f"{first['backbone_parameters'] / 1e6:.1f} M-parameter backbone, seed {training['seed']}; lightly "
+        f"{first['versions']['lightly']}, {threads(first)}, beside other processes.",
+        provenance(first, note="; the others with their own `--method`."),
+    )
+
+
+@table("solo-learn")
+def solo_learn(record: Record) -> str:
+    """SimCLR, SimSiam and BYOL from an unmodified checkout, scored by solo-learn's main_knn.py."""
+    rows = []
+    for method, run in record["runs"].items():
+        (_, first_loss), (last_step, last_loss) = run["loss"][0], run["loss"][-1]
+        rows.append([
+            f"`{method}`",
+            f"{last_step + 1:,}",
+            f"{first_loss:.3f}",
+            f"{last_loss:.3f}",
+            f"{run['not_finite']} of {run['logged']}",
+            f"{run['knn']['untrained']:.1f}",
+            f"{run['knn']['trained']:.1f}",
+            f"{run['seconds']:.0f}",
+        ])  # fmt: skip
+    header = [
+        "method", "steps", "loss, first", "last", "logged values not finite", "kNN, untrained",
+        "kNN, trained", "seconds",
+    ]  # fmt: skip
+    return captioned(
+        markdown(header, rows),
+        f"The ready configurations `fashion`, steps of {record['runs']['simclr']['batch_size']} pairs; kNN "
+        f"is top-1 in percent of main_knn.py on {record['test_images']:,} real Fashion-MNIST test images, "
+        f"with {record['labelled_images']:,} labelled ones (k = 20, cosine).",
+        f"{record['solo_learn']}; {threads(record)}, beside other processes.",
+        provenance(record),
+    )

@@ -1,0 +1,138 @@
+"""The bundled generators: records of ``mlviews.zoo.evaluate``."""
+
+from __future__ import annotations
+
+from documents.common import Record, captioned, markdown, provenance, table
+
+FIDELITY = ["samples", "confidence", "class entropy / log 10", "Fréchet to train", "to test"]
+
+
+@table("fashion.quality", "fashion-trial.quality")
+def generator(fashion: Record, trial: Record) -> str:
+    """Fidelity of the bundled generator beside the trial recipe and real images."""
+    fidelity, floor = fashion["fidelity"], fashion["frechet_floor"]
+    anchors, trial_anchors = fidelity["anchors"], trial["fidelity"]["anchors"]
+    rows = [
+        _fidelity(f"`fashion`, {fashion['provenance']['images']:,} images", anchors),
+        _fidelity("the same, prior not truncated", fidelity["prior"]),
+        _fidelity(f"trial recipe, {trial['provenance']['images']:,} images", trial_anchors),
+        _fidelity("real test images", fidelity["test"]),
+    ]
+    ratio = anchors["frechet_to_train"] / trial_anchors["frechet_to_train"]
+    return captioned(
+        markdown(FIDELITY, rows),
+        f"By a classifier of {fashion['classifier']['test_accuracy']:.1%} accuracy on real test images, "
+        f"{anchors['samples']:,} samples.",
+        f"The Fréchet distance is {ratio:.2f} times the trial recipe's; its floor, real images against real "
+        f"images, is {floor['train_to_test']:.1f} with {floor['images_per_side']:,} a side and "
+        f"{fidelity['test']['frechet_to_train']:.1f} with all.",
+        provenance(fashion["run"]),
+    )
+
+
+@table("fashion.quality", "fashion-trial.quality")
+def levels(fashion: Record, trial: Record) -> str:
+    """What each level of the bundled generator does."""
+    rows = []
+    for row, trial_row in zip(fashion["levels"]["table"], trial["levels"]["table"], strict=True):
+        rows.append([
+            f"{row['level']} ({row['name']})",
+            f"{row['normal']['class_kept']:.1%}",
+            f"{row['resample']['class_kept']:.1%}",
+            f"{row['normal']['pixel_change']:.3f}",
+            f"{trial_row['normal']['class_kept']:.1%}",
+        ])  # fmt: skip
+    header = [
+        "level moved alone", "class kept, N^t(0, 1, 2)", "class kept, resampled", "mean change of a pixel",
+        "trial recipe: class kept, N^t(0, 1, 2)",
+    ]  # fmt: skip
+    return captioned(markdown(header, rows), f"Shares of {fashion['levels']['table'][0]['pairs']:,} pairs.")
+
+
+@table("fashion.quality")
+def classes(record: Record) -> str:
+    """Confidence by class."""
+    fidelity = record["fidelity"]
+    on_samples, on_images = (fidelity[key]["confidence_by_class"] for key in ("anchors", "test"))
+    rows = []
+    for name, share in fidelity["anchors"]["classes"].items():
+        rows.append([name, f"{on_samples[name]:.3f}", f"{on_images[name]:.3f}", f"{share:.1%}"])
+    return markdown(
+        ["classified as", "confidence on samples", "on real test images", "share of samples"], rows
+    )
+
+
+@table("fashion.quality")
+def memorisation(record: Record) -> str:
+    """Distances to the nearest training image."""
+    distances = record["memorisation"]
+    titles = {"mean": "mean", "quantile_01": "1 %", "quantile_05": "5 %", "median": "median"}
+    rows = []
+    for key, name in (("samples", "samples"), ("test", "real test images")):
+        rows.append([name, *(f"{distances[key][statistic]:.2f}" for statistic in titles)])
+    return captioned(
+        markdown(["L2 distance to the nearest training image", *titles.values()], rows),
+        f"{distances['queries']:,} images each, against all {distances['training_images']:,}.",
+    )
+
+
+@table("fashion-nvae.quality")
+def nvae(record: Record) -> str:
+    """Fidelity and likelihood of the bundled NVAE."""
+    fidelity, likelihood = record["fidelity"], record["likelihood"]
+    rows = [
+        _fidelity("`fashion-nvae`", fidelity["anchors"]),
+        _fidelity("the same, prior truncated at 2", fidelity["truncated"]),
+        _fidelity("real test images", fidelity["test"]),
+    ]
+    nats, reconstruction = likelihood["nats"], likelihood["reconstruction"]
+    rates = iter(nats["rate_of_each_group"])
+    groups_of_scales = record["provenance"]["recipe"]["model"]["groups"]
+    rate_of_scales = [sum(next(rates) for _ in range(groups)) for groups in groups_of_scales]
+    samples = captioned(
+        markdown(FIDELITY, rows),
+        f"{record['provenance']['images']:,} training images, temperature {record['temperature']:g}; "
+        f"{fidelity['anchors']['samples']:,} samples, classifier of "
+        f"{record['classifier']['test_accuracy']:.1%} accuracy.",
+    )
+    return captioned(
+        samples,
+        f"Real test images ({likelihood['images']:,}): evidence lower bound "
+        f"**{likelihood['bits_per_dimension']:.2f} bits per dimension** ({nats['distortion']:.0f} nats for "
+        f"the pixels, {', '.join(f'{rate:.0f}' for rate in rate_of_scales)} for the scales, coarse to "
+        f"fine; every nat counts, those of the padding too, over the {likelihood['dimensions']} real "
+        "pixels).",
+        f"Reconstruction: mean squared error **{reconstruction['mse']:.5f}** ({reconstruction['psnr']:.1f} "
+        f"dB) over the real pixels.",
+        provenance(record["run"]),
+    )
+
+
+@table("fashion-nvae.quality")
+def nvae_levels(record: Record) -> str:
+    """What each scale of the bundled NVAE does."""
+    scales = record["levels"]["table"]
+    rows = []
+    for row in scales:
+        rows.append([
+            f"{row['level']} ({row['name']})",
+            f"{row['resample']['class_kept']:.1%}",
+            f"{row['normal']['class_kept']:.1%}",
+            f"{row['resample']['pixel_change']:.3f}",
+        ])  # fmt: skip
+    header = [
+        "level moved alone", "class kept, resampled", "class kept, N^t(0, 1, 2)",
+        "mean change of a pixel, resampled",
+    ]  # fmt: skip
+    return captioned(markdown(header, rows), f"Shares of {scales[0]['pairs']:,} pairs.")
+
+
+def _fidelity(name: str, figures: Record) -> list[str]:
+    """Return a row of FIDELITY."""
+    return [
+        name,
+        f"{figures['confidence']:.3f}",
+        f"{figures['entropy_of_mean_prediction']:.3f}",
+        f"{figures['frechet_to_train']:.1f}",
+        f"{figures['frechet_to_test']:.1f}" if "frechet_to_test" in figures else "",
+    ]
