@@ -66,7 +66,7 @@ def test_an_image_folder_has_the_pixels_and_the_latents(make: Any, tmp_path: Pat
     source = make()
     done = write(source, tmp_path / "x")
     images, latents = expected(source)
-    assert (done.complete, done.made, done.images) == (True, 48, 2)
+    assert (done.complete, done.written, done.images) == (True, 48, 2)
     for view in range(2):
         found = ImageFolder(str(tmp_path / "x" / f"view{view}"), loader=Image.open)
         assert found.classes == ["unlabelled"]
@@ -175,10 +175,10 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(format: str, tmp_path: 
     (out / ".partial" / "shard-000001" / "half.png").write_bytes(b"half")
     (out / ".partial" / "manifest.json").write_text("{")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("shard-000000.*")}
-    assert write(toy_source(), out, format).made == 28
+    assert write(toy_source(), out, format).written == 28
     assert tree(out) == tree(tmp_path / "whole")
     assert format == "ffcv" or before == {path: path.stat().st_mtime_ns for path in before}
-    assert write(toy_source(), out, format).made == 0
+    assert write(toy_source(), out, format).written == 0
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -193,7 +193,7 @@ def test_a_beton_interrupted_while_packing(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(ffcv.writer, "handle_sample", fail)
         with pytest.raises(Interrupted):
             write(toy_source(), tmp_path / "out", "ffcv")
-    assert write(toy_source(), tmp_path / "out", "ffcv").made == 0
+    assert write(toy_source(), tmp_path / "out", "ffcv").written == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -221,7 +221,7 @@ def test_kill_9(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
-    assert write(toy_source(), out).made == 28
+    assert write(toy_source(), out).written == 28
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -231,7 +231,7 @@ def test_two_ranks_write_the_bytes_of_one(format: str, order: Sequence[int], tmp
     write(toy_source(), tmp_path / "whole", format)
     done = [write(toy_source(rank=rank, world_size=2), tmp_path / "out", format) for rank in order]
     assert [one.complete for one in done] == [False, True]
-    assert [one.made for one in done] == [{0: 28, 1: 20}[rank] for rank in order]
+    assert [one.written for one in done] == [{0: 28, 1: 20}[rank] for rank in order]
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -259,7 +259,7 @@ def test_damage_is_found_and_mended(format: str, tmp_path: Path) -> None:
     (out / name).write_bytes(damaged)
     with pytest.raises(ValueError, match=re.escape(f"{name} differs from its checksum in checksums/")):
         verify(out)
-    assert write(toy_source(), out, format).made == (48 if format == "ffcv" else 20)
+    assert write(toy_source(), out, format).written == (48 if format == "ffcv" else 20)
     assert tree(out) == good
     (out / name).unlink()
     with pytest.raises(ValueError, match=re.escape(f"{name} is missing, but has a checksum")):
@@ -314,7 +314,7 @@ def test_other_settings_are_refused(options: dict[str, Any], said: str, finished
 
 def test_settings_of_ones_own_perturber_are_known_by_its_attributes_not_its_address(tmp_path: Path) -> None:
     write(toy_source(perturb=Own(0.1)), tmp_path)
-    assert write(toy_source(perturb=Own(0.1)), tmp_path).made == 0
+    assert write(toy_source(perturb=Own(0.1)), tmp_path).written == 0
     for other in (Own(0.2), Normal(0.1)):
         with pytest.raises(ValueError, match="perturb="):
             write(toy_source(perturb=other), tmp_path)
