@@ -38,7 +38,7 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 
 def test_script_is_short() -> None:
-    assert len(SCRIPT.read_text().splitlines()) <= 60
+    assert len(SCRIPT.read_text().splitlines()) <= 64
 
 
 def test_it_learns_and_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
