@@ -196,7 +196,7 @@ def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.Mo
     for index in range(16):
         save_image(torch.rand(3, 28, 28), f"path/to/images/{index}.png")
     shorter = {
-        "num_workers=8": "num_workers=0", "batch_size=256": "batch_size=8", '"batch_size": 256': '"batch_size": 8, "num_samples": 16',
+        "num_workers=8": "num_workers=0", "batch_size=256": "batch_size=8", 'layout="lightly"': 'layout="lightly", num_samples=16',
         "max_epochs=10": "max_epochs=1, **quiet", "10 * len": "1 * len",
     }  # fmt: skip
     for long, short in shorter.items():
