@@ -204,17 +204,18 @@ def evaluate(
     fit_features, test_features = embed(backbone, fit.images), embed(backbone, test.images)
 
     train, validation = TensorDataset(fit_features, fit.labels), TensorDataset(test_features, test.labels)
-    loader_numbers = {"train_dataloader_idx": 0, "val_dataloader_idx": 1}
+    loader_numbers: dict[str, Any] = {"train_dataloader_idx": 0, "val_dataloader_idx": 1}
     knn = KNNClassifier(nn.Identity(), 10, knn_k=20, knn_t=0.1, **loader_numbers, topk=(1,))
     pl.Trainer(**quiet).validate(knn, [DataLoader(train, 256), DataLoader(validation, 256)], verbose=False)
 
     mean, std = fit_features.mean(0), fit_features.std(0) + 1e-6
     train = TensorDataset((fit_features - mean) / std, fit.labels)
     validation = TensorDataset((test_features - mean) / std, test.labels)
-    sizes = {"batch_size_per_device": 256, "feature_dim": Encoder.features, "num_classes": 10}
+    sizes: dict[str, Any] = {"batch_size_per_device": 256, "feature_dim": Encoder.features, "num_classes": 10}
     linear = LinearClassifier(nn.Identity(), **sizes, topk=(1,))
-    once = {"check_val_every_n_epoch": epochs, "num_sanity_val_steps": 0}  # validate once, at the end
-    trainer = pl.Trainer(**quiet, max_epochs=epochs, **once)
+    trainer = pl.Trainer(
+        **quiet, max_epochs=epochs, check_val_every_n_epoch=epochs, num_sanity_val_steps=0
+    )  # validates once, at the end
     trainer.fit(linear, DataLoader(train, 256, shuffle=True), DataLoader(validation, 256))
     return {
         "knn": 100 * metrics.val_metrics["val_knn_top1/dataloader_idx_1"][-1],

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlviews.config import source_arguments
 from mlviews.errors import listing
-from mlviews.source import Batch, MLViewSource, solo_layout
+from mlviews.source import MLViewSource, solo_layout
+from mlviews.step import Batch
 from mlviews.transforms import IMAGENET, Augmentation
 
 FORMATS = ("image_folder", "h5", "dali", "mlvgm")
