@@ -241,8 +241,8 @@ def export(
     source = mlviews.MLViewSource(**arguments)
     source.set_epoch(epoch)
     done = files.export(source, out, format, augmented=augmented, shard_size=shard_size, preset=preset)
-    images = done.made * done.images
-    console.print(f"{done.made:,} samples made, {images:,} images: {done.seconds:.0f} s, {images / done.seconds:,.0f} images/s.")
+    images = done.written * done.images
+    console.print(f"{done.written:,} samples made, {images:,} images: {done.seconds:.0f} s, {images / done.seconds:,.0f} images/s.")
     if done.complete:
         console.print(f"{source.num_samples:,} samples in {done.files:,} files, {done.bytes / 1e6:,.1f} MB.")
         console.print(out / "manifest.json")

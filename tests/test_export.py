@@ -33,12 +33,17 @@ from mlviews.perturb import Normal, Perturber
 
 NO_FFCV = "ffcv is compiled when it is installed, and is not an extra of the tests"
 FORMATS = ["folder", "webdataset", "ffcv"]
-SMALL: dict[str, Any] = {"shard_size": 20, "progress": False}  # of 48 samples in batches of 8: three shards, 8 + 8 + 4 each but the last
+SMALL: dict[str, Any] = {
+    "shard_size": 20,
+    "progress": False,
+}  # of 48 samples in batches of 8: three shards, 8 + 8 + 4 each but the last
 
 
 def rgb(**options: Any) -> MLViewSource:
     generator = mlviews.wrap_generator(
-        lambda z: (z[0] + z[1]).sigmoid().view(-1, 3, 2, 3), levels=[("a", (18,)), ("b", (18,))], image_shape=(3, 2, 3)
+        lambda z: (z[0] + z[1]).sigmoid().view(-1, 3, 2, 3),
+        levels=[("a", (18,)), ("b", (18,))],
+        image_shape=(3, 2, 3),
     )
     return toy_source(generator=generator, **options)
 
@@ -48,7 +53,9 @@ def expected(source: MLViewSource) -> tuple[list[Tensor], list[dict[str, Tensor]
     batch = source.batch(0, source.num_samples)
     assert source.transforms == [None] * source.num_views
     names = [level.name for level in source.generator.levels]
-    return [(view * 255).round().byte() for view in batch.views], [dict(zip(names, view, strict=True)) for view in batch.latents]
+    return [(view * 255).round().byte() for view in batch.views], [
+        dict(zip(names, view, strict=True)) for view in batch.latents
+    ]
 
 
 def write(source: MLViewSource, out: Path, format: str = "folder", **options: Any) -> Any:
@@ -58,27 +65,36 @@ def write(source: MLViewSource, out: Path, format: str = "folder", **options: An
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"/" for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"/"
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize("make", [toy_source, rgb])
 def test_an_image_folder_has_the_pixels_and_the_latents(make: Any, tmp_path: Path) -> None:
     source = make()
-    done = write(source, tmp_path / "x")
+    outcome = write(source, tmp_path / "x")
     images, latents = expected(source)
-    assert (done.complete, done.made, done.images) == (True, 48, 2)
+    assert (outcome.complete, outcome.written, outcome.images) == (True, 48, 2)
     for view in range(2):
-        found = ImageFolder(str(tmp_path / "x" / f"view{view}"), loader=Image.open)
-        assert found.classes == ["unlabelled"]
-        assert [int(Path(path).stem) for path, _ in found.samples] == list(range(48))
-        assert {image.mode for image, _ in found} == {"L" if make is toy_source else "RGB"}
-        assert torch.equal(torch.stack([pil_to_tensor(image) for image, _ in found]), images[view])
+        stored = ImageFolder(str(tmp_path / "x" / f"view{view}"), loader=Image.open)
+        assert stored.classes == ["unlabelled"]
+        assert [int(Path(path).stem) for path, _ in stored.samples] == list(range(48))
+        assert {image.mode for image, _ in stored} == {"L" if make is toy_source else "RGB"}
+        assert torch.equal(torch.stack([pil_to_tensor(image) for image, _ in stored]), images[view])
     shards = [load_file(path) for path in sorted((tmp_path / "x" / "latents").iterdir())]
-    assert [shard["index"].tolist() for shard in shards] == [list(range(0, 20)), list(range(20, 40)), list(range(40, 48))]
+    assert [shard["index"].tolist() for shard in shards] == [
+        list(range(0, 20)),
+        list(range(20, 40)),
+        list(range(40, 48)),
+    ]
     for view, name in itertools.product(range(2), latents[0]):
-        torch.testing.assert_close(torch.cat([shard[f"view{view}.{name}"] for shard in shards]), latents[view][name], atol=0, rtol=0)
+        torch.testing.assert_close(
+            torch.cat([shard[f"view{view}.{name}"] for shard in shards]), latents[view][name], atol=0, rtol=0
+        )
     files = [path for path in (tmp_path / "x").rglob("*") if path.is_file()]
-    assert (done.files, done.bytes) == (len(files), sum(path.stat().st_size for path in files))
+    assert (outcome.files, outcome.bytes) == (len(files), sum(path.stat().st_size for path in files))
     assert verify(tmp_path / "x") == len(files) == 2 * 48 + 3 + 3 + 1
 
 
@@ -87,8 +103,8 @@ def test_a_flat_folder_is_read_as_solo_learns_data_without_labels(tmp_path: Path
     write(source, tmp_path)
     root = tmp_path / "view0" / "unlabelled"
     for name in os.listdir(root):  # every entry is an image
-        found = pil_to_tensor(Image.open(root / name).convert("RGB"))
-        assert torch.equal(found, expected(source)[0][0][int(Path(name).stem)].expand(3, -1, -1))
+        stored = pil_to_tensor(Image.open(root / name).convert("RGB"))
+        assert torch.equal(stored, expected(source)[0][0][int(Path(name).stem)].expand(3, -1, -1))
     assert len(os.listdir(root)) == 48
 
 
@@ -96,9 +112,9 @@ def test_classes_are_folders(tmp_path: Path) -> None:
     source = toy_source(generator=Toy(num_classes=3))
     write(source, tmp_path)
     targets = source.batch(0, 48).targets.tolist()
-    found = ImageFolder(str(tmp_path / "view1"))
-    assert found.classes == ["0000", "0001", "0002"]
-    assert {int(Path(path).stem): target for path, target in found.samples} == dict(enumerate(targets))
+    stored = ImageFolder(str(tmp_path / "view1"))
+    assert stored.classes == ["0000", "0001", "0002"]
+    assert {int(Path(path).stem): target for path, target in stored.samples} == dict(enumerate(targets))
     assert load_file(tmp_path / "latents" / "shard-000000.safetensors")["target"].tolist() == targets[:20]
 
 
@@ -107,7 +123,9 @@ def test_tars_are_read_by_webdataset(tmp_path: Path) -> None:
     source.set_epoch(2)
     write(source, tmp_path, "webdataset")
     images, latents = expected(source)
-    read = webdataset.WebDataset(str(tmp_path / "shard-{000000..000002}.tar"), shardshuffle=False).decode("pil")
+    read = webdataset.WebDataset(str(tmp_path / "shard-{000000..000002}.tar"), shardshuffle=False).decode(
+        "pil"
+    )
     seen = 0
     for index, sample in enumerate(read):
         assert sample["__key__"] == f"{index:010d}"
@@ -135,12 +153,12 @@ def test_a_beton_is_read_by_ffcv(make: Any, tmp_path: Path) -> None:
     for *views, index, target, z in Loader(
         str(tmp_path / "views.beton"), batch_size=20, num_workers=1, order=OrderOption.RANDOM, drop_last=False
     ):
-        own = index.flatten()
+        samples = index.flatten()
         assert (target == -1).all()
-        assert torch.equal(z, rows[own])
-        for found, view in zip(views, images, strict=True):
-            assert torch.equal(found.permute(0, 3, 1, 2), view[own].expand(-1, 3, -1, -1))
-        seen += own.tolist()
+        assert torch.equal(z, rows[samples])
+        for stored, view in zip(views, images, strict=True):
+            assert torch.equal(stored.permute(0, 3, 1, 2), view[samples].expand(-1, 3, -1, -1))
+        seen += samples.tolist()
     assert sorted(seen) == list(range(48))
 
 
@@ -175,10 +193,10 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(format: str, tmp_path: 
     (out / ".partial" / "shard-000001" / "half.png").write_bytes(b"half")
     (out / ".partial" / "manifest.json").write_text("{")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("shard-000000.*")}
-    assert write(toy_source(), out, format).made == 28
+    assert write(toy_source(), out, format).written == 28
     assert tree(out) == tree(tmp_path / "whole")
     assert format == "ffcv" or before == {path: path.stat().st_mtime_ns for path in before}
-    assert write(toy_source(), out, format).made == 0
+    assert write(toy_source(), out, format).written == 0
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -186,14 +204,14 @@ def test_a_beton_interrupted_while_packing(tmp_path: Path, monkeypatch: pytest.M
     write(toy_source(), tmp_path / "whole", "ffcv")
     import ffcv.writer
 
-    def fail(*given: object) -> None:
+    def fail(*arguments: object) -> None:
         raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(ffcv.writer, "handle_sample", fail)
         with pytest.raises(Interrupted):
             write(toy_source(), tmp_path / "out", "ffcv")
-    assert write(toy_source(), tmp_path / "out", "ffcv").made == 0
+    assert write(toy_source(), tmp_path / "out", "ffcv").written == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -221,7 +239,7 @@ def test_kill_9(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
-    assert write(toy_source(), out).made == 28
+    assert write(toy_source(), out).written == 28
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -229,23 +247,25 @@ def test_kill_9(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_two_ranks_write_the_bytes_of_one(format: str, order: Sequence[int], tmp_path: Path) -> None:
     write(toy_source(), tmp_path / "whole", format)
-    done = [write(toy_source(rank=rank, world_size=2), tmp_path / "out", format) for rank in order]
-    assert [one.complete for one in done] == [False, True]
-    assert [one.made for one in done] == [{0: 28, 1: 20}[rank] for rank in order]
+    outcome = [write(toy_source(rank=rank, world_size=2), tmp_path / "out", format) for rank in order]
+    assert [run.complete for run in outcome] == [False, True]
+    assert [run.written for run in outcome] == [{0: 28, 1: 20}[rank] for rank in order]
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_torchrun_writes_the_bytes_of_one_process(tmp_path: Path) -> None:
-    given = ["export", "--num-samples", "40", "--batch-size", "4", "--shard-size", "8", "--device", "cpu"]
-    torchrun("-m", "mlviews.cli", *given, "--out", str(tmp_path / "two"))
-    done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "one")], env={"COLUMNS": "200"})
-    assert done.exit_code == 0, done.output
-    assert "40 samples made, 80 images" in done.output
-    assert re.search(r"40 samples in 91 files, [0-9.]+ MB\.", done.output)
+    arguments = ["export", "--num-samples", "40", "--batch-size", "4", "--shard-size", "8", "--device", "cpu"]
+    torchrun("-m", "mlviews.cli", *arguments, "--out", str(tmp_path / "two"))
+    outcome = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "one")], env={"COLUMNS": "200"})
+    assert outcome.exit_code == 0, outcome.output
+    assert "40 samples made, 80 images" in outcome.output
+    assert re.search(r"40 samples in 91 files, [0-9.]+ MB\.", outcome.output)
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
     assert json.loads((tmp_path / "one" / "manifest.json").read_text())["preset"] == "fashion-ml-random"
-    done = CliRunner().invoke(app, ["export", "--verify", "--out", str(tmp_path / "two")], env={"COLUMNS": "200"})
-    assert done.output.startswith("91 files in ")
+    outcome = CliRunner().invoke(
+        app, ["export", "--verify", "--out", str(tmp_path / "two")], env={"COLUMNS": "200"}
+    )
+    assert outcome.output.startswith("91 files in ")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -253,13 +273,17 @@ def test_damage_is_found_and_mended(format: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(toy_source(), out, format)
     good = tree(out)
-    name = {"folder": "view1/unlabelled/0000000021.png", "webdataset": "shard-000001.tar", "ffcv": "views.beton"}[format]
+    name = {
+        "folder": "view1/unlabelled/0000000021.png",
+        "webdataset": "shard-000001.tar",
+        "ffcv": "views.beton",
+    }[format]
     damaged = bytearray(good[name])
     damaged[len(damaged) // 2] ^= 1
     (out / name).write_bytes(damaged)
     with pytest.raises(ValueError, match=re.escape(f"{name} differs from its checksum in checksums/")):
         verify(out)
-    assert write(toy_source(), out, format).made == (48 if format == "ffcv" else 20)
+    assert write(toy_source(), out, format).written == (48 if format == "ffcv" else 20)
     assert tree(out) == good
     (out / name).unlink()
     with pytest.raises(ValueError, match=re.escape(f"{name} is missing, but has a checksum")):
@@ -289,7 +313,7 @@ class Own(Perturber):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"seed": 4}, "seed=3, not 4"),
         ({"num_samples": 49}, "num_samples=48, not 49"),
@@ -299,14 +323,16 @@ class Own(Perturber):
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused(options: dict[str, Any], said: str, finished: bool, tmp_path: Path) -> None:
+def test_other_settings_are_refused(
+    options: dict[str, Any], message: str, finished: bool, tmp_path: Path
+) -> None:
     if finished:
         write(toy_source(), tmp_path)
     else:
         with pytest.raises(Interrupted):
             write(interrupt(toy_source(), 5), tmp_path)
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=re.escape(said)) as raised:
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         write(toy_source(**options), tmp_path)
     assert "use another folder (--out)" in str(raised.value)
     assert tree(tmp_path) == before
@@ -314,7 +340,7 @@ def test_other_settings_are_refused(options: dict[str, Any], said: str, finished
 
 def test_settings_of_ones_own_perturber_are_known_by_its_attributes_not_its_address(tmp_path: Path) -> None:
     write(toy_source(perturb=Own(0.1)), tmp_path)
-    assert write(toy_source(perturb=Own(0.1)), tmp_path).made == 0
+    assert write(toy_source(perturb=Own(0.1)), tmp_path).written == 0
     for other in (Own(0.2), Normal(0.1)):
         with pytest.raises(ValueError, match="perturb="):
             write(toy_source(perturb=other), tmp_path)
@@ -324,12 +350,12 @@ def test_other_shards_format_and_epoch_are_refused(tmp_path: Path) -> None:
     write(toy_source(), tmp_path)
     later = toy_source()
     later.set_epoch(1)
-    for source, options, said in (
+    for source, options, message in (
         (toy_source(), {"shard_size": 10}, "shard_size=20, not 10"),
         (toy_source(), {"format": "webdataset"}, "format='folder', not 'webdataset'"),
         (later, {}, "epoch=0, not 1"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             write(source, tmp_path, **options)  # type: ignore[arg-type]
 
 
@@ -341,7 +367,9 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_bad_values(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Unknown format 'foldr': there are folder, webdataset, ffcv. Did you mean 'folder'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown format 'foldr': there are folder, webdataset, ffcv. Did you mean 'folder'"
+    ):
         export(toy_source(), tmp_path / "a", "foldr")
     with pytest.raises(ValueError, match="Invalid shard_size=0"):
         export(toy_source(), tmp_path / "a", shard_size=0)
@@ -350,18 +378,29 @@ def test_bad_values(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
     with pytest.raises(FileNotFoundError, match="No export in"):
         verify(tmp_path / "a")
-    wild = mlviews.wrap_generator(lambda z: z[0].view(-1, 1, 2, 2), levels=[("a", (4,))], image_shape=(1, 2, 2))
-    with pytest.raises(ValueError, match=r"values from -[0-9.]+ to [0-9.]+ cannot be written: they must be in \[0, 1\]"):
+    wild = mlviews.wrap_generator(
+        lambda z: z[0].view(-1, 1, 2, 2), levels=[("a", (4,))], image_shape=(1, 2, 2)
+    )
+    with pytest.raises(
+        ValueError, match=r"values from -[0-9.]+ to [0-9.]+ cannot be written: they must be in \[0, 1\]"
+    ):
         write(toy_source(generator=wild, perturb=None), tmp_path / "b")
-    four = mlviews.wrap_generator(lambda z: z[0].sigmoid().view(-1, 4, 2, 2), levels=[("a", (16,))], image_shape=(4, 2, 2))
+    four = mlviews.wrap_generator(
+        lambda z: z[0].sigmoid().view(-1, 4, 2, 2), levels=[("a", (16,))], image_shape=(4, 2, 2)
+    )
     with pytest.raises(ValueError, match=r"Images of shape \(4, 2, 2\) cannot be written"):
         write(toy_source(generator=four, perturb=None), tmp_path / "c")
 
 
 @pytest.mark.parametrize(("format", "package"), [("webdataset", "webdataset"), ("ffcv", "ffcv")])
-def test_a_missing_package_is_named(format: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(
+    format: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape(f"Writing {format} needs {package}: pip install 'mlviews[{package}]'")):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=re.escape(f"Writing {format} needs {package}: pip install 'mlviews[{package}]'"),
+    ):
         export(toy_source(), tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
 
@@ -374,9 +413,13 @@ def test_views_are_raw_unless_asked_for_and_the_source_is_left_as_it_was(tmp_pat
     assert tree(tmp_path / "raw") == tree(tmp_path / "none")
     write(source, tmp_path / "augmented", augmented=True)
     assert source.transforms == [augment, augment]
-    plain = toy_source(transform=transforms.Augmentation(size=3, scale=augment.scale, normalize=None)).batch(0, 48)
-    found = ImageFolder(str(tmp_path / "augmented" / "view1"))
-    assert torch.equal(torch.stack([pil_to_tensor(image) for image, _ in found]), (plain.views[1] * 255).round().byte())
+    plain = toy_source(transform=transforms.Augmentation(size=3, scale=augment.scale, normalize=None)).batch(
+        0, 48
+    )
+    stored = ImageFolder(str(tmp_path / "augmented" / "view1"))
+    assert torch.equal(
+        torch.stack([pil_to_tensor(image) for image, _ in stored]), (plain.views[1] * 255).round().byte()
+    )
 
 
 def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,12 @@ def _quiet() -> Iterator[None]:
 
 
 def views(fashion: MLVGM, **options: Any) -> MLViewSource:
-    small = {"perturb": mlviews.perturb.Resample(), "transform": transforms.gray(16), "batch_size": 8, "num_samples": 24}
+    small = {
+        "perturb": mlviews.perturb.Resample(),
+        "transform": transforms.gray(16),
+        "batch_size": 8,
+        "num_samples": 24,
+    }
     return MLViewSource(fashion, layout="lightly", **{**small, **options})
 
 
@@ -69,7 +74,18 @@ class Recorder(pl.Callback):  # type: ignore[misc, name-defined]
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_runs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "bundled_slice", lambda: images(200))
-    options = ["--epochs", "2", "--num-samples", "24", "--batch-size", "8", "--probe-epochs", "2", "--labels", "100"]
+    options = [
+        "--epochs",
+        "2",
+        "--num-samples",
+        "24",
+        "--batch-size",
+        "8",
+        "--probe-epochs",
+        "2",
+        "--labels",
+        "100",
+    ]
     record = train.main(["--method", method, *options, "--out", str(tmp_path)])
     assert record == json.loads((tmp_path / f"lightly-{method}.json").read_text())
     assert record["training"]["steps"] == 6
@@ -82,9 +98,9 @@ def test_the_example_runs(method: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert all(10 < top1 <= 100 for score in record["scores"].values() for top1 in score.values())
     encoder = Encoder()
     encoder.load_state_dict(torch.load(tmp_path / f"lightly-{method}.pt", weights_only=True))
-    assert train.evaluate(encoder, Labelled(*(part[:100] for part in images(200)[0])), images(200)[1], 2) == pytest.approx(
-        record["scores"]["trained"], abs=0.01
-    )
+    assert train.evaluate(
+        encoder, Labelled(*(part[:100] for part in images(200)[0])), images(200)[1], 2
+    ) == pytest.approx(record["scores"]["trained"], abs=0.01)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,26 +111,30 @@ def test_every_epoch_has_each_sample_once_and_none_of_another(method: str, fashi
     trainer.fit(model, source)
     assert len(source) == 3
     assert trainer.global_step == 6
-    made = []
+    seen_images = []
     for batches in (seen.epochs[0], seen.epochs[1]):
         assert [name for batch in batches for name in batch[2]] == [f"{index:010d}" for index in range(24)]
         for x, targets, _ in batches:
             assert [(view.shape, view.dtype) for view in x] == 2 * [((8, 3, 16, 16), torch.float32)]
             assert targets.tolist() == 8 * [-1]
-        made += [image for batch in batches for view in batch[0] for image in view]
-    assert len(made) == 96
-    assert len({image.numpy().tobytes() for image in made}) == 96, "no view comes twice"
+        seen_images += [image for batch in batches for view in batch[0] for image in view]
+    assert len(seen_images) == 96
+    assert len({image.numpy().tobytes() for image in seen_images}) == 96, "no view comes twice"
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, seen.start[name])}
-    assert moved >= {name for name, _ in model.named_parameters() if name.endswith("weight")}, "every weight is trained, or follows"
+    assert moved >= {name for name, _ in model.named_parameters() if name.endswith("weight")}, (
+        "every weight is trained, or follows"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_is_that_of_the_probe(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same method in plain torch, with the same weights; batch norms fixed, as the two differ in what they run at once."""
+    """The same method in plain torch, with the same weights; batch norms fixed, as the two differ in what
+    they run at once.
+    """
     plain, model = initial(method, 0.2, 0).eval(), train.METHODS[method](steps=10).eval()
     pairs = [("encoder", "backbone"), ("head", "projection_head"), ("predictor", "prediction_head")]
-    for here, there in pairs[: 2 if method == "simclr" else 3]:
-        getattr(model, there).load_state_dict(getattr(plain, here).state_dict())
+    for plain_name, model_name in pairs[: 2 if method == "simclr" else 3]:
+        getattr(model, model_name).load_state_dict(getattr(plain, plain_name).state_dict())
     if method == "byol":
         model.backbone_momentum.load_state_dict(plain.target[0].state_dict())
         model.projection_head_momentum.load_state_dict(plain.target[1].state_dict())
@@ -125,7 +145,9 @@ def test_the_loss_is_that_of_the_probe(method: str, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    torch.testing.assert_close(model.backbone.body[0].weight.grad, plain.encoder.body[0].weight.grad, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        model.backbone.body[0].weight.grad, plain.encoder.body[0].weight.grad, atol=1e-5, rtol=1e-3
+    )
 
 
 def test_byols_target_follows_by_the_momentum() -> None:
@@ -142,14 +164,22 @@ def test_byols_target_follows_by_the_momentum() -> None:
 
 
 def test_the_online_classifier_learns_from_classes_alone() -> None:
-    """A generator whose classes are the brightness; one without classes has nothing to tell, as the page says."""
+    """A generator whose classes are the brightness; one without classes has nothing to tell, as the page
+    says.
+    """
     net = wrap_generator(
-        lambda z, labels: (labels.view(-1, 1, 1, 1) / 10 + 0.05 * z[0].sigmoid().view(-1, 1, 1, 1)).expand(-1, 1, 16, 16),
+        lambda z, labels: (labels.view(-1, 1, 1, 1) / 10 + 0.05 * z[0].sigmoid().view(-1, 1, 1, 1)).expand(
+            -1, 1, 16, 16
+        ),
         levels=[("z", (1,))],
         image_shape=(1, 16, 16),
         num_classes=10,
     )
-    options: dict[str, Any] = {"perturb": mlviews.perturb.Resample(), "transform": transforms.gray(16), "layout": "lightly"}
+    options: dict[str, Any] = {
+        "perturb": mlviews.perturb.Resample(),
+        "transform": transforms.gray(16),
+        "layout": "lightly",
+    }
     source = MLViewSource(net, batch_size=32, num_samples=640, **options)
     model = train.SimCLR(3 * len(source), source.generator.num_classes, lr=1e-2)
     metrics = train.MetricCallback()
@@ -162,7 +192,9 @@ def test_the_online_classifier_learns_from_classes_alone() -> None:
 
 
 def test_views_of_several_sizes(fashion: MLVGM) -> None:
-    source = views(fashion, num_views=3, transform=[transforms.gray(28), transforms.gray(28), transforms.gray(16)])
+    source = views(
+        fashion, num_views=3, transform=[transforms.gray(28), transforms.gray(28), transforms.gray(16)]
+    )
     x, _, names = next(iter(source))
     assert [tuple(view.shape) for view in x] == [(8, 3, 28, 28), (8, 3, 28, 28), (8, 3, 16, 16)]
     assert len(names) == 8
@@ -178,10 +210,10 @@ def test_scores_do_not_depend_on_the_scale_of_the_features() -> None:
             return self.factor * self.encoder(x)
 
     fit, test = images(400)
-    one, small = (train.evaluate(Scaled(factor), fit, test, 5) for factor in (1.0, 0.1))
-    assert one == pytest.approx(small, abs=1.0)
-    assert one["linear"] > 50
-    assert one["knn"] > 50
+    full, small = (train.evaluate(Scaled(factor), fit, test, 5) for factor in (1.0, 0.1))
+    assert full == pytest.approx(small, abs=1.0)
+    assert full["linear"] > 50
+    assert full["knn"] > 50
 
 
 def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +222,16 @@ def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.Mo
     from lightly.transforms import SimCLRTransform
     from torchvision.utils import save_image
 
-    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "integrations" / "lightly" / "README.md").read_text(), re.DOTALL)
+    (diff,) = re.findall(
+        r"```diff\n(.*?)```", (ROOT / "integrations" / "lightly" / "README.md").read_text(), re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     Path("path/to/images").mkdir(parents=True)
     for index in range(16):
         save_image(torch.rand(3, 28, 28), f"path/to/images/{index}.png")
     shorter = {
-        "num_workers=8": "num_workers=0", "batch_size=256": "batch_size=8", '"batch_size": 256': '"batch_size": 8, "num_samples": 16',
+        "num_workers=8": "num_workers=0", "batch_size=256": "batch_size=8",
+        'layout="lightly"': 'layout="lightly", num_samples=16',
         "max_epochs=10": "max_epochs=1, **quiet", "10 * len": "1 * len",
     }  # fmt: skip
     for long, short in shorter.items():
@@ -204,7 +239,13 @@ def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.Mo
         diff = diff.replace(long, short)
     batches = []
     for sign in "-+":
-        session = {"pl": pl, "mlviews": mlviews, "SimCLR": train.SimCLR, "quiet": QUIET, "DataLoader": DataLoader}
+        session = {
+            "pl": pl,
+            "mlviews": mlviews,
+            "SimCLR": train.SimCLR,
+            "quiet": QUIET,
+            "DataLoader": DataLoader,
+        }
         session |= {"LightlyDataset": LightlyDataset, "SimCLRTransform": SimCLRTransform}
         exec("\n".join(line[2:] for line in diff.splitlines() if line[0] in (sign, " ")), session)
         assert session["trainer"].global_step == len(session["dataloader"]) == 2
@@ -229,10 +270,11 @@ class Names(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         names.append([trainer.current_epoch, *batch[2]])
 
-source = mlviews.MLViewSource.from_config({"preset": "fashion-ml-random", "layout": "lightly", "batch_size": 4, "num_samples": 24})
+sizes = {"batch_size": 4, "num_samples": 24}
+source = mlviews.MLViewSource.from_config("fashion-ml-random", layout="lightly", **sizes)
 model = train.SimCLR(2 * len(source))
-trainer = pl.Trainer(**train.QUIET, accelerator="cpu", devices=2, strategy="ddp", sync_batchnorm=False, max_epochs=2, callbacks=[Names()],
-                     enable_progress_bar=False)
+ranks = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "sync_batchnorm": False}
+trainer = pl.Trainer(**train.QUIET, **ranks, max_epochs=2, callbacks=[Names()], enable_progress_bar=False)
 trainer.fit(model, source)
 weight = model.backbone.body[0].weight.detach().double().sum().item()
 with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
@@ -249,11 +291,19 @@ def test_two_processes_share_the_epoch(tmp_path: Path) -> None:
     assert [(rank["steps"], rank["length"]) for rank in ranks] == [(6, 3), (6, 3)]
     assert ranks[0]["weight"] == ranks[1]["weight"]
     for epoch in range(2):
-        names = [name for rank in ranks for number, *own in rank["names"] if number == epoch for name in own]
+        names = [
+            name
+            for rank in ranks
+            for number, *epoch_names in rank["names"]
+            if number == epoch
+            for name in epoch_names
+        ]
         assert sorted(names) == [f"{index:010d}" for index in range(24)]
 
 
-def test_a_bad_value_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_value_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="Invalid --epochs=0: it must be an integer of at least 1"):
         train.main(["--epochs", "0", "--out", str(tmp_path)])
     monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "fashion-ml-randon", "--out", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""Lightning on generated views, in both of its namespaces: the bare source as a loader, and the data module."""
+"""Lightning on generated views, in both of its packages: the source as a loader, and the data module."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ PAGE = Path(__file__).parents[1] / "integrations" / "lightning" / "README.md"
 
 
 class Recording:
-    """Trains on what it is given, and remembers the epoch, the samples and the content; mixed into either LightningModule."""
+    """Trains on what it is given, and remembers the epoch, the samples and the content; mixed into either
+    LightningModule.
+    """
 
     def __init__(self, estimates: bool = False, fails_at: int = -1) -> None:
         super().__init__()
@@ -74,19 +76,29 @@ class Recording:
 @pytest.fixture(params=NAMESPACES)
 def pl(request: pytest.FixtureRequest) -> SimpleNamespace:
     """One of the namespaces: its Trainer, quiet and on the CPU, and a model for it."""
-    found = importlib.import_module(request.param)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    framework = importlib.import_module(request.param)
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+    }
 
     def trainer(folder: Path, **options: Any) -> Any:
-        return found.Trainer(default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **options})
+        return framework.Trainer(
+            default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **options}
+        )
 
     def saving(folder: Path, **options: Any) -> dict[str, Any]:
         """Trainer's options to keep every checkpoint, as step=N.ckpt."""
-        callback = found.callbacks.ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, **options)
+        callback = framework.callbacks.ModelCheckpoint(
+            dirpath=folder, filename="{step}", save_top_k=-1, **options
+        )
         return {"enable_checkpointing": True, "callbacks": [callback]}
 
-    model = type("Recorder", (Recording, found.LightningModule), {})
-    return SimpleNamespace(trainer=trainer, saving=saving, model=model, namespace=found)
+    model = type("Recorder", (Recording, framework.LightningModule), {})
+    return SimpleNamespace(trainer=trainer, saving=saving, model=model, namespace=framework)
 
 
 @pytest.fixture(autouse=True)
@@ -125,12 +137,19 @@ def test_two_epochs(make: Any, pl: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [solo, module])
-@pytest.mark.parametrize("options", [{"limit_train_batches": 2}, {"limit_train_batches": 2, "reload_dataloaders_every_n_epochs": 1}])
-def test_each_epoch_has_samples_of_its_own(options: dict[str, Any], make: Any, pl: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"limit_train_batches": 2}, {"limit_train_batches": 2, "reload_dataloaders_every_n_epochs": 1}],
+)
+def test_each_epoch_has_samples_of_its_own(
+    options: dict[str, Any], make: Any, pl: Any, tmp_path: Path
+) -> None:
     source, epochs = solo(), []
     source.layout = lambda batch: epochs.append(source.epoch) or [batch.indices, batch.views, batch.targets]
     model = pl.model()
-    pl.trainer(tmp_path, max_epochs=3, **options).fit(model, source if make is solo else MLViewDataModule(source))
+    pl.trainer(tmp_path, max_epochs=3, **options).fit(
+        model, source if make is solo else MLViewDataModule(source)
+    )
     assert epochs == [0, 0, 1, 1, 2, 2]
     assert [start for _, start in model.starts] == [0, 8] * 3
 
@@ -145,10 +164,10 @@ def test_resume_with_the_bare_source(step: int, pl: Any, tmp_path: Path) -> None
 
 
 def test_as_validation_test_and_predict_loader(pl: Any, tmp_path: Path) -> None:
-    made, model = pl.trainer(tmp_path, max_epochs=1), pl.model()
-    made.fit(model, solo(), solo())
-    made.test(model, solo(), verbose=False)
-    assert len(made.predict(model, solo())) == 6
+    trainer, model = pl.trainer(tmp_path, max_epochs=1), pl.model()
+    trainer.fit(model, solo(), solo())
+    trainer.test(model, solo(), verbose=False)
+    assert len(trainer.predict(model, solo())) == 6
     assert len(model.validated) == 2 + 6 + 6 + 6  # the first two: Lightning's check before training
 
 
@@ -193,11 +212,15 @@ def test_resume(case: str, estimates: bool, pl: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("estimates", [False, True])
 @pytest.mark.parametrize("step", [3, 6, 9])
 @pytest.mark.parametrize("batch_size", [2, 6, 16])
-def test_resume_on_another_batch_size(batch_size: int, step: int, estimates: bool, pl: Any, tmp_path: Path) -> None:
+def test_resume_on_another_batch_size(
+    batch_size: int, step: int, estimates: bool, pl: Any, tmp_path: Path
+) -> None:
     whole, rest = pl.model(), pl.model(estimates)
     pl.trainer(tmp_path, max_epochs=2, **pl.saving(tmp_path, every_n_train_steps=3)).fit(whole, module())
     data = MLViewDataModule(solo(batch_size=batch_size), val_dataloaders=real(2))
-    pl.trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(rest, data, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    pl.trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(
+        rest, data, ckpt_path=str(tmp_path / f"step={step}.ckpt")
+    )
     first = 48 - step % 6 * 8 if step % 6 else 0  # left of the checkpoint's epoch
     expected = [(step // 6, index) for index in range(48 - first, 48 - first % batch_size)] if first else []
     expected += [(epoch, index) for epoch in range(-(-step // 6), 2) for index in range(48)]
@@ -209,8 +232,12 @@ def test_resume_on_another_batch_size(batch_size: int, step: int, estimates: boo
 def test_resume_with_a_smaller_last_batch(pl: Any, tmp_path: Path) -> None:
     whole, rest = pl.model(), pl.model()
     uneven = {"num_samples": 50, "drop_last": False}
-    pl.trainer(tmp_path, max_epochs=1, **pl.saving(tmp_path, every_n_train_steps=3)).fit(whole, module(**uneven))
-    pl.trainer(tmp_path, max_epochs=1).fit(rest, module(batch_size=9, **uneven), ckpt_path=str(tmp_path / "step=3.ckpt"))
+    pl.trainer(tmp_path, max_epochs=1, **pl.saving(tmp_path, every_n_train_steps=3)).fit(
+        whole, module(**uneven)
+    )
+    pl.trainer(tmp_path, max_epochs=1).fit(
+        rest, module(batch_size=9, **uneven), ckpt_path=str(tmp_path / "step=3.ckpt")
+    )
     assert [len(indices) for _, indices in rest.seen] == [9, 9, 8]
     assert rest.samples == [(0, index) for index in range(24, 50)]
 
@@ -218,7 +245,9 @@ def test_resume_with_a_smaller_last_batch(pl: Any, tmp_path: Path) -> None:
 def test_a_rest_too_small_for_a_batch_ends_the_epoch(pl: Any, tmp_path: Path) -> None:
     whole, rest = pl.model(), pl.model()
     pl.trainer(tmp_path, max_epochs=2, **pl.saving(tmp_path, every_n_train_steps=5)).fit(whole, module())
-    pl.trainer(tmp_path, max_epochs=2).fit(rest, module(batch_size=16), ckpt_path=str(tmp_path / "step=5.ckpt"))
+    pl.trainer(tmp_path, max_epochs=2).fit(
+        rest, module(batch_size=16), ckpt_path=str(tmp_path / "step=5.ckpt")
+    )
     assert rest.starts == [(1, 0), (1, 16), (1, 32)]
 
 
@@ -228,14 +257,18 @@ def test_a_batch_that_failed_is_made_again(fails_at: int, pl: Any, tmp_path: Pat
     pl.trainer(tmp_path, max_epochs=2).fit(whole, module())
     saving = pl.namespace.callbacks.OnExceptionCheckpoint(tmp_path)
     with pytest.raises(RuntimeError, match="an accident"):
-        pl.trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saving]).fit(failing, module())
+        pl.trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saving]).fit(
+            failing, module()
+        )
     pl.trainer(tmp_path, max_epochs=2).fit(rest, module(), ckpt_path=saving.ckpt_path)
     assert failing.seen + rest.seen == whole.seen
     assert failing.first_pixels + rest.first_pixels == whole.first_pixels
 
 
 @pytest.mark.parametrize("makes", [(solo, module), (module, solo)])
-def test_checkpoints_of_the_bare_source_and_of_the_module_are_one_anothers(makes: Any, pl: Any, tmp_path: Path) -> None:
+def test_checkpoints_of_the_bare_source_and_of_the_module_are_one_anothers(
+    makes: Any, pl: Any, tmp_path: Path
+) -> None:
     whole, rest = pl.model(), pl.model()
     pl.trainer(tmp_path, max_epochs=2, **pl.saving(tmp_path, every_n_train_steps=4)).fit(whole, makes[0]())
     pl.trainer(tmp_path, max_epochs=2).fit(rest, makes[1](), ckpt_path=str(tmp_path / "step=4.ckpt"))
@@ -250,24 +283,29 @@ def test_overfitting_sees_the_same_samples_in_every_epoch(pl: Any, tmp_path: Pat
 
 
 def test_a_module_serves_one_run_after_another(pl: Any, tmp_path: Path) -> None:
-    one, other, data = pl.model(), pl.model(), module()
+    first, other, data = pl.model(), pl.model(), module()
     trainer = pl.trainer(tmp_path, max_epochs=1)
-    trainer.fit(one, data)
+    trainer.fit(first, data)
     trainer.fit_loop.max_epochs = 2
-    trainer.fit(one, data)
-    assert [start for _, start in one.starts] == [*range(0, 48, 8)] * 2
-    assert len(set(one.first_pixels)) == 12
+    trainer.fit(first, data)
+    assert [start for _, start in first.starts] == [*range(0, 48, 8)] * 2
+    assert len(set(first.first_pixels)) == 12
     pl.trainer(tmp_path, max_epochs=1).fit(other, data)
-    assert other.first_pixels == one.first_pixels[:6]
+    assert other.first_pixels == first.first_pixels[:6]
 
 
 def test_one_module_in_both_namespaces(tmp_path: Path) -> None:
     data, pixels = MLViewDataModule(solo()), []
     for name in NAMESPACES:
-        found = importlib.import_module(name)
-        model = type("Recorder", (Recording, found.LightningModule), {})()
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        found.Trainer(accelerator="cpu", max_epochs=1, **quiet).fit(model, data)
+        framework = importlib.import_module(name)
+        model = type("Recorder", (Recording, framework.LightningModule), {})()
+        quiet = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
+        framework.Trainer(accelerator="cpu", max_epochs=1, **quiet).fit(model, data)
         pixels.append(model.first_pixels)
     assert len(pixels[0]) == 6
     assert pixels[0] == pixels[1]
@@ -277,7 +315,9 @@ def test_one_module_in_both_namespaces(tmp_path: Path) -> None:
 def test_validates_and_tests_on_real_data(give: Any, pl: Any, tmp_path: Path) -> None:
     loaders, trainer, model = give(), pl.trainer(tmp_path, max_epochs=2, limit_val_batches=2), pl.model()
     if isinstance(loaders, list):
-        model.validation_step = lambda batch, index, dataloader_idx: model.validated.append(float(batch[0][0]))
+        model.validation_step = lambda batch, index, dataloader_idx: model.validated.append(
+            float(batch[0][0])
+        )
     data = MLViewDataModule(solo(), val_dataloaders=loaders, test_dataloaders=real(6))
     trainer.fit(model, data)
     passes = 3  # one for Lightning's check before training
@@ -305,7 +345,13 @@ def test_a_subclass_may_bring_its_own_loaders(pl: Any, tmp_path: Path) -> None:
 
 
 def test_from_a_configuration(pl: Any, tmp_path: Path) -> None:
-    config = {"preset": "fashion-ml-random", "batch_size": 2, "num_samples": 4, "layout": "solo", "transform": None}
+    config = {
+        "preset": "fashion-ml-random",
+        "batch_size": 2,
+        "num_samples": 4,
+        "layout": "solo",
+        "transform": None,
+    }
     data, model = MLViewDataModule(config), pl.model()
     model.layer = nn.Linear(32 * 32, 1)  # raw views
     with pytest.raises(ValueError, match=r"no source yet"):
@@ -320,9 +366,9 @@ def test_an_unknown_key_is_an_error_at_once() -> None:
         MLViewDataModule({"preset": "fashion-ml-random", "batchsize": 2})
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, "meta"), ("cpu", "cpu")])
-def test_works_on_the_trainers_device(own: str | None, expected: str) -> None:
-    data = module(device=own)
+@pytest.mark.parametrize(("device", "expected"), [(None, "meta"), ("cpu", "cpu")])
+def test_works_on_the_trainers_device(device: str | None, expected: str) -> None:
+    data = module(device=device)
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     data.setup("fit")
     assert data.source.device.type == expected
@@ -377,12 +423,18 @@ def test_methods(method: str, pl: Any, tmp_path: Path) -> None:
     ]
     assert all(torch.tensor(losses).isfinite())
     assert len(set(losses)) == 6
-    moved = {name.split(".")[0] for name, value in model.learner.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, value in model.learner.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert (
         moved
-        == {"simclr": {"encoder", "head"}, "simsiam": {"encoder", "head", "predictor"}, "byol": {"encoder", "head", "predictor", "target"}}[
-            method
-        ]
+        == {
+            "simclr": {"encoder", "head"},
+            "simsiam": {"encoder", "head", "predictor"},
+            "byol": {"encoder", "head", "predictor", "target"},
+        }[method]
     )
 
 
@@ -391,7 +443,11 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     quiet = "max_epochs=2, accelerator='cpu', logger=False, enable_progress_bar=False"
-    for long, short in {"60_000": "32", '"batch_size": 256': '"batch_size": 16', "max_epochs=100": quiet}.items():
+    for long, short in {
+        "60_000": "32",
+        '"batch_size": 256': '"batch_size": 16',
+        "max_epochs=100": quiet,
+    }.items():
         assert long in block
         block = block.replace(long, short)
     session: dict[str, Any] = {}
@@ -401,23 +457,36 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_rank(folder: Path) -> None:
-    """A rank of runs on two gloo processes, started by torchrun below; one after the other, to pay for the start once."""
+    """A rank of runs on two gloo processes, started by torchrun below; one after the other, to pay for the
+    start once.
+    """
     source, val = solo(batch_size=4), DataLoader(TensorDataset(torch.arange(8.0)), batch_size=2)
     first = run("pytorch_lightning", folder / "source", train_dataloaders=source, val_dataloaders=val)
     second = run("lightning.pytorch", folder / "module", datamodule=MLViewDataModule(solo(batch_size=4), val))
     checkpoint = str(folder / "module" / "step=8.ckpt")
-    resumed = run("lightning.pytorch", folder / "resumed", datamodule=module(batch_size=8), ckpt_path=checkpoint)
+    resumed = run(
+        "lightning.pytorch", folder / "resumed", datamodule=module(batch_size=8), ckpt_path=checkpoint
+    )
     (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps([first, second, resumed]))
     torch.distributed.destroy_process_group()  # Lightning leaves NCCL's only
 
 
 def run(namespace: str, folder: Path, **fit: Any) -> dict[str, Any]:
     """Two epochs under ddp, with a checkpoint after every second step."""
-    found = importlib.import_module(namespace)
-    model = type("Recorder", (Recording, found.LightningModule), {})(estimates="datamodule" in fit)
-    saving = found.callbacks.ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=2)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    trainer = found.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, callbacks=[saving], **quiet)
+    framework = importlib.import_module(namespace)
+    model = type("Recorder", (Recording, framework.LightningModule), {})(estimates="datamodule" in fit)
+    saving = framework.callbacks.ModelCheckpoint(
+        dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=2
+    )
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    trainer = framework.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, callbacks=[saving], **quiet
+    )
     trainer.fit(model, **fit)
     sampler = getattr(trainer.val_dataloaders, "sampler", None)
     return {
@@ -432,17 +501,19 @@ def run(namespace: str, folder: Path, **fit: Any) -> dict[str, Any]:
 
 def epochs_of(ranks: list[dict[str, Any]]) -> dict[int, list[int]]:
     """The samples of each epoch over both ranks, sorted."""
-    found: dict[int, list[int]] = {}
+    epochs: dict[int, list[int]] = {}
     for rank in ranks:
         for epoch, indices in rank["seen"]:
-            found.setdefault(epoch, []).extend(indices)
-    return {epoch: sorted(indices) for epoch, indices in sorted(found.items())}
+            epochs.setdefault(epoch, []).extend(indices)
+    return {epoch: sorted(indices) for epoch, indices in sorted(epochs.items())}
 
 
 def test_two_processes(tmp_path: Path) -> None:
     """The ranks part the epoch; a run goes on in one process, and on two with another batch size."""
     torchrun(str(Path(__file__)), str(tmp_path), OMP_NUM_THREADS="1")
-    source, data, resumed = zip(*(json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)), strict=True)
+    source, data, resumed = zip(
+        *(json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)), strict=True
+    )
     for name, ranks in (("MLViewSource", source), ("_Loader", data)):
         assert epochs_of(ranks) == {0: list(range(48)), 1: list(range(48))}
         assert [rank["batches"] for rank in ranks] == [6, 6]
@@ -452,10 +523,15 @@ def test_two_processes(tmp_path: Path) -> None:
     assert data[0]["estimated"] == 12
     assert epochs_of(resumed) == {1: list(range(16, 48))}
 
-    found = importlib.import_module("lightning.pytorch")
-    model = type("Recorder", (Recording, found.LightningModule), {})()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = found.Trainer(accelerator="cpu", devices=1, max_epochs=2, **quiet)
+    framework = importlib.import_module("lightning.pytorch")
+    model = type("Recorder", (Recording, framework.LightningModule), {})()
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = framework.Trainer(accelerator="cpu", devices=1, max_epochs=2, **quiet)
     trainer.fit(model, module(batch_size=4), ckpt_path=str(tmp_path / "module" / "step=2.ckpt"))
     assert model.samples == [(0, index) for index in range(16, 48)] + [(1, index) for index in range(48)]
 

@@ -1,4 +1,7 @@
-"""The launcher for solo-learn. What needs solo-learn itself runs where SOLO_LEARN names a checkout of its main branch."""
+"""The launcher for solo-learn.
+
+What needs solo-learn itself runs where SOLO_LEARN names a checkout of its main branch.
+"""
 
 from __future__ import annotations
 
@@ -38,26 +41,30 @@ PIPELINE = {
 
 def configuration(**changes: Any) -> DictConfig:
     """A user's configuration, after Hydra; ``a__b=1`` sets ``a.b``."""
-    made = OmegaConf.create(
+    content = OmegaConf.create(
         {
             "method": "simclr",
             "seed": 7,
             "accelerator": "cpu",
-            "data": {"dataset": "custom", "format": "mlvgm", "mlvgm": {"preset": "fashion-ml-random", "num_samples": 32}},
+            "data": {
+                "dataset": "custom",
+                "format": "mlvgm",
+                "mlvgm": {"preset": "fashion-ml-random", "num_samples": 32},
+            },
             "augmentations": [PIPELINE],
             "optimizer": {"batch_size": 8},
         }
     )
     for key, value in changes.items():
-        OmegaConf.update(made, key.replace("__", "."), value, force_add=True, merge=False)
-    return made
+        OmegaConf.update(content, key.replace("__", "."), value, force_add=True, merge=False)
+    return content
 
 
 def multi_crop(*sizes: tuple[int, int]) -> list[dict[str, Any]]:
     return [{**PIPELINE, "crop_size": size, "num_crops": count} for size, count in sizes]
 
 
-# -- without solo-learn ----------------------------------------------------------------------------------------------
+# -- without solo-learn ----------------------------------------------------------------------------------
 
 
 def test_a_pipeline_is_read_as_solo_learn_reads_it() -> None:
@@ -73,8 +80,8 @@ def test_a_pipeline_is_read_as_solo_learn_reads_it() -> None:
         equalize=0.75,
     )
     plain = {**PIPELINE, "rrc": {"enabled": False}, "color_jitter": {"prob": 0}, "mean": [0.5], "std": [0.25]}
-    found = augmentation(OmegaConf.create(plain))
-    assert (found.scale, found.jitter, found.normalize) == (None, (0.0, 0.0, 0.0, 0.0), ((0.5,), (0.25,)))
+    actual = augmentation(OmegaConf.create(plain))
+    assert (actual.scale, actual.jitter, actual.normalize) == (None, (0.0, 0.0, 0.0, 0.0), ((0.5,), (0.25,)))
     with pytest.raises(ValueError, match=r"lacks grayscale\.prob"):
         augmentation(OmegaConf.create({**PIPELINE, "grayscale": {}}))
 
@@ -97,32 +104,48 @@ def test_multi_crop() -> None:
 
 
 def test_the_transform_may_be_given_and_the_presets_is_not_taken() -> None:
-    own = Views(configuration(data__mlvgm__transform={"name": "simclr", "size": 20, "color": False})).source(8)
-    assert own.transforms == [transforms.simclr(20, color=False)] * 2
+    custom = Views(
+        configuration(data__mlvgm__transform={"name": "simclr", "size": 20, "color": False})
+    ).source(8)
+    assert custom.transforms == [transforms.simclr(20, color=False)] * 2
     assert Views(configuration()).source(8).transforms == [augmentation(OmegaConf.create(PIPELINE))] * 2
 
 
 def test_seed_and_levels_are_what_the_run_will_be_known_by() -> None:
     views = Views(configuration(data__mlvgm__perturb={0: "resample"}))
-    assert views.config == {"preset": "fashion-ml-random", "num_samples": 32, "perturb": {"0": "resample"}, "seed": 7}
-    assert [(one.levels, type(one.perturber)) for one in views.source(8).assignments] == [((0,), perturb.Resample)]
+    assert views.config == {
+        "preset": "fashion-ml-random",
+        "num_samples": 32,
+        "perturb": {"0": "resample"},
+        "seed": 7,
+    }
+    assert [
+        (assignment.levels, type(assignment.perturber)) for assignment in views.source(8).assignments
+    ] == [((0,), perturb.Resample)]
     assert Views(configuration(data__mlvgm__seed=1)).source(8).seed == 1
 
 
 def test_classes_of_views_without_labels_are_those_of_validation() -> None:
-    assert [Views(configuration()).num_classes(found) for found in (0, 3, 10)] == [5, 5, 10]
+    assert [Views(configuration()).num_classes(count) for count in (0, 3, 10)] == [5, 5, 10]
 
 
 def test_labels_of_a_class_conditional_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     conditional = wrap_generator(
-        lambda z, labels: z[0].view(-1, 1, 2, 2).sigmoid(), levels=[("z", (4,))], image_shape=(1, 2, 2), num_classes=12
+        lambda z, labels: z[0].view(-1, 1, 2, 2).sigmoid(),
+        levels=[("z", (4,))],
+        image_shape=(1, 2, 2),
+        num_classes=12,
     )
     monkeypatch.setattr("mlviews.config.load_generator", lambda **_: conditional)
-    own = {"data__mlvgm": {"generator": "mine", "num_samples": 32}}
-    labelled = Views(configuration(method="supcon", **own))
+    custom = {"data__mlvgm": {"generator": "mine", "num_samples": 32}}
+    labelled = Views(configuration(method="supcon", **custom))
     targets = next(iter(labelled.source(8)))[2]
-    assert (labelled.num_classes(3), int(targets.min()) >= 0, targets.unique().numel() > 1) == (12, True, True)
-    unlabelled = Views(configuration(data__no_labels=True, **own))
+    assert (labelled.num_classes(3), int(targets.min()) >= 0, targets.unique().numel() > 1) == (
+        12,
+        True,
+        True,
+    )
+    unlabelled = Views(configuration(data__no_labels=True, **custom))
     assert (unlabelled.num_classes(3), next(iter(unlabelled.source(8)))[2].tolist()) == (5, [-1] * 8)
 
 
@@ -137,7 +160,10 @@ def test_a_pool_has_the_length_that_memories_need() -> None:
     [
         ({"data__dataset": "imagenet"}, r"Invalid data\.dataset='imagenet'"),
         ({"data__mlvgm": None}, r"Invalid data\.mlvgm=None"),
-        ({"data__mlvgm__batch_size": 8}, r"data\.mlvgm\.batch_size under solo-learn: set optimizer\.batch_size"),
+        (
+            {"data__mlvgm__batch_size": 8},
+            r"data\.mlvgm\.batch_size under solo-learn: set optimizer\.batch_size",
+        ),
         ({"data__mlvgm__layout": "pair"}, r"data\.mlvgm\.layout under solo-learn"),
         ({"data__mlvgm__persets": 1}, r"Unknown key 'persets'"),
         ({"data__mlvgm__preset": "fashoin-none"}, r"Unknown preset 'fashoin-none'"),
@@ -158,66 +184,102 @@ def test_unknown_formats() -> None:
         check_format("mlvgn")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--config-name", "x"], ["--image-size", "big", "main.py"], ["nowhere.py"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--config-name", "x"], ["--image-size", "big", "main.py"], ["nowhere.py"]]
+)
 def test_bad_calls_of_the_launcher(arguments: list[str], tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", launcher.__name__, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("mlviews: ")
-    assert "Traceback" not in done.stderr
+    completed = subprocess.run(
+        [sys.executable, "-m", launcher.__name__, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert completed.returncode == 2
+    assert completed.stderr.startswith("mlviews: ")
+    assert "Traceback" not in completed.stderr
 
 
 def test_the_ready_configurations_are_whole() -> None:
-    found = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
-    assert found == [f"{name}/{method}" for name in ("bigbigan", "cars", "fashion") for method in ("base", "byol", "simclr", "simsiam")]
+    actual = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+    assert actual == [
+        f"{name}/{method}"
+        for name in ("bigbigan", "cars", "fashion")
+        for method in ("base", "byol", "simclr", "simsiam")
+    ]
     for path in CONFIGS.glob("*/*.yaml"):
         if path.stem != "base":
-            base, own = OmegaConf.load(path.with_name("base.yaml")), OmegaConf.load(path)
-            made = OmegaConf.merge({**base, "defaults": []}, {**own, "defaults": []})
-            assert made.method == path.stem
-            assert augmentation(made.augmentations[0]).size == (28 if path.parent.name == "fashion" else 112)
-            assert made.data.mlvgm.preset in list_presets()
-            assert made.optimizer.batch_size * len(made.devices) == {"bigbigan": 1024, "cars": 512, "fashion": 64}[path.parent.name]
+            base, custom = OmegaConf.load(path.with_name("base.yaml")), OmegaConf.load(path)
+            content = OmegaConf.merge({**base, "defaults": []}, {**custom, "defaults": []})
+            assert content.method == path.stem
+            assert augmentation(content.augmentations[0]).size == (
+                28 if path.parent.name == "fashion" else 112
+            )
+            assert content.data.mlvgm.preset in list_presets()
+            assert (
+                content.optimizer.batch_size * len(content.devices)
+                == {"bigbigan": 1024, "cars": 512, "fashion": 64}[path.parent.name]
+            )
 
 
-# -- with solo-learn -------------------------------------------------------------------------------------------------
+# -- with solo-learn -------------------------------------------------------------------------------------
 
 CHECKOUT = os.environ.get("SOLO_LEARN")
 needs_solo_learn = pytest.mark.skipif(
-    CHECKOUT is None, reason="solo-learn's main branch installs from no registry: set SOLO_LEARN to a checkout"
+    CHECKOUT is None,
+    reason="solo-learn's main branch installs from no registry: set SOLO_LEARN to a checkout",
 )
 WATCH = """
 import json, os
 from mlviews import MLViewSource
-made = MLViewSource.batch
+original = MLViewSource.batch
 def batch(self, start, stop):
-    out = made(self, start, stop)
+    out = original(self, start, stop)
     with open(f"seen-{os.environ.get('LOCAL_RANK', '0')}.jsonl", "a") as file:
-        file.write(json.dumps([self.epoch, out.indices.tolist(), float(out.views[0].double().sum())]) + chr(10))
+        total = float(out.views[0].double().sum())
+        file.write(json.dumps([self.epoch, out.indices.tolist(), total]) + chr(10))
     return out
 MLViewSource.batch = batch
-exec(compile(open(os.environ["SOLO_LEARN"] + "/main_pretrain.py").read(), os.environ["SOLO_LEARN"] + "/main_pretrain.py", "exec"))
+script = os.environ["SOLO_LEARN"] + "/main_pretrain.py"
+exec(compile(open(script).read(), script, "exec"))
 """
 READY = ["--config-path", "pkg://mlviews.integrations.solo_learn.configs.fashion", "--config-name"]
 SMALL = [
     "checkpoint.dir=models", "data.mlvgm.num_samples=32",
-    "optimizer.batch_size=8", "max_epochs=3", "scheduler.warmup_epochs=1", "++log_every_n_steps=1", "++enable_progress_bar=false",
+    "optimizer.batch_size=8", "max_epochs=3", "scheduler.warmup_epochs=1",
+    "++log_every_n_steps=1", "++enable_progress_bar=false",
     "++num_sanity_val_steps=0",
 ]  # fmt: skip
 
 
 def command(name: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "mlviews.integrations.solo_learn", "watch.py", *READY, name, *SMALL, *overrides]
+    return [
+        sys.executable,
+        "-m",
+        "mlviews.integrations.solo_learn",
+        "watch.py",
+        *READY,
+        name,
+        *SMALL,
+        *overrides,
+    ]
 
 
 def start(folder: Path, name: str, *overrides: str, ok: bool = True) -> str:
     """Run the script in a folder with the ready configuration of this name; what it printed."""
     folder.mkdir(exist_ok=True)
     (folder / "watch.py").write_text(WATCH)
-    done = subprocess.run(
-        command(name, *overrides), cwd=folder, capture_output=True, text=True, check=False, timeout=600, env=environment()
+    completed = subprocess.run(
+        command(name, *overrides),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=environment(),
     )
-    assert (done.returncode == 0) is ok, done.stderr[-4000:]
-    return done.stdout + done.stderr
+    assert (completed.returncode == 0) is ok, completed.stderr[-4000:]
+    return completed.stdout + completed.stderr
 
 
 def environment() -> dict[str, str]:
@@ -230,7 +292,11 @@ def seen(folder: Path, rank: int = 0) -> list[Any]:
 
 
 def logged(folder: Path) -> dict[str, list[float]]:
-    lines = [line.split(",") for path in folder.glob("lightning_logs/*/metrics.csv") for line in path.read_text().splitlines()]
+    lines = [
+        line.split(",")
+        for path in folder.glob("lightning_logs/*/metrics.csv")
+        for line in path.read_text().splitlines()
+    ]
     values: dict[str, list[float]] = {}
     for row in lines[1:]:
         for key, value in zip(lines[0], row, strict=True):
@@ -240,8 +306,8 @@ def logged(folder: Path) -> dict[str, list[float]]:
 
 
 def final(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(next(folder.glob("models/*/*/*ep=2.ckpt")))
-    return found
+    actual: dict[str, Any] = torch.load(next(folder.glob("models/*/*/*ep=2.ckpt")))
+    return actual
 
 
 HEAD = {"proj_hidden_dim": 64, "proj_output_dim": 32}
@@ -258,8 +324,12 @@ OTHERS: dict[str, dict[str, Any]] = {  # methods: their method_kwargs, small
     "nnclr": HEAD | PREDICTOR | QUEUE | TEMPERATURE,
     "nnsiam": HEAD | PREDICTOR | QUEUE,
     "ressl": HEAD | QUEUE | {"temperature_q": 0.1, "temperature_k": 0.04},
-    "swav": HEAD | QUEUE | TEMPERATURE | {"num_prototypes": 16, "epoch_queue_starts": 1, "freeze_prototypes_epochs": 1},
-    "vibcreg": HEAD | {"sim_loss_weight": 25, "var_loss_weight": 25, "cov_loss_weight": 200, "iternorm": False},
+    "swav": HEAD
+    | QUEUE
+    | TEMPERATURE
+    | {"num_prototypes": 16, "epoch_queue_starts": 1, "freeze_prototypes_epochs": 1},
+    "vibcreg": HEAD
+    | {"sim_loss_weight": 25, "var_loss_weight": 25, "cov_loss_weight": 200, "iternorm": False},
     "vicreg": HEAD | {"sim_loss_weight": 25, "var_loss_weight": 25, "cov_loss_weight": 1},
     "wmse": HEAD | {"proj_output_dim": 4, "whitening_iters": 1, "whitening_size": 8, "whitening_eps": 0.0},
 }
@@ -268,8 +338,15 @@ OTHERS: dict[str, dict[str, Any]] = {  # methods: their method_kwargs, small
 def other(method: str) -> list[str]:
     """Overrides that make another method of the ready configuration of SimCLR."""
     pool = ["++data.mlvgm.pool=true"] if method == "deepclusterv2" else []
-    options = {f"method_kwargs.{key}": value for key, value in OTHERS[method].items()} | {f"momentum.{k}": v for k, v in MOMENTUM.items()}
-    return [f"method={method}", f"name={method}", *(f"++{key}={json.dumps(value)}" for key, value in options.items()), *pool]
+    options = {f"method_kwargs.{key}": value for key, value in OTHERS[method].items()} | {
+        f"momentum.{k}": v for k, v in MOMENTUM.items()
+    }
+    return [
+        f"method={method}",
+        f"name={method}",
+        *(f"++{key}={json.dumps(value)}" for key, value in options.items()),
+        *pool,
+    ]
 
 
 @needs_solo_learn
@@ -279,7 +356,9 @@ def test_methods(method: str, tmp_path: Path) -> None:
         start(tmp_path, "simclr", *other(method))
     else:
         start(tmp_path, method)
-    assert [(epoch, len(indexes)) for epoch, indexes, _ in seen(tmp_path)] == [(epoch, 8) for epoch in range(3) for _ in range(4)]
+    assert [(epoch, len(indexes)) for epoch, indexes, _ in seen(tmp_path)] == [
+        (epoch, 8) for epoch in range(3) for _ in range(4)
+    ]
     values = logged(tmp_path)
     losses = [key for key in values if "loss" in key or "sim" in key]
     assert losses
@@ -302,7 +381,9 @@ def test_kill_and_auto_resume(method: str, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     folder.mkdir()
     (folder / "watch.py").write_text(WATCH)
-    process = subprocess.Popen(command(method), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(method), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not list(folder.glob("models/*/*/*ep=0.ckpt")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -311,13 +392,16 @@ def test_kill_and_auto_resume(method: str, tmp_path: Path) -> None:
     epoch = int(checkpoint.stem[-1])
     assert epoch < 2
     (folder / "seen-0.jsonl").unlink()
-    said = start(folder, method)
-    assert "Resuming from previous checkpoint" in said
+    output = start(folder, method)
+    assert "Resuming from previous checkpoint" in output
     assert seen(folder) == [row for row in seen(tmp_path / "whole") if row[0] > epoch]
     whole, resumed = final(tmp_path / "whole"), final(folder)
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, resumed["state_dict"][name]), name
-    rates = [[group["lr"] for state in made["optimizer_states"] for group in state["param_groups"]] for made in (whole, resumed)]
+    rates = [
+        [group["lr"] for state in content["optimizer_states"] for group in state["param_groups"]]
+        for content in (whole, resumed)
+    ]
     assert rates[0] == rates[1]
     # A run on other views does not take this one's checkpoint.
     assert "Resuming" not in start(folder, method, "data.mlvgm.preset=fashion-none")
@@ -336,14 +420,14 @@ def test_two_processes(launch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             monkeypatch.setenv(name, value)
         torchrun("-m", "mlviews.integrations.solo_learn", "watch.py", *READY, "simclr", *SMALL, *two)
     start(tmp_path / "one", "simclr")
-    ranks, one = [seen(tmp_path, rank) for rank in range(2)], seen(tmp_path / "one")
+    ranks, single = [seen(tmp_path, rank) for rank in range(2)], seen(tmp_path / "one")
     assert [len(rank) for rank in ranks] == [12, 12]
     for epoch in range(3):
         parts = [{index for row in rank if row[0] == epoch for index in row[1]} for rank in ranks]
         assert not parts[0] & parts[1]
         assert parts[0] | parts[1] == set(range(32))
     for step in range(12):  # the two ranks' halves are the batch of one process
-        assert ranks[0][step][2] + ranks[1][step][2] == pytest.approx(one[step][2], rel=1e-5)
+        assert ranks[0][step][2] + ranks[1][step][2] == pytest.approx(single[step][2], rel=1e-5)
     assert final(tmp_path)["global_step"] == 12
 
 
@@ -356,8 +440,8 @@ def test_validation_on_real_images(tmp_path: Path) -> None:
             (tmp_path / split / name).mkdir(parents=True)
             for index in range(3):
                 Image.new("L", (32, 32), 40 * index).save(tmp_path / split / name / f"{index}.png")
-    said = start(tmp_path, "simclr", f"data.val_path={tmp_path / 'val'}", "data.num_workers=0")
-    assert "the views have no labels" in said
+    output = start(tmp_path, "simclr", f"data.val_path={tmp_path / 'val'}", "data.num_workers=0")
+    assert "the views have no labels" in output
     assert len(logged(tmp_path)["val_loss"]) == 3
     assert final(tmp_path)["state_dict"]["classifier.weight"].shape[0] == 6
 
@@ -385,10 +469,24 @@ def test_linear_evaluation_takes_the_checkpoint(tmp_path: Path) -> None:
         "auto_resume.enabled": False,
     }
     configs = ["--config-path", f"{CHECKOUT}/scripts/linear/imagenet-100", "--config-name", "simclr"]
-    launch = [sys.executable, "-m", "mlviews.integrations.solo_learn", "--image-size", "28", f"{CHECKOUT}/main_linear.py"]
+    launch = [
+        sys.executable,
+        "-m",
+        "mlviews.integrations.solo_learn",
+        "--image-size",
+        "28",
+        f"{CHECKOUT}/main_linear.py",
+    ]
     overrides = [f"{key}={value}" for key, value in options.items()]
-    done = subprocess.run([*launch, *configs, *overrides], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment())
-    assert done.returncode == 0, done.stderr[-4000:]
+    completed = subprocess.run(
+        [*launch, *configs, *overrides],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert completed.returncode == 0, completed.stderr[-4000:]
 
 
 @needs_solo_learn

@@ -1,6 +1,7 @@
 """The three formats: what the samples of one shard become on disk.
 
-Each writes its shard into a folder of its own, laid out as the export is; :mod:`.shards` moves the files into place.
+Each format writes its shard into an empty folder, laid out as the export is;
+:mod:`mlviews.integrations.files.shards` moves the files into place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mlviews.errors import did_you_mean, listing
+from mlviews import checks
 from mlviews.weights.files import read_safetensors, write_safetensors
 
 LATENTS, ROWS = "mlviews.export.latents", "mlviews.export.rows"  # what the safetensors files declare to hold
@@ -28,7 +29,7 @@ class Samples(NamedTuple):
 
     epoch: int
     indices: Tensor  # int64 [B]
-    targets: Tensor  # int64 [B], -1 where there are no classes
+    targets: Tensor  # int64 [B], -1 if there are no classes
     views: list[Tensor]  # per view, uint8 [B, H, W, C] with 1 or 3 channels
     latents: list[dict[str, Tensor]]  # per view, by the levels' names, float32 [B, *level.shape]
 
@@ -36,99 +37,130 @@ class Samples(NamedTuple):
 class Format(NamedTuple):
     """How to write one format."""
 
-    write: Callable[[Path, str, Iterable[Samples]], None]  # (folder, the shard's name, its samples)
-    pack: Callable[[Path, Sequence[Path], int], None] | None  # (folder, all shards' files, samples): one file of them; None: shards stay
-    packages: tuple[str, ...]  # whose versions decide about the bytes
+    write: Callable[[Path, str, Iterable[Samples]], None]  # (folder, name of the shard, its samples)
+    # (folder, files of all shards, number of samples): makes one file of them; None if the shards stay
+    pack: Callable[[Path, Sequence[Path], int], None] | None
+    packages: tuple[str, ...]  # packages whose versions decide about the bytes
 
 
 def choose(name: str) -> Format:
-    """The format of this name.
+    """Return the format of this name.
 
     Raises:
         ValueError: for an unknown one.
-        ModuleNotFoundError: if a package it needs is not installed.
+        ModuleNotFoundError: if a package that it needs is not installed.
     """
-    if not isinstance(name, str) or name not in FORMATS:
-        raise ValueError(f"Unknown format {name!r}: there are {listing(FORMATS)}.{did_you_mean(name, FORMATS)}")
-    for package in FORMATS[name].packages:
+    format = FORMATS[checks.choice("format", name, FORMATS)]
+    for package in format.packages:
         if package != "pillow" and importlib.util.find_spec(package) is None:
-            more = ", which is compiled against OpenCV and libturbojpeg" if package == "ffcv" else ""
-            raise ModuleNotFoundError(f"Writing {name} needs {package}: pip install 'mlviews[{package}]'{more}.", name=package)
-    return FORMATS[name]
+            note = ", which is compiled against OpenCV and libturbojpeg" if package == "ffcv" else ""
+            raise ModuleNotFoundError(
+                f"Writing {name} needs {package}: pip install 'mlviews[{package}]'{note}.", name=package
+            )
+    return format
 
 
 def pixels(images: Tensor) -> Tensor:
-    """``round(255 x)`` as uint8 ``[B, H, W, C]`` on the CPU, of float images ``[B, C, H, W]`` in [0, 1] with 1 or 3 channels.
+    """Return ``round(255 x)`` as uint8 ``[B, H, W, C]`` on the CPU.
+
+    Args:
+        images: float ``[B, C, H, W]`` in [0, 1], with 1 or 3 channels.
 
     Raises:
         ValueError: for other images.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"Images of shape {tuple(images.shape[1:])} cannot be written: they need 1 or 3 channels, [C, H, W].")
+        shape = tuple(images.shape[1:])
+        raise ValueError(f"Images of shape {shape} cannot be written: they need 1 or 3 channels, [C, H, W].")
     scaled = images.mul(255).round()
     low, high = (float(bound) for bound in scaled.aminmax())
-    if not (low >= 0 and high <= 255):  # NaN included
+    if not (low >= 0 and high <= 255):  # true for NaN as well
         raise ValueError(
-            f"Images with values from {low / 255:.3g} to {high / 255:.3g} cannot be written: they must be in [0, 1]; "
-            f"export the raw views, or use a transform without normalisation."
+            f"Images with values from {low / 255:.3g} to {high / 255:.3g} cannot be written: "
+            f"they must be in [0, 1]; export the raw views, or use a transform without normalization."
         )
-    return scaled.to("cpu", torch.uint8).permute(0, 2, 3, 1)
+    return scaled.to("cpu", torch.uint8).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
 
 
 def png(image: Tensor) -> bytes:
-    """A PNG file of uint8 ``[H, W, C]``: gray for 1 channel, RGB for 3."""
-    data = image.contiguous().numpy()
+    """Return a PNG file of a uint8 image ``[H, W, C]``: gray for 1 channel, RGB for 3."""
+    array = image.contiguous().numpy()
+    if array.shape[-1] == 1:
+        array = array[..., 0]  # [H, W], as pillow takes gray images
     file = io.BytesIO()
-    Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data).save(file, "PNG")
+    Image.fromarray(array).save(file, "PNG")
     return file.getvalue()
 
 
 def _write_folder(folder: Path, shard: str, samples: Iterable[Samples]) -> None:
-    kept = []
+    """Write PNG files, and the shard's latents beside them."""
+    batches = []
     for batch in samples:
+        indices, targets = batch.indices.tolist(), batch.targets.tolist()
         for view, images in enumerate(batch.views):
-            for index, target, image in zip(batch.indices.tolist(), batch.targets.tolist(), images, strict=True):
-                path = folder / f"view{view}" / ("unlabelled" if target < 0 else f"{target:04d}") / f"{index:010d}.png"
+            for index, target, image in zip(indices, targets, images, strict=True):
+                class_folder = "unlabelled" if target < 0 else f"{target:04d}"
+                path = folder / f"view{view}" / class_folder / f"{index:010d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(png(image))
-        kept.append({"index": batch.indices, "target": batch.targets, **_named(batch.latents)})
-    write_safetensors(folder / "latents" / f"{shard}.safetensors", _joined(kept), {"format": LATENTS})
+        batches.append({"index": batch.indices, "target": batch.targets, **_by_view_and_level(batch.latents)})
+    write_safetensors(folder / "latents" / f"{shard}.safetensors", _joined(batches), {"format": LATENTS})
 
 
 def _write_tar(folder: Path, shard: str, samples: Iterable[Samples]) -> None:
+    """Write one tar, as webdataset reads it."""
     from webdataset import TarWriter
 
+    fixed = {"user": "mlviews", "group": "mlviews", "mtime": 0}  # what would differ from run to run
     with (
         open(folder / f"{shard}.tar", "wb") as file,
-        TarWriter(file, user="mlviews", group="mlviews", mtime=0, compress=False, encoder=False) as tar,
+        TarWriter(file, **fixed, compress=False, encoder=False) as tar,
     ):
         for batch in samples:
-            latents = {name: values.numpy() for name, values in _named(batch.latents).items()}
-            for row, (index, target) in enumerate(zip(batch.indices.tolist(), batch.targets.tolist(), strict=True)):
-                arrays = io.BytesIO()  # its members carry a fixed date
-                np.savez(arrays, **{name: values[row] for name, values in latents.items()})
+            latents = {name: z.numpy() for name, z in _by_view_and_level(batch.latents).items()}
+            for row, (index, target) in enumerate(
+                zip(batch.indices.tolist(), batch.targets.tolist(), strict=True)
+            ):
+                arrays = io.BytesIO()
+                np.savez(
+                    arrays, **{name: z[row] for name, z in latents.items()}
+                )  # numpy gives members a fixed date
                 facts = {"index": index, "epoch": batch.epoch, "target": target}
-                images = {f"view{view}.png": png(images[row]) for view, images in enumerate(batch.views)}
                 tar.write(
-                    {"__key__": f"{index:010d}", **images, "latents.npz": arrays.getvalue(), "json": json.dumps(facts).encode()},
+                    {
+                        "__key__": f"{index:010d}",
+                        **{f"view{view}.png": png(images[row]) for view, images in enumerate(batch.views)},
+                        "latents.npz": arrays.getvalue(),
+                        "json": json.dumps(facts).encode(),
+                    }
                 )
 
 
 def _write_rows(folder: Path, shard: str, samples: Iterable[Samples]) -> None:
-    """What :func:`_pack_beton` reads: a .beton cannot grow, nor be written by several processes that do not share a machine."""
-    kept = []
+    """Write what :func:`_pack_beton` reads.
+
+    A .beton cannot grow, and processes that do not share a machine cannot write one together.
+    """
+    batches = []
     for batch in samples:
-        flat = [torch.cat([z.flatten(1) for z in view.values()], dim=1) for view in batch.latents]
-        views = {f"view{view}": images for view, images in enumerate(batch.views)}
-        kept.append({**views, "index": batch.indices, "target": batch.targets, "latents": torch.stack(flat, dim=1)})
-    write_safetensors(folder / "shards" / f"{shard}.safetensors", _joined(kept), {"format": ROWS})
+        # All levels of a view one after the other: [B, D].
+        latents = [torch.cat([z.flatten(1) for z in view.values()], dim=1) for view in batch.latents]
+        batches.append(
+            {
+                **{f"view{view}": images for view, images in enumerate(batch.views)},
+                "index": batch.indices,
+                "target": batch.targets,
+                "latents": torch.stack(latents, dim=1),  # [B, num_views, D]
+            }
+        )
+    write_safetensors(folder / "shards" / f"{shard}.safetensors", _joined(batches), {"format": ROWS})
 
 
 def _pack_beton(folder: Path, shards: Sequence[Path], num_samples: int) -> None:
-    """One .beton of all shards, by ffcv's DatasetWriter in this process.
+    """Write one .beton of all shards, by ffcv's DatasetWriter in this process.
 
-    Its own ``from_indexed_dataset`` forks workers, which may deadlock once torch has threads, waits forever for one that died, and
-    with several of them the order in the file is not fixed.
+    The writer's ``from_indexed_dataset`` forks workers. These may deadlock once torch has threads, it waits
+    forever for a worker that died, and with several workers the order in the file is not fixed.
     """
     from ffcv.fields import IntField, NDArrayField, RGBImageField
     from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
@@ -154,7 +186,7 @@ def _pack_beton(folder: Path, shards: Sequence[Path], num_samples: int) -> None:
 
 
 def _encode(writer: Any, rows: Iterable[Sequence[Any]]) -> list[Any]:
-    """Write the samples' data; returns where each piece is."""
+    """Write the samples' data; return the place of each piece."""
     from ffcv.memory_allocator import MemoryAllocator
     from ffcv.writer import handle_sample
 
@@ -167,23 +199,29 @@ def _encode(writer: Any, rows: Iterable[Sequence[Any]]) -> list[Any]:
 
 
 def _rows(shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The samples of these shards, each by the names of its fields. ffcv's images have 3 channels."""
+    """Yield the samples of these shards as arrays, by the names of their fields."""
     for path in shards:
         tensors, _ = read_safetensors(path, ROWS)
-        arrays = {
-            name: (value.expand(*value.shape[:3], 3) if name.startswith("view") else value).numpy()
-            for name, value in sorted(tensors.items())
-        }
+        for name, images in tensors.items():
+            if name.startswith("view"):
+                tensors[name] = images.expand(
+                    *images.shape[:3], 3
+                )  # [N, H, W, 3]: ffcv stores no gray images
+        arrays = {name: tensors[name].numpy() for name in sorted(tensors)}
         for row in range(len(arrays["index"])):
-            yield {name: value[row].copy() for name, value in arrays.items()}
+            yield {name: array[row].copy() for name, array in arrays.items()}
 
 
-def _named(latents: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _by_view_and_level(latents: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the latents of all views under names like ``view0.4x4``."""
     return {f"view{view}.{level}": z for view, levels in enumerate(latents) for level, z in levels.items()}
 
 
 def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The batches' tensors one after the other, in storage of their own: where levels are fixed, views share theirs."""
+    """Return the batches' tensors, concatenated.
+
+    They get storage of their own, as views share the latents of fixed levels.
+    """
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 

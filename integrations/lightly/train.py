@@ -1,7 +1,8 @@
-"""lightly's SimCLR, SimSiam and BYOL on generated views, then lightly's kNN and linear classifiers on real images.
+"""lightly's SimCLR, SimSiam and BYOL on generated views, then lightly's kNN and linear classifiers on real
+images.
 
-The modules are written as lightly's own examples are; what is new is where ``Trainer.fit`` gets its batches: in :func:`main`,
-from an :class:`~mlviews.MLViewSource` in the place of dataset, transform and data loader.
+The modules are written as lightly's own examples are. What is new is in :func:`main`: ``Trainer.fit`` gets
+its batches from an :class:`~mlviews.MLViewSource`, in the place of dataset, transform and data loader.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource, list_presets
 from mlviews.checks import integer
-from mlviews.config import load_config
 from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
 from mlviews.evaluation.probe import RATES, Encoder, embed
 from mlviews.runs.records import environment
@@ -51,44 +51,67 @@ try:
     from lightly.utils.debug import std_of_l2_normalized
     from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"This example needs {error.name}: pip install 'mlviews[lightly]'.", name=error.name) from None
+    raise ModuleNotFoundError(
+        f"This example needs {error.name}: pip install 'mlviews[lightly]'.", name=error.name
+    ) from None
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}  # what an example does not need
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+"""Options of Trainer that switch off what an example does not need."""
 
 
 class Method(pl.LightningModule):
-    """What the three methods share: backbone, optimiser, and what is logged.
+    """What the three methods share: the backbone, the optimizer, and what is logged.
 
     Args:
-        steps: of the whole run, for the schedules. lightly's benchmarks ask ``trainer.estimated_stepping_batches`` for it; with that,
-            Lightning would drop the source's place in a checkpoint.
-        num_classes: of a class-conditional generator, for lightly's online classifier. Others have none, their targets are all -1.
-        lr: peak learning rate of AdamW.
+        steps: the steps of the whole run, for the schedules. lightly's benchmarks ask
+            ``trainer.estimated_stepping_batches`` for it; with that, Lightning would drop the source's place
+            from a checkpoint.
+        num_classes: the classes of a class-conditional generator, for lightly's online classifier. 0 for all
+            other generators, whose targets are all -1.
+        lr: the peak learning rate of AdamW.
     """
 
     def __init__(self, steps: int, num_classes: int = 0, lr: float = 1.5e-3) -> None:
         super().__init__()
         self.steps, self.lr = steps, lr
         self.backbone = Encoder()  # images [B, 3, 28, 28] -> features [B, 512]
-        self.online_classifier = OnlineLinearClassifier(Encoder.features, num_classes, topk=(1,)) if num_classes else None
+        self.online_classifier = None
+        if num_classes:
+            self.online_classifier = OnlineLinearClassifier(Encoder.features, num_classes, topk=(1,))
 
     def finish(self, loss: Tensor, features: Tensor, z: Tensor, targets: Tensor) -> Tensor:
-        """Log, and add the online classifier's loss where there are classes; it sends no gradient into the backbone."""
-        log = {"train_loss": loss, "z_std": std_of_l2_normalized(z)}  # z_std: 0 if collapsed, at best 1 / sqrt(z's size)
+        """Log the loss, and return it with the online classifier's added if there are classes.
+
+        The online classifier sends no gradient into the backbone.
+
+        Args:
+            loss: the method's loss.
+            features: the backbone's features of the anchors, ``[B, 512]``.
+            z: their projections, ``[N, D]``. The spread of the normalized ones is logged as ``z_std``: 0 if
+                they have collapsed, at best 1 / sqrt(D).
+            targets: classes, ``[B]``.
+        """
+        log = {"train_loss": loss, "z_std": std_of_l2_normalized(z)}
         if self.online_classifier is not None:
             online_loss, online_log = self.online_classifier.training_step((features.detach(), targets), 0)
-            loss, log = loss + online_loss, log | online_log
-        self.log_dict(log, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets), sync_dist=True)
+            loss = loss + online_loss
+            log |= online_log
+        self.log_dict(
+            log, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets), sync_dist=True
+        )
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], self.lr, weight_decay=1e-4)
-        scheduler = CosineWarmupScheduler(optimizer, warmup_epochs=max(1, self.steps // 10), max_epochs=self.steps)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.lr, weight_decay=1e-4)
+        # The scheduler counts steps, as its interval says, whatever its arguments are called.
+        warmup_steps = max(1, self.steps // 10)
+        scheduler = CosineWarmupScheduler(optimizer, warmup_epochs=warmup_steps, max_epochs=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class SimCLR(Method):
-    """Chen et al. 2020."""
+    """SimCLR (Chen et al. 2020)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,7 +126,7 @@ class SimCLR(Method):
 
 
 class SimSiam(Method):
-    """Chen and He 2021."""
+    """SimSiam (Chen and He 2021)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -121,14 +144,15 @@ class SimSiam(Method):
 
 
 class BYOL(Method):
-    """Grill et al. 2020."""
+    """BYOL (Grill et al. 2020)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.projection_head = BYOLProjectionHead(Encoder.features, 512, 128)
         self.prediction_head = BYOLPredictionHead(128, 512, 128)
         self.criterion = NegativeCosineSimilarity()
-        self.backbone_momentum, self.projection_head_momentum = copy.deepcopy(self.backbone), copy.deepcopy(self.projection_head)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.projection_head_momentum)
 
@@ -149,50 +173,113 @@ class BYOL(Method):
 METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "simsiam": SimSiam, "byol": BYOL}
 
 
-def evaluate(backbone: nn.Module, fit: Labelled, test: Labelled, epochs: int = 90, seed: int = 0) -> dict[str, float]:
-    """Top-1 in percent on real test images of lightly's kNN (k = 20) and linear classifier, both on ``fit``'s labels.
+def evaluate(
+    backbone: nn.Module, fit: Labelled, test: Labelled, epochs: int = 90, seed: int = 0
+) -> dict[str, float]:
+    """Return the top-1 of lightly's kNN (k = 20) and of its linear classifier, in percent.
 
-    The backbone is frozen and the images are not augmented, so that features are computed once: what lightly's classifiers call
-    their model passes them on. The linear one is trained as long as in lightly's benchmarks, and scored after its last epoch. It gets
-    standardised features: its fixed learning rate would otherwise reward a backbone for the mere scale of what it puts out.
+    The backbone is frozen and the images are not augmented, so that features are computed once: lightly's
+        classifiers get
+    an identity for the model. The linear classifier is trained as long as in lightly's benchmarks, and scored
+    after its last epoch. It gets standardized features: its fixed learning rate would otherwise reward a
+    backbone for the mere scale of its features.
+
+    Args:
+        backbone: a network from images to features.
+        fit: labelled real images for the classifiers.
+        test: labelled real images to score them on.
+        epochs: epochs of the linear classifier.
+        seed: seed of the linear classifier.
     """
     pl.seed_everything(seed, verbose=False)
     metrics = MetricCallback()
-    quiet = {**QUIET, "accelerator": "cpu", "devices": 1, "callbacks": [metrics], "enable_progress_bar": False}
-    x, x_test = (embed(backbone.eval(), part.images) for part in (fit, test))
+    quiet = {
+        **QUIET,
+        "accelerator": "cpu",
+        "devices": 1,
+        "callbacks": [metrics],
+        "enable_progress_bar": False,
+    }
+    backbone.eval()
+    fit_features, test_features = embed(backbone, fit.images), embed(backbone, test.images)
 
-    train, val = TensorDataset(x, fit.labels), TensorDataset(x_test, test.labels)
-    knn = KNNClassifier(nn.Identity(), 10, knn_k=20, knn_t=0.1, train_dataloader_idx=0, val_dataloader_idx=1, topk=(1,))
-    pl.Trainer(**quiet).validate(knn, [DataLoader(train, 256), DataLoader(val, 256)], verbose=False)
+    train, validation = TensorDataset(fit_features, fit.labels), TensorDataset(test_features, test.labels)
+    loader_numbers: dict[str, Any] = {"train_dataloader_idx": 0, "val_dataloader_idx": 1}
+    knn = KNNClassifier(nn.Identity(), 10, knn_k=20, knn_t=0.1, **loader_numbers, topk=(1,))
+    pl.Trainer(**quiet).validate(knn, [DataLoader(train, 256), DataLoader(validation, 256)], verbose=False)
 
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    train, val = TensorDataset((x - mean) / std, fit.labels), TensorDataset((x_test - mean) / std, test.labels)
-    linear = LinearClassifier(nn.Identity(), batch_size_per_device=256, feature_dim=Encoder.features, num_classes=10, topk=(1,))
-    trainer = pl.Trainer(**quiet, max_epochs=epochs, check_val_every_n_epoch=epochs, num_sanity_val_steps=0)
-    trainer.fit(linear, DataLoader(train, 256, shuffle=True), DataLoader(val, 256))
-    return {"knn": 100 * metrics.val_metrics["val_knn_top1/dataloader_idx_1"][-1], "linear": 100 * metrics.val_metrics["val_top1"][-1]}
+    mean, std = fit_features.mean(0), fit_features.std(0) + 1e-6
+    train = TensorDataset((fit_features - mean) / std, fit.labels)
+    validation = TensorDataset((test_features - mean) / std, test.labels)
+    sizes: dict[str, Any] = {"batch_size_per_device": 256, "feature_dim": Encoder.features, "num_classes": 10}
+    linear = LinearClassifier(nn.Identity(), **sizes, topk=(1,))
+    trainer = pl.Trainer(
+        **quiet, max_epochs=epochs, check_val_every_n_epoch=epochs, num_sanity_val_steps=0
+    )  # validates once, at the end
+    trainer.fit(linear, DataLoader(train, 256, shuffle=True), DataLoader(validation, 256))
+    return {
+        "knn": 100 * metrics.val_metrics["val_knn_top1/dataloader_idx_1"][-1],
+        "linear": 100 * metrics.val_metrics["val_top1"][-1],
+    }
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line's options."""
-    described = "Train by lightly on generated views, test on real images."
-    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """Return the command line's options.
+
+    Raises:
+        ValueError: for a bad value.
+    """
+    parser = argparse.ArgumentParser(
+        description="Train by lightly on generated views, test on real images.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    presets = ", ".join(list_presets())
+    rates = ", ".join(f"{method} {rate}" for method, rate in RATES.items())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = "folder with Fashion-MNIST's four idx files; without one, the slice that comes with the package"
     add = parser.add_argument
     add("--method", choices=METHODS, default="simclr", help="what to train")
-    add("--preset", default="fashion-ml-random", help=f"one of {', '.join(list_presets())}; or a YAML file with the same keys")
+    add("--preset", default="fashion-ml-random", help=f"one of {presets}; or a YAML file with the same keys")
     add("--epochs", type=int, default=4, help="of num-samples new samples each")
     add("--num-samples", type=int, default=12_800, help="pairs of an epoch")
     add("--batch-size", type=int, default=128, help="pairs of a step")
-    rates = ", ".join(f"{method} {rate}" for method, rate in RATES.items())
     add("--lr", type=float, help=f"peak learning rate of AdamW; None: the method's own ({rates})")
     add("--seed", type=int, default=0, help="of everything random")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=device, help="where views are made and the backbone is trained")
-    add("--data", type=Path, help="folder with Fashion-MNIST's four idx files; without one, the slice that comes with the package")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default=device,
+        help="where views are made and the backbone is trained",
+    )
+    add("--data", type=Path, help=data)
     add("--labels", type=int, default=10_000, help="most labelled real images to fit the classifiers on")
     add("--probe-epochs", type=int, default=90, help="of the linear classifier")
-    add("--out", type=Path, default=Path("runs/lightly"), help="folder for the record and the backbone's weights")
-    return parser.parse_args(arguments)
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/lightly"),
+        help="folder for the record and the backbone's weights",
+    )
+    args = parser.parse_args(arguments)
+    if args.lr is None:
+        args.lr = RATES[args.method]
+    for name in ("epochs", "labels", "probe_epochs"):
+        integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    return args
+
+
+def real_images(folder: Path | None, labels: int) -> tuple[Labelled, Labelled]:
+    """Return at most ``labels`` real images to fit classifiers on, and those to test them on.
+
+    Args:
+        folder: a folder with Fashion-MNIST's idx files; None: the slice that comes with the package.
+        labels: the most images to fit on.
+    """
+    if folder is None:
+        fit, test = bundled_slice()
+    else:
+        fit, test = (load_fashion_mnist(folder, split, 28) for split in ("train", "test"))
+    return Labelled(fit.images[:labels], fit.labels[:labels]), test
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -200,19 +287,21 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         ValueError: for a bad value.
-        FileNotFoundError: if a file of the preset's or of the real images is missing.
+        FileNotFoundError: if a file of the preset or of the real images is missing.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
-    args.lr = RATES[args.method] if args.lr is None else args.lr
-    for name in ("epochs", "labels", "probe_epochs"):
-        integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     args.out.mkdir(parents=True, exist_ok=True)  # an impossible folder is an error now, not after training
-
-    own = {"layout": "lightly", "num_views": 2, "num_samples": args.num_samples, "batch_size": args.batch_size}
-    source = MLViewSource.from_config({**load_config(args.preset), **own, "seed": args.seed, "device": args.device})
-    fit, test = bundled_slice() if args.data is None else (load_fashion_mnist(args.data, split, 28) for split in ("train", "test"))
-    fit = Labelled(fit.images[: args.labels], fit.labels[: args.labels])
+    source = MLViewSource.from_config(
+        args.preset,
+        layout="lightly",
+        num_views=2,
+        num_samples=args.num_samples,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=args.device,
+    )
+    fit, test = real_images(args.data, args.labels)
 
     begin = time.perf_counter()
     pl.seed_everything(args.seed, verbose=False)
@@ -220,45 +309,81 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = METHODS[args.method](steps, source.generator.num_classes, args.lr)
     untrained = copy.deepcopy(model.backbone)
     metrics = MetricCallback()
-    trainer = pl.Trainer(**QUIET, accelerator=args.device, devices=1, max_epochs=args.epochs, callbacks=[metrics])
+    trainer = pl.Trainer(
+        **QUIET, accelerator=args.device, devices=1, max_epochs=args.epochs, callbacks=[metrics]
+    )
     trainer.fit(model, source)
-    trained = time.perf_counter() - begin
+    training_seconds = time.perf_counter() - begin
 
-    backbones = {"untrained": untrained, "trained": model.backbone}
-    scores = {name: evaluate(backbone, fit, test, args.probe_epochs, args.seed) for name, backbone in backbones.items()}
+    scores = {
+        "untrained": evaluate(untrained, fit, test, args.probe_epochs, args.seed),
+        "trained": evaluate(model.backbone, fit, test, args.probe_epochs, args.seed),
+    }
     console = Console()
-    table = Table("backbone", "kNN", "linear", title=f"{args.method}: top-1 on real Fashion-MNIST test images, %")
-    for name, score in scores.items():
-        table.add_row(name, f"{score['knn']:.1f}", f"{score['linear']:.1f}")
-    console.print(table)
-    fresh = "" if source.pool else ", none seen twice"
-    console.print(f"{trainer.global_step} steps on {2 * steps * args.batch_size:,} views{fresh}: {trained:.0f} s.")
+    console.print(score_table(args.method, scores))
+    novelty = "" if source.pool else ", none seen twice"
+    views = f"{2 * steps * args.batch_size:,} views{novelty}"
+    console.print(f"{trainer.global_step} steps on {views}: {training_seconds:.0f} s.")
 
-    made = environment(source.device)
-    record = {
-        "command": " ".join(["python -m mlviews.integrations.lightly.train", *arguments]),
-        "preset": args.preset,
-        "training": {key: getattr(args, key) for key in ("method", "epochs", "num_samples", "batch_size", "lr", "seed")} | {"steps": steps},
+    figures = {
         "probe_images": len(fit.labels),
         "test_images": len(test.labels),
         "probe_epochs": args.probe_epochs,
-        "scores": {name: {key: round(value, 2) for key, value in score.items()} for name, score in scores.items()},
-        "metrics_of_each_epoch": {key: [round(value, 4) for value in values] for key, values in metrics.train_metrics.items()},
-        "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - begin, 1)},
-        "backbone_parameters": sum(p.numel() for p in untrained.parameters()),
-        **made,
-        "versions": made["versions"] | {name: version(name) for name in ("lightly", "pytorch_lightning")},
+        "scores": {name: rounded(score, 2) for name, score in scores.items()},
+        "metrics_of_each_epoch": {
+            name: [round(value, 4) for value in values] for name, values in metrics.train_metrics.items()
+        },
+        "seconds": rounded({"training": training_seconds, "all": time.perf_counter() - begin}, 1),
+        "backbone_parameters": sum(parameter.numel() for parameter in untrained.parameters()),
     }
-    figures, weights = args.out / f"lightly-{args.method}.json", args.out / f"lightly-{args.method}.pt"
-    figures.write_text(json.dumps(record, indent=1) + "\n")
-    torch.save(model.backbone.state_dict(), weights)
-    for path in (figures, weights):
+    record = {**provenance(arguments, args, steps), **figures, **versions(source.device)}
+    for path in save(args.out, args.method, record, model.backbone):
         console.print(path)
     return record
 
 
+def score_table(method: str, scores: dict[str, dict[str, float]]) -> Table:
+    """Return the scores as a table for the terminal."""
+    table = Table("backbone", "kNN", "linear", title=f"{method}: top-1 on real Fashion-MNIST test images, %")
+    for name, score in scores.items():
+        table.add_row(name, f"{score['knn']:.1f}", f"{score['linear']:.1f}")
+    return table
+
+
+def rounded(values: dict[str, float], digits: int) -> dict[str, float]:
+    """Return the values, rounded."""
+    return {name: round(value, digits) for name, value in values.items()}
+
+
+def provenance(arguments: Sequence[str], args: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """Return what a record says about its command."""
+    names = ("method", "epochs", "num_samples", "batch_size", "lr", "seed")
+    return {
+        "command": " ".join(["python -m mlviews.integrations.lightly.train", *arguments]),
+        "preset": args.preset,
+        "training": {name: getattr(args, name) for name in names} | {"steps": steps},
+    }
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """Return what a record says about the machine and the versions, lightly's included."""
+    facts = environment(device)
+    packages = {name: version(name) for name in ("lightly", "pytorch_lightning")}
+    return {**facts, "versions": facts["versions"] | packages}
+
+
+def save(folder: Path, method: str, record: dict[str, Any], backbone: nn.Module) -> list[Path]:
+    """Write the record and the backbone's weights; return their paths."""
+    figures, weights = folder / f"lightly-{method}.json", folder / f"lightly-{method}.pt"
+    figures.write_text(json.dumps(record, indent=1) + "\n")
+    torch.save(backbone.state_dict(), weights)
+    return [figures, weights]
+
+
 if __name__ == "__main__":
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # the classifiers' trainers announce themselves too
+    logging.getLogger("pytorch_lightning").setLevel(
+        logging.WARNING
+    )  # the classifiers' trainers announce themselves too
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         main()

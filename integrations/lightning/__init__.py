@@ -1,4 +1,4 @@
-"""mlviews in Lightning: a data module for both of its namespaces, ``lightning.pytorch`` and ``pytorch_lightning``."""
+"""mlviews in Lightning: a data module for both of Lightning's packages."""
 
 from __future__ import annotations
 
@@ -15,26 +15,37 @@ from mlviews.source import MLViewSource
 
 __all__ = ["MLViewDataModule"]
 
-_NAMESPACES = [f"{name}{rest}" for name, rest in (("lightning", ".pytorch"), ("pytorch_lightning", "")) if find_spec(name)]
+_NAMESPACES = [
+    namespace
+    for package, namespace in (
+        ("lightning", "lightning.pytorch"),
+        ("pytorch_lightning", "pytorch_lightning"),
+    )
+    if find_spec(package)
+]
 if not _NAMESPACES:
-    raise ModuleNotFoundError('The data module needs Lightning: pip install "mlviews[lightning]".', name="lightning")
-# A Trainer takes the data modules of its own namespace only, and nothing says which one it will come from.
+    raise ModuleNotFoundError(
+        'The data module needs Lightning: pip install "mlviews[lightning]".', name="lightning"
+    )
+# A Trainer takes only data modules of its own namespace, and nothing says which namespace it will come from.
 _Base: Any = type("_Base", tuple(import_module(name).LightningDataModule for name in _NAMESPACES), {})
 
 
 class MLViewDataModule(_Base):  # type: ignore[misc]
-    """Fresh views to train on, real data to validate on; for the Trainers of ``lightning.pytorch`` and ``pytorch_lightning``.
+    """Fresh views to train on, and real data to validate on.
 
-    Each of Lightning's epochs is one of the source's. A checkpoint carries the place in the epoch, also where Lightning drops
-    the state of loaders (where ``configure_optimizers`` reads ``trainer.estimated_stepping_batches``), and training goes on with the
-    next sample that was not trained on, with another batch size or number of ranks too. With ``Trainer(overfit_batches=n)``
-    all epochs have the samples of epoch 0.
+    It works with the Trainers of ``lightning.pytorch`` and of ``pytorch_lightning``. Each of Lightning's
+    epochs is one of the source's. A checkpoint carries the place in the epoch, also where Lightning drops the
+    state of loaders (where ``configure_optimizers`` reads ``trainer.estimated_stepping_batches``). Training
+    goes on with the next sample that was not trained on, with another batch size or number of ranks too. With
+    ``Trainer(overfit_batches=n)`` all epochs have the samples of epoch 0.
 
     Args:
-        source: an :class:`~mlviews.MLViewSource`, a preset's name, the path of a YAML file, or a mapping with the same keys. From all
-            but the first, every rank makes its own source when training is set up. Without a device of its own, the source
-            works on the Trainer's.
-        val_dataloaders: what to validate on: a loader, a list of them, or a callable that returns either; None: nothing.
+        source: an :class:`~mlviews.MLViewSource`, a preset's name, the path of a YAML file, or a mapping with
+            the same keys. From all but the first, every rank makes its own source when training is set up. A
+            source that names no device works on the Trainer's.
+        val_dataloaders: what to validate on: a loader, a list of them, or a callable that returns either;
+            None: nothing.
         test_dataloaders: what to test on, likewise.
 
     Raises:
@@ -52,17 +63,22 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
         test_dataloaders: Any = None,
     ) -> None:
         super().__init__()
-        self._source = source if isinstance(source, MLViewSource) else None
-        self._config = None if isinstance(source, MLViewSource) else load_config(source)
+        self._source: MLViewSource | None = None
+        self._config: dict[str, Any] = {}
+        if isinstance(source, MLViewSource):
+            self._source = source
+        else:
+            self._config = load_config(source)  # an unknown preset or key is an error now, not in setup
         self._loader: _Loader | None = None
         self._loaders = {"val_dataloader": val_dataloaders, "test_dataloader": test_dataloaders}
         for name, loaders in self._loaders.items():
-            if loaders is None and getattr(type(self), name) is getattr(MLViewDataModule, name):
-                setattr(self, name, None)  # how Lightning reads that there is none, in either namespace
+            is_overridden = getattr(type(self), name) is not getattr(MLViewDataModule, name)
+            if loaders is None and not is_overridden:
+                setattr(self, name, None)  # tells Lightning, in either namespace, that there is no loader
 
     @property
     def source(self) -> MLViewSource:
-        """The source that trains; made by :meth:`setup`, unless it was given.
+        """The source that trains; :meth:`setup` makes it, unless it was given.
 
         Raises:
             ValueError: if it is not made yet.
@@ -80,7 +96,7 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
         self._loader = _Loader(self._source, self.trainer)
 
     def train_dataloader(self) -> _Loader:
-        """The source, its epoch and place kept in step with the Trainer's.
+        """Return the source, its epoch and its place kept in step with the Trainer's.
 
         Raises:
             ValueError: before :meth:`setup`.
@@ -90,15 +106,18 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
         return self._loader
 
     def val_dataloader(self) -> Any:
-        """What to validate on."""
+        """Return what to validate on."""
         return _called(self._loaders["val_dataloader"])
 
     def test_dataloader(self) -> Any:
-        """What to test on."""
+        """Return what to test on."""
         return _called(self._loaders["test_dataloader"])
 
     def state_dict(self) -> dict[str, int]:
-        """The place in training, for a checkpoint: ``seed``, ``epoch`` (the Trainer's), and ``position`` in samples over all ranks."""
+        """Return the place in training, for a checkpoint.
+
+        It has ``seed``, ``epoch`` (the Trainer's), and ``position`` in samples over all ranks.
+        """
         return self.train_dataloader().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
@@ -111,7 +130,14 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
 
 
 class _Loader:
-    """The source as its Trainer sees it. Its state is the module's, so that it does not matter which of the two Lightning restores."""
+    """The source as its Trainer sees it.
+
+    Its state is the module's, so that it does not matter which of the two Lightning restores.
+
+    Args:
+        source: the source.
+        trainer: the Trainer; None if there is none.
+    """
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
@@ -119,15 +145,17 @@ class _Loader:
         self.source = source
         self._trainer = trainer
         self._epoch = 0  # the Trainer's
-        self._state: dict[str, int] | None = None  # loaded, and not yet gone on from
-        self._trained = 0  # samples of this epoch that were trained on before the latest batch, over all ranks
-        self._over = False  # the epoch that was loaded has no batch left
+        self._state: dict[str, int] | None = None  # a loaded state that training has not gone on from yet
+        self._trained = (
+            0  # samples of this epoch, over all ranks, that were trained on before the latest batch
+        )
+        self._is_over = False  # the epoch that was loaded has no batch left
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Any]:
-        if self._over:
+        if self._is_over:
             return
         for batch in self.source:
             yield batch
@@ -135,56 +163,68 @@ class _Loader:
 
     @property
     def _position(self) -> int:
+        """The samples of this epoch that were handed out, over all ranks."""
         return self.source.state_dict()["position"]
 
     @property
     def sampler(self) -> _Loader:
-        """Where Lightning sets the epoch."""
+        """The loader itself: Lightning sets the epoch through it."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it before each of its epochs."""
+        """Set the Trainer's epoch. Lightning calls it before each of its epochs."""
         state, self._state = self._state, None
         self._epoch = epoch
-        self._over = False
-        pinned = 0 if self._trainer is not None and self._trainer.overfit_batches else epoch
+        self._is_over = False
+        overfits = self._trainer is not None and self._trainer.overfit_batches
+        source_epoch = 0 if overfits else epoch
         if state is None:
-            self.source.set_epoch(pinned)
+            self.source.set_epoch(source_epoch)
         else:
             position = state["position"] if state["epoch"] == epoch else 0
-            self.source.load_state_dict({"seed": self.source.seed, "epoch": pinned, "position": position})
-            left = self.source.batches_after(position)
-            self._over = left == 0
-            self._recount(len(self) - left)
+            place = {"seed": self.source.seed, "epoch": source_epoch, "position": position}
+            self.source.load_state_dict(place)
+            batches_left = self.source.batches_after(position)
+            self._is_over = batches_left == 0
+            self._recount(len(self) - batches_left)
         self._trained = self._position
 
     def state_dict(self) -> dict[str, int]:
-        """The place after the last batch that was trained on."""
+        """Return the place after the last batch that was trained on."""
         if self._state is not None:
             return dict(self._state)
-        count = None if self._batches is None else self._batches.current
-        unfinished = count is not None and count.ready > count.processed  # a batch whose step was interrupted
-        return self.source.state_dict() | {"epoch": self._epoch, "position": self._trained if unfinished else self._position}
+        position = self._position
+        if self._batches is not None:
+            count = self._batches.current
+            if count.ready > count.processed:  # the step of the latest batch was interrupted
+                position = self._trained
+        return self.source.state_dict() | {"epoch": self._epoch, "position": position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Keep the state until Lightning says which epoch it goes on with."""
-        self.source.load_state_dict(state)  # it checks it
+        self.source.load_state_dict(state)  # checks the state
         self._state = {name: int(state[name]) for name in self.source.state_dict() if name in state}
 
     @property
     def _batches(self) -> Any:
-        """Lightning's count of batches; ``current`` is that of this epoch."""
+        """Lightning's count of batches, whose ``current`` is that of this epoch; None without a Trainer."""
         return None if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress
 
-    def _recount(self, done: int) -> None:
-        """Replace the restored count, which is of the checkpoint's batch size or epoch: it decides when this epoch ends."""
-        if self._batches is not None:
-            self._batches.is_last_batch = False
-            count = self._batches.current
-            behind = count.processed - count.completed  # 1 in a checkpoint of on_train_batch_end, which Lightning adds in a moment
-            count.ready = count.started = count.processed = done
-            count.completed = done - behind
+    def _recount(self, batches: int) -> None:
+        """Set Lightning's count of this epoch's batches, which decides when the epoch ends.
+
+        The restored count is in batches of the checkpoint's size, or of the checkpoint's epoch.
+        """
+        if self._batches is None:
+            return
+        self._batches.is_last_batch = False
+        count = self._batches.current
+        # 1 in a checkpoint of on_train_batch_end, as Lightning completes the batch just after it; else 0.
+        pending = count.processed - count.completed
+        count.ready = count.started = count.processed = batches
+        count.completed = batches - pending
 
 
 def _called(loaders: Any) -> Any:
+    """Return the loaders, or what a callable returns for them."""
     return loaders() if callable(loaders) else loaders

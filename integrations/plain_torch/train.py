@@ -1,57 +1,60 @@
-"""SimCLR in plain torch; unchanged on a CPU, a GPU or several: `python train.py`, or `torchrun --nproc-per-node 4 train.py`."""
+"""SimCLR in plain torch: `python train.py`, or `torchrun --nproc-per-node 4 train.py` on several devices."""
 
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import mlviews.config
+import mlviews
 from mlviews.evaluation.probe import Encoder
+from mlviews.runs.files import whole
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--preset", default="fashion-ml-random", help="a preset's name, or a YAML file with the same keys")
+parser.add_argument("--preset", default="fashion-ml-random", help="a preset's name, or a YAML file")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--num-samples", type=int, default=60_000, help="per epoch, over all processes")
 parser.add_argument("--batch-size", type=int, default=256, help="per process")
-parser.add_argument("--out", type=Path, default=Path("runs/plain_torch.pt"), help="the checkpoint; a run goes on from it if it is there")
+parser.add_argument("--out", type=Path, default=Path("runs/plain_torch.pt"), help="checkpoint to go on from")
 
 
 def main(preset: str, epochs: int, num_samples: int, batch_size: int, out: Path) -> None:
-    """Train; a line and a checkpoint after each epoch."""
+    """Train; print a line and write a checkpoint after each epoch."""
     gpu, ranks = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    sizes = {"num_samples": num_samples, "batch_size": batch_size}
+    source = mlviews.MLViewSource.from_config(preset, **sizes, device=device, layout="pair")
+    torch.manual_seed(source.seed)
+    net = nn.Sequential(Encoder(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128)).to(device)
+    model: nn.Module = net
     if ranks > 1:
         dist.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None)
-    sizes = {"num_samples": num_samples, "batch_size": batch_size, "device": device, "layout": "pair"}
-    source = mlviews.MLViewSource.from_config({**mlviews.config.load_config(preset), **sizes})
-    torch.manual_seed(source.seed)
-    net = nn.Sequential(Encoder(), nn.Linear(Encoder.features, 256), nn.ReLU(), nn.Linear(256, 128)).to(device)
-    model = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if gpu else net) if ranks > 1 else net
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    parts: dict[str, nn.Module | torch.optim.Optimizer | mlviews.MLViewSource] = {"net": net, "optimiser": optimiser, "source": source}
+        model = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if gpu else net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "source": source}
     if out.exists():
-        for name, state in torch.load(out, map_location=device).items():
+        for name, state in torch.load(out, map_location=device, weights_only=True).items():
             parts[name].load_state_dict(state)
     for epoch in range(source.epoch, epochs):
         total = torch.zeros((), device=device)
         for anchor, positive in source:
             a, b = model(torch.cat([anchor, positive])).chunk(2)
             loss = mlviews.info_nce(a, b, temperature=0.2)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += loss.detach() / len(source) / ranks
         source.set_epoch(epoch + 1)
         if ranks > 1:
             dist.all_reduce(total)
         if os.environ.get("RANK", "0") == "0":
             print(f"epoch {epoch}: loss {total.item():.4f}", flush=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({name: part.state_dict() for name, part in parts.items()}, out)
+            with whole(out) as path:  # a run that is killed here leaves the previous checkpoint
+                torch.save({name: part.state_dict() for name, part in parts.items()}, path)
     if ranks > 1:
         dist.destroy_process_group()
 
