@@ -40,6 +40,11 @@ class Export(NamedTuple):
     files: int  # files of the complete export; 0 until then
     bytes: int  # their size
 
+    @property
+    def made(self) -> int:
+        """The name of ``written`` in version 0.1."""
+        return self.written
+
 
 def export(
     source: MLViewSource,
