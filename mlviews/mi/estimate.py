@@ -1,4 +1,4 @@
-"""Mutual information of paired samples: the lower bound that a critic trained by InfoNCE gives on fresh pairs.
+"""Mutual information of paired samples: the bound that a critic trained by InfoNCE gives on fresh pairs.
 
 The bound is the one-sided form, valid for any two variables: ``log K - loss`` with K candidates from one side
 (van den Oord et al. 2018; Poole et al. 2019, eq. 10), here the mean over the two sides. A bound holds for any
