@@ -47,11 +47,9 @@ _PROBABILITIES = ("flip", "jitter_p", "grayscale", "blur", "solarize", "equalize
 
 
 class Parameters(NamedTuple):
-    """What one :class:`Augmentation` does to each sample of a batch; ``None`` for an operation that is off."""
+    """What an :class:`Augmentation` does to each sample of a batch; ``None`` for an operation that is off."""
 
-    boxes: Tensor | None = (
-        None  # int64 [B, 4]: top, left, height, width, in pixels of Augmentation.working_shape
-    )
+    boxes: Tensor | None = None  # int64 [B, 4]: top, left, height, width, in pixels of working_shape
     flip: Tensor | None = None  # bool [B]
     brightness: Tensor | None = None  # float32 [B], a factor; 1 where the jitter is not applied
     contrast: Tensor | None = None  # the same
@@ -363,7 +361,7 @@ class Augmentation:
 
     @staticmethod
     def _color(x: Tensor, parameters: Parameters) -> Tensor:
-        """Apply brightness, contrast, saturation, hue and grayscale; samples left alone have neutral factors."""
+        """Apply brightness, contrast, saturation, hue and grayscale; samples left alone have neutral ones."""
         from kornia import enhance
 
         if parameters.brightness is not None:
@@ -430,7 +428,7 @@ class Augmentation:
                 _EQUALIZE: self.equalize,
             }
             uniform = sampling.Uniform()
-            fields = {
+            fields: dict[sampling.Name, sampling.Field] = {
                 operation: sampling.Field(_UNIFORMS[operation], sampling.AUGMENT, view, operation, uniform)
                 for operation, strength in strengths.items()
                 if strength

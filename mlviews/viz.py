@@ -83,7 +83,7 @@ def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewI
 
 def _pipelines(source: MLViewSource) -> list[Augmentation] | None:
     """Return T_x of each view without its normalization, or None if one of them is no Augmentation."""
-    pipelines = []
+    pipelines: list[Augmentation] = []
     for view in sorted(set(source.crops)):
         transform: Transform | None = unnormalized(source.transforms[source.crops.index(view)])
         if not isinstance(transform, Augmentation):

@@ -1,4 +1,4 @@
-"""Real labelled images to evaluate on: a bundled slice of Fashion-MNIST's test set, or all of it from disk."""
+"""Real labelled images to evaluate on: a bundled slice of Fashion-MNIST's test set, or all from disk."""
 
 from __future__ import annotations
 
