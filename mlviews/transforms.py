@@ -1,8 +1,8 @@
-"""T_x: pixel augmentation of whole batches, per sample, on the device, as a function of the sample's index.
+"""T_x: pixel augmentation of whole batches on the device, sample by sample a function of the sample's index.
 
 The operators are kornia's functional ones. Their parameters come from the counter streams of
-:mod:`mlviews.sampling` and not from kornia's samplers, which draw from the global CPU generator once per batch: the
-augmentation of a view depends on ``(seed, epoch, global sample index, view)`` and on nothing else.
+:mod:`mlviews.sampling` and not from kornia's samplers, which draw from the global CPU generator once per
+batch: the augmentation of a view depends on ``(seed, epoch, global sample index, view)`` and on nothing else.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlviews import sampling
-from mlviews.checks import integer, is_number
+from mlviews import checks, sampling
+from mlviews.checks import is_number
 from mlviews.errors import did_you_mean, listing
 
-__all__ = ["IMAGENET", "Augmentation", "Parameters", "build", "byol", "gray", "simclr"]
+__all__ = ["IMAGENET", "Augmentation", "byol", "gray", "simclr"]
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations, one of each per channel or one for all."""
@@ -30,17 +30,26 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Means and standard deviations of ImageNet's channels."""
 
-# One stream of uniforms per operation, so that switching one on or off leaves the others' parameters as they are.
-# The numbers are part of what a seed means: never reorder them.
+# One stream of uniforms per operation, so that switching one on or off leaves the others' parameters as they
+# are. The numbers are part of what a seed means: never reorder them.
 _CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE, _EQUALIZE = range(7)
-_ATTEMPTS = 10  # at a box that fits, as many as torchvision makes
-_UNIFORMS = {_CROP: 2 * _ATTEMPTS + 2, _FLIP: 1, _JITTER: 5, _GRAYSCALE: 1, _BLUR: 2, _SOLARIZE: 1, _EQUALIZE: 1}
+_ATTEMPTS = 10  # the attempts at a box that fits, as many as torchvision makes
+_UNIFORMS = {  # of a sample
+    _CROP: 2 * _ATTEMPTS + 2,  # area and ratio of each attempt, top and left
+    _FLIP: 1,
+    _JITTER: 5,  # whether to apply it, and the four amounts
+    _GRAYSCALE: 1,
+    _BLUR: 2,  # whether to apply it, and its sigma
+    _SOLARIZE: 1,
+    _EQUALIZE: 1,
+}
+_PROBABILITIES = ("flip", "jitter_p", "grayscale", "blur", "solarize", "equalize")
 
 
 class Parameters(NamedTuple):
-    """What one :class:`Augmentation` does to each sample of a batch; ``None`` for an operation that is off."""
+    """What an :class:`Augmentation` does to each sample of a batch; ``None`` for an operation that is off."""
 
-    boxes: Tensor | None = None  # int64 [B, 4]: top, left, height, width, in pixels of Augmentation.working_shape
+    boxes: Tensor | None = None  # int64 [B, 4]: top, left, height, width, in pixels of working_shape
     flip: Tensor | None = None  # bool [B]
     brightness: Tensor | None = None  # float32 [B], a factor; 1 where the jitter is not applied
     contrast: Tensor | None = None  # the same
@@ -54,36 +63,40 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """One pipeline T_x (paper, sec. 3.2 and app. D): crop, resize and flip in one resampling, then color, blur, solarization,
-    equalization.
+    """One pipeline T_x (paper, sec. 3.2 and app. D).
 
-    The operations equal torchvision's tensor ones for the same parameters, with three differences: the crop is resized
-    without antialiasing; the color operations run in the fixed order brightness, contrast, saturation, hue
-    (``ColorJitter`` permutes them at every call); and gray is weighted 0.299, 0.587, 0.114 (torchvision: 0.2989). Boxes
-    are distributed as those of ``RandomResizedCrop``. On 1-channel images saturation, hue and grayscale change nothing
-    and are skipped; they are repeated to 3 channels at the very end.
+    It crops, resizes and flips in one resampling; then come color, blur, solarization and equalization.
 
-    Resampling is bilinear without antialiasing, so an image of at least twice the output's side is first shrunk by
-    the whole factor that leaves it just as large as the output or larger (512 to 128 for 112), with antialiasing.
+    The operations equal torchvision's tensor ones for the same parameters, with three differences: the crop
+    is resized without antialiasing; the color operations run in the fixed order brightness, contrast,
+    saturation, hue (``ColorJitter`` permutes them at every call); and gray is weighted 0.299, 0.587, 0.114
+    (torchvision: 0.2989). Boxes are distributed as those of ``RandomResizedCrop``. On 1-channel images
+    saturation, hue and grayscale change nothing and are skipped; they are repeated to 3 channels at the very
+    end.
+
+    Resampling is bilinear without antialiasing, so an image of at least twice the output's side is first
+    shrunk by the whole factor that leaves it just as large as the output or larger (512 to 128 for 112), with
+    antialiasing.
 
     Args:
         size: side of the square output in pixels, at least 1.
-        scale: smallest and largest area of the crop as a share of the image's, in (0, 1]; ``None`` resizes the whole
-            image instead, with antialiasing.
+        scale: smallest and largest area of the crop as a share of the image's, in (0, 1]; ``None`` resizes
+            the whole image instead, with antialiasing.
         ratio: smallest and largest width / height of the crop, above 0.
         flip: probability of a horizontal flip. All probabilities are in [0, 1]; 0 skips the operation.
-        jitter: strengths of brightness, contrast, saturation (factors are uniform in ``[max(0, 1 - s), 1 + s]``) and
-            hue (uniform in ``[-s, s]`` turns, at most 0.5), as of ``ColorJitter``.
+        jitter: strengths of brightness, contrast, saturation (factors are uniform in ``[max(0, 1 - s), 1 +
+            s]``) and hue (uniform in ``[-s, s]`` turns, at most 0.5), as of ``ColorJitter``.
         jitter_p: probability of the jitter, all four together.
         grayscale: probability of losing the color.
         blur: probability of a Gaussian blur. Its kernel is odd and about a tenth of ``size``, at least 3.
         blur_sigma: smallest and largest standard deviation of the blur in output pixels, above 0.
         solarize: probability of inverting what is at or above ``threshold``.
-        threshold: of the solarization, in [0, 1].
-        equalize: probability of equalising each channel's histogram, of 256 levels.
-        channels: of the output: 3 (1-channel images are repeated), 1, or ``None`` for as many as the images have.
-        normalize: means and standard deviations of the three channels, or one of each for all; ``None`` leaves
-            images in [0, 1]. A 1-channel output takes their averages.
+        threshold: the pixel value that solarization starts at, in [0, 1].
+        equalize: probability of equalizing each channel's histogram, of 256 levels.
+        channels: the output's channels: 3 (1-channel images are repeated), 1, or ``None`` for as many as the
+            images have.
+        normalize: means and standard deviations of the three channels, or one of each for all; ``None``
+            leaves images in [0, 1]. A 1-channel output takes their averages.
 
     Raises:
         ValueError: for a value outside the range given here.
@@ -110,37 +123,55 @@ class Augmentation:
     normalize: Normalization | None = IMAGENET
 
     def __post_init__(self) -> None:
-        self._set("size", integer("size", self.size, 1))
-        # Tuples, also when a configuration file gave lists: the pipeline stays hashable and compares equal.
+        # Sequences become tuples, also when a configuration file gave lists: the pipeline stays hashable.
+        self._set("size", checks.integer("size", self.size, 1))
         if self.scale is not None:
-            self._set("scale", _numbers("scale", self.scale, 2, "(smallest, largest) share of the area, or None for no crop"))
-            _check_range("scale", self.scale, "0 < smallest <= largest <= 1", high=1.0)
-        self._set("ratio", _numbers("ratio", self.ratio, 2, "(smallest, largest) width / height of the crop"))
-        _check_range("ratio", self.ratio, "0 < smallest <= largest")
-        self._set("jitter", _numbers("jitter", self.jitter, 4, "strengths of brightness, contrast, saturation and hue"))
+            self._set(
+                "scale",
+                _numbers("scale", self.scale, "(smallest, largest) share of the area, or None for no crop"),
+            )
+            _check_ascending("scale", self.scale, most=1)
+        self._set("ratio", _numbers("ratio", self.ratio, "(smallest, largest) width / height of the crop"))
+        _check_ascending("ratio", self.ratio)
+        self._set(
+            "blur_sigma",
+            _numbers("blur_sigma", self.blur_sigma, "(smallest, largest) standard deviation in pixels"),
+        )
+        _check_ascending("blur_sigma", self.blur_sigma)
+        self._set(
+            "jitter",
+            _numbers("jitter", self.jitter, "strengths of brightness, contrast, saturation and hue", 4),
+        )
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(f"Invalid jitter={self.jitter!r}: strengths are 0 (off) or more, and that of hue, the last, is at most 0.5.")
-        self._set("blur_sigma", _numbers("blur_sigma", self.blur_sigma, 2, "(smallest, largest) standard deviation in pixels"))
-        _check_range("blur_sigma", self.blur_sigma, "0 < smallest <= largest")
-        for name in ("flip", "jitter_p", "grayscale", "blur", "solarize", "threshold", "equalize"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value <= 1:
-                kind = "a pixel value" if name == "threshold" else "a probability"
-                raise ValueError(f"Invalid {name}={value!r}: it is {kind}, a number from 0 to 1.")
+            raise ValueError(
+                f"Invalid jitter={self.jitter!r}: strengths are 0 (off) or more, and that of hue, the last, "
+                "is at most 0.5."
+            )
+        for name in _PROBABILITIES:
+            _check_share(name, getattr(self, name), "a probability")
+        _check_share("threshold", self.threshold, "a pixel value")
         if self.blur and self.size < 2:
-            raise ValueError(f"Invalid blur={self.blur!r} with size={self.size}: a blur needs a size of at least 2; set blur=0.")
-        if self.channels is not None and (isinstance(self.channels, bool) or self.channels not in (1, 3)):
-            raise ValueError(f"Invalid channels={self.channels!r}: the output has 1 or 3 channels, or None for as many as the images.")
+            raise ValueError(
+                f"Invalid blur={self.blur!r} with size={self.size}: a blur needs a size of at least 2; set "
+                "blur=0."
+            )
+        if isinstance(self.channels, bool) or self.channels not in (1, 3, None):
+            raise ValueError(
+                f"Invalid channels={self.channels!r}: the output has 1 or 3 channels, or None for as many as "
+                "the images."
+            )
         if self.normalize is not None:
-            self._set("normalize", _check_normalize(self.normalize))
+            self._set("normalize", _as_normalization(self.normalize))
 
-    def __call__(self, images: Tensor, indices: Iterable[int] | Tensor, *, seed: int, epoch: int, view: int) -> Tensor:
+    def __call__(
+        self, images: Tensor, indices: Iterable[int] | Tensor, *, seed: int, epoch: int, view: int
+    ) -> Tensor:
         """Augment a batch; the same as :meth:`apply` with :meth:`parameters`.
 
         Args:
             images: floating point ``[B, C, H, W]`` in [0, 1] with 1 or 3 channels.
-            indices: ``B`` global sample indices in ``[0, 2**32)``. An int64 tensor on the images' device is taken as
-                it is, without a look at its values, which would make the host wait.
+            indices: ``B`` global sample indices in ``[0, 2**32)``. An int64 tensor on the images' device is
+                taken as it is, without a look at its values, which would make the host wait.
             seed: integer in ``[0, 2**64)``.
             epoch: integer in ``[0, 2**32)``.
             view: integer in ``[0, 4096)``; each view of a sample is augmented on its own.
@@ -149,26 +180,37 @@ class Augmentation:
             A new, contiguous float32 tensor ``[B, channels, size, size]`` on the images' device.
 
         Raises:
-            ValueError: for images or indices of the wrong shape, type or range, or for a seed, epoch or view out of range.
+            ValueError: for images or indices of the wrong shape, type or range, or for a seed, epoch or view
+                out of range.
         """
         self._check(images)
-        if isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == images.device:
-            rows = indices
-        else:
+        rows = indices
+        on_device = isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.device == images.device
+        if not on_device:
             rows = sampling.as_indices(indices, images.device)
+        assert isinstance(rows, Tensor)
         if rows.shape != images.shape[:1]:
-            raise ValueError(f"Got indices of shape {tuple(rows.shape)} for {len(images)} images: give one global sample index per image.")
-        return self.apply(images, self.parameters(rows, tuple(images.shape[-2:]), seed=seed, epoch=epoch, view=view))
+            raise ValueError(
+                f"Got indices of shape {tuple(rows.shape)} for {len(images)} images: "
+                "give one global sample index per image."
+            )
+        parameters = self.parameters(rows, tuple(images.shape[-2:]), seed=seed, epoch=epoch, view=view)
+        return self.apply(images, parameters)
 
     def working_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to which images are shrunk before the crop: whole, if they are below twice ``size``."""
+        """Return the height and width that images are shrunk to before the crop.
+
+        Images below twice ``size`` are not shrunk.
+        """
         if self.scale is None:
             return self.size, self.size
         factor = max(1, min(height, width) // self.size)
         return height // factor, width // factor
 
-    def parameters(self, indices: Tensor, image_shape: tuple[int, ...], *, seed: int, epoch: int, view: int) -> Parameters:
-        """What is done to each sample, drawn on the device of ``indices``.
+    def parameters(
+        self, indices: Tensor, image_shape: tuple[int, ...], *, seed: int, epoch: int, view: int
+    ) -> Parameters:
+        """Return what is done to each sample, drawn on the device of ``indices``.
 
         An operation's parameters do not depend on which other operations are on.
 
@@ -189,37 +231,49 @@ class Augmentation:
             raise ValueError(f"Invalid image_shape={image_shape!r}: give (height, width), both at least 1.")
         draw = self._plan(indices.device, view)
         uniform = draw(indices, seed, epoch)
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         if _CROP in uniform:
-            found["boxes"] = self._boxes(uniform[_CROP], *self.working_shape(*image_shape))
-        if _FLIP in uniform:
-            found["flip"] = uniform[_FLIP][:, 0] < self.flip
+            values["boxes"] = self._boxes(uniform[_CROP], *self.working_shape(*image_shape))
         if _JITTER in uniform:
-            applied, *amounts = uniform[_JITTER].unbind(1)
-            for name, strength, amount in zip(("brightness", "contrast", "saturation", "hue"), self.jitter, amounts, strict=True):
-                if strength:
-                    neutral = 0.0 if name == "hue" else 1.0
-                    low = -strength if name == "hue" else max(0.0, 1 - strength)
-                    value = low + (neutral + strength - low) * amount
-                    found[name] = torch.where(applied < self.jitter_p, value, neutral)
-        if _GRAYSCALE in uniform:
-            found["grayscale"] = uniform[_GRAYSCALE][:, 0] < self.grayscale
+            values |= self._factors(uniform[_JITTER])
         if _BLUR in uniform:
             low, high = self.blur_sigma
             applied, amount = uniform[_BLUR].unbind(1)
-            found["sigma"] = torch.where(applied < self.blur, low + (high - low) * amount, 0.0)
-        if _SOLARIZE in uniform:
-            found["solarize"] = uniform[_SOLARIZE][:, 0] < self.solarize
-        if _EQUALIZE in uniform:
-            found["equalize"] = uniform[_EQUALIZE][:, 0] < self.equalize
-        return Parameters(**found)
+            values["sigma"] = torch.where(applied < self.blur, low + (high - low) * amount, 0.0)
+        switches = {
+            "flip": (_FLIP, self.flip),
+            "grayscale": (_GRAYSCALE, self.grayscale),
+            "solarize": (_SOLARIZE, self.solarize),
+            "equalize": (_EQUALIZE, self.equalize),
+        }
+        for name, (operation, probability) in switches.items():
+            if operation in uniform:
+                values[name] = uniform[operation][:, 0] < probability
+        return Parameters(**values)
+
+    def _factors(self, uniform: Tensor) -> dict[str, Tensor]:
+        """Return the factors ``[B]`` of the jitter's operations that are on, from uniforms ``[B, 5]``."""
+        applied, *amounts = uniform.unbind(1)
+        names = ("brightness", "contrast", "saturation", "hue")
+        factors = {}
+        for name, strength, amount in zip(names, self.jitter, amounts, strict=True):
+            if not strength:
+                continue
+            # Of hue the factor is an angle, around 0.
+            neutral = 0.0 if name == "hue" else 1.0
+            low = -strength if name == "hue" else max(0.0, 1 - strength)
+            value = low + (neutral + strength - low) * amount
+            factors[name] = torch.where(applied < self.jitter_p, value, neutral)
+        return factors
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Do to each sample what its parameters say, whoever chose them; differentiable with respect to the images.
+        """Do to each sample what its parameters say, whoever chose them.
+
+        The result is differentiable with respect to the images.
 
         Args:
             images: floating point ``[B, C, H, W]`` in [0, 1] with 1 or 3 channels.
-            parameters: of ``B`` samples, on the images' device.
+            parameters: what to do to the ``B`` samples, on the images' device.
 
         Returns:
             A new, contiguous float32 tensor ``[B, channels, size, size]`` on the images' device.
@@ -232,7 +286,7 @@ class Augmentation:
         with torch.autocast(images.device.type, enabled=False):
             return self._apply(images, parameters)
 
-    # -- the operations ------------------------------------------------------------------------------------------
+    # -- the operations --------------------------------------------------------------------------------------
 
     def _apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         x = images.float()
@@ -255,46 +309,59 @@ class Augmentation:
         return out.clone() if out is images else out
 
     def _boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Boxes as ``RandomResizedCrop`` chooses them: the first of ten that fits in the image, else the central one."""
+        """Return boxes ``[B, 4]`` as ``RandomResizedCrop`` chooses them, from uniforms ``[B, 22]``.
+
+        A box is the first of ten that fits in the image, else the central one.
+        """
         assert self.scale is not None
         areas, ratios, places = torch.split(uniform, [_ATTEMPTS, _ATTEMPTS, 2], dim=1)
+
+        # The sides of all attempts, [B, 10].
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * areas)
-        low, high = (math.log(value) for value in self.ratio)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         aspect = torch.exp(low + (high - low) * ratios)
         w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+
+        # The first attempt that fits, [B]: of several maxima argmax takes the first.
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        # Of several maxima argmax takes the first.
         first, any_fits = fits.int().argmax(1, keepdim=True), fits.any(1)
         w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-        # Where none fits: as much of the image's centre as the ratios allow.
-        central_w, central_h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+
+        # Where none fits: as much of the image's center as the ratios allow.
+        central_w = min(width, round(height * self.ratio[1]))
+        central_h = min(height, round(width / self.ratio[0]))
         w, h = torch.where(any_fits, w, float(central_w)), torch.where(any_fits, h, float(central_h))
+
         room_y, room_x = height - h, width - w
         top = torch.where(any_fits, (places[:, 0] * (room_y + 1)).floor(), (room_y / 2).floor())
         left = torch.where(any_fits, (places[:, 1] * (room_x + 1)).floor(), (room_x / 2).floor())
         return torch.stack((top, left, h, w), dim=1).to(torch.int64)
 
     def _crop(self, images: Tensor, boxes: Tensor, flip: Tensor | None) -> Tensor:
-        """Crop, resize and flip in one bilinear resampling."""
+        """Crop, resize and flip in one bilinear resampling: ``[B, C, H, W] -> [B, C, size, size]``."""
         from kornia.geometry.transform import remap
 
         height, width = images.shape[-2:]
-        top, left, h, w = boxes.float()[:, :, None].unbind(1)
+        top, left, h, w = boxes.float()[:, :, None].unbind(1)  # [B, 1] each
+        # The centers of the output's pixels.
         y = x = torch.arange(self.size, device=images.device, dtype=torch.float32) + 0.5
         if flip is not None:
             x = torch.where(flip[:, None], self.size - x, x)
-        # Kept between the centres of the box's outermost pixels: a resize of the crop alone sees nothing beyond it.
+        # In the image, [B, size], between the centers of the box's outermost pixels: a resize of the crop
+        # alone sees nothing beyond it.
         y = top + (y * (h / self.size) - 0.5).clamp_min(0).minimum(h - 1)
         x = left + (x * (w / self.size) - 0.5).clamp_min(0).minimum(w - 1)
-        # Normalised here: kornia would copy its factors from the host at every call.
+        # Normalized here, to [-1, 1]: kornia would copy its factors from the host at every call.
         map_y = ((2 * y + 1) / height - 1)[:, :, None].expand(-1, -1, self.size)
         map_x = ((2 * x + 1) / width - 1)[:, None, :].expand(-1, self.size, -1)
-        out: Tensor = remap(images, map_x, map_y, padding_mode="border", align_corners=False, normalized_coordinates=True)
-        return out
+        cropped: Tensor = remap(
+            images, map_x, map_y, padding_mode="border", align_corners=False, normalized_coordinates=True
+        )
+        return cropped
 
     @staticmethod
     def _color(x: Tensor, parameters: Parameters) -> Tensor:
-        """Brightness, contrast, saturation, hue, grayscale; the factors of samples left alone are neutral."""
+        """Apply brightness, contrast, saturation, hue and grayscale; samples left alone have neutral ones."""
         from kornia import enhance
 
         if parameters.brightness is not None:
@@ -314,35 +381,42 @@ class Augmentation:
         return x
 
     def _blur(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Blur the samples whose sigma ``[B]`` is above 0."""
         # The parts of kornia's gaussian_blur2d, which itself reads sigma back to the host to check it.
         from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 
         applied = sigma > 0
-        kernel = get_gaussian_kernel1d(max(3, self.size // 10 | 1), torch.where(applied, sigma, 1.0)[:, None])
+        side = max(3, self.size // 10 | 1)  # odd
+        kernel = get_gaussian_kernel1d(side, torch.where(applied, sigma, 1.0)[:, None])  # [B, side]
         return torch.where(_per_image(applied), filter2d_separable(x, kernel, kernel), x)
 
     def _finish(self, x: Tensor) -> Tensor:
-        """Normalise and repeat 1 channel to 3, in one pass."""
+        """Normalize, and repeat 1 channel to 3, in one pass."""
         count = self.channels or x.shape[1]
         if self.normalize is None:
             return x if x.shape[1] == count else x.expand(-1, count, -1, -1)
-        key = (x.device, count)
-        if key not in self._constants:
+        shift, factor = self._normalization(x.device, count)
+        return torch.addcmul(shift, x, factor)
+
+    # -- what is made once per device ------------------------------------------------------------------------
+
+    def _normalization(self, device: torch.device, count: int) -> tuple[Tensor, Tensor]:
+        """Return the shift and the factor ``[1, count, 1, 1]`` that normalize images of so many channels."""
+        if (device, count) not in self._constants:
+            assert self.normalize is not None
             means, stds = self.normalize
             if count == 1:
                 means, stds = (sum(means) / len(means),), (sum(stds) / len(stds),)
-            table = [[-mean / std for mean, std in zip(means, stds, strict=True)], [1 / std for std in stds]]
+            shifts = [-mean / std for mean, std in zip(means, stds, strict=True)]
+            factors = [1 / std for std in stds]
             with torch.inference_mode(False):  # they outlive the mode they happen to be made in
-                constants = torch.tensor(table, dtype=torch.float32, device=x.device)[:, None, :, None, None]
-                shift, factor = constants.expand(-1, 1, count, 1, 1)
-            self._constants[key] = shift, factor
-        shift, factor = self._constants[key]
-        return torch.addcmul(shift, x, factor)
-
-    # -- what is made once per device ----------------------------------------------------------------------------
+                table = torch.tensor([shifts, factors], dtype=torch.float32, device=device)  # [2, 1 or 3]
+                shift, factor = table[:, None, :, None, None].expand(-1, 1, count, 1, 1)
+            self._constants[device, count] = shift, factor
+        return self._constants[device, count]
 
     def _plan(self, device: torch.device, view: int) -> sampling.Draw:
-        """The operations that are on, and the draw of their uniforms."""
+        """Return the draw of the uniforms of all operations that are on."""
         if (device, view) not in self._plans:
             strengths = {
                 _CROP: self.scale is not None,
@@ -353,10 +427,11 @@ class Augmentation:
                 _SOLARIZE: self.solarize,
                 _EQUALIZE: self.equalize,
             }
-            operations = [operation for operation, strength in strengths.items() if strength]
-            fields = {
-                operation: sampling.Field(_UNIFORMS[operation], sampling.AUGMENT, view, operation, sampling.Uniform())
-                for operation in operations
+            uniform = sampling.Uniform()
+            fields: dict[sampling.Name, sampling.Field] = {
+                operation: sampling.Field(_UNIFORMS[operation], sampling.AUGMENT, view, operation, uniform)
+                for operation, strength in strengths.items()
+                if strength
             }
             self._plans[device, view] = sampling.Draw(fields, device)
         return self._plans[device, view]
@@ -381,48 +456,63 @@ class Augmentation:
         if channels not in (1, 3):
             raise ValueError(f"Got images with {channels} channels: augmentation works on 1 or 3.")
         if self.channels == 1 and channels == 3:
-            raise ValueError("Got images with 3 channels for channels=1: use channels=3, or convert the images to gray first.")
+            raise ValueError(
+                "Got images with 3 channels for channels=1: use channels=3, or convert the images to gray "
+                "first."
+            )
 
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-            found = (
-                f"images of shape {tuple(images.shape)} and dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+            kind = type(images).__name__
+            if isinstance(images, Tensor):
+                kind = f"images of shape {tuple(images.shape)} and dtype {images.dtype}"
+            raise ValueError(
+                f"Got {kind}: give a batch [B, C, H, W] of floats in [0, 1] (bytes: images.float() / 255)."
             )
-            raise ValueError(f"Got {found}: give a batch [B, C, H, W] of floats in [0, 1] (bytes: images.float() / 255).")
         self.check(images.shape[1])
 
 
-# -- ready-made pipelines ----------------------------------------------------------------------------------------
+# -- ready-made pipelines ------------------------------------------------------------------------------------
 
 
 def unnormalized(transform: Any) -> Any:
-    """Return the pipeline without its normalization, whose pixels are not for eyes or files; any other value as it is."""
+    """Return the pipeline without its normalization, whose pixels are not for eyes or files.
+
+    Any other value is returned as it is.
+    """
     return replace(transform, normalize=None) if isinstance(transform, Augmentation) else transform
 
 
-def simclr(size: int, *, color: bool = True, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> Augmentation:
-    """The SimCLR set (Chen et al. 2020) as the paper uses it (app. D and E): crop of 20 to 100 % of the area, flip, color.
+def simclr(
+    size: int, *, color: bool = True, channels: int | None = 3, normalize: Normalization | None = IMAGENET
+) -> Augmentation:
+    """Return the SimCLR set (Chen et al. 2020) as the paper uses it (app. D and E): crop, flip, color.
+
+    The crop has 20 to 100 % of the area.
 
     Args:
         size: side of the output in pixels.
-        color: color jitter (0.4, 0.4, 0.4, 0.1; p 0.8) and grayscale (p 0.2). The paper's ML views go without: it finds
-            that they hurt there.
+        color: whether to add color jitter (0.4, 0.4, 0.4, 0.1; p 0.8) and grayscale (p 0.2). The paper's ML
+            views go without: it finds that they hurt there.
         channels: see :class:`Augmentation`.
         normalize: see :class:`Augmentation`.
 
     Raises:
         ValueError: for an invalid value.
     """
-    if not isinstance(color, bool):
-        raise ValueError(f"Invalid color={color!r}: give True or False.")
-    strengths = (0.4, 0.4, 0.4, 0.1) if color else (0.0, 0.0, 0.0, 0.0)
-    return Augmentation(size=size, jitter=strengths, grayscale=0.2 if color else 0.0, channels=channels, normalize=normalize)
+    if not checks.flag("color", color):
+        return Augmentation(size=size, channels=channels, normalize=normalize)
+    strengths = (0.4, 0.4, 0.4, 0.1)
+    return Augmentation(size=size, jitter=strengths, grayscale=0.2, channels=channels, normalize=normalize)
 
 
-def byol(size: int, *, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> tuple[Augmentation, Augmentation]:
-    """The two different pipelines of BYOL (Grill et al. 2020, table 6), one per view.
+def byol(
+    size: int, *, channels: int | None = 3, normalize: Normalization | None = IMAGENET
+) -> tuple[Augmentation, Augmentation]:
+    """Return the two different pipelines of BYOL (Grill et al. 2020, table 6), one per view.
 
-    Both: crop of 8 to 100 % of the area, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grayscale (p 0.2). The first always
+    Both: crop of 8 to 100 % of the area, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grayscale (p 0.2). The
+        first always
     blurs; the second blurs with p 0.1 and solarizes with p 0.2.
 
     Args:
@@ -450,7 +540,9 @@ def byol(size: int, *, channels: int | None = 3, normalize: Normalization | None
 
 
 def gray(size: int, *, channels: int | None = 3, normalize: Normalization | None = IMAGENET) -> Augmentation:
-    """For 1-channel data, where color is brightness and contrast (0.4 each, p 0.8): with crop and flip as in :func:`simclr`.
+    """Return a pipeline for 1-channel data, where color is brightness and contrast (0.4 each, p 0.8).
+
+    Crop and flip are as in :func:`simclr`.
 
     Args:
         size: side of the output in pixels.
@@ -463,8 +555,6 @@ def gray(size: int, *, channels: int | None = 3, normalize: Normalization | None
     return Augmentation(size=size, jitter=(0.4, 0.4, 0.0, 0.0), channels=channels, normalize=normalize)
 
 
-FACTORIES = (simclr, byol, gray, Augmentation)  # which users may pass uncalled
-
 _NAMES: dict[str, Callable[..., Augmentation | tuple[Augmentation, ...]]] = {
     "simclr": simclr,
     "byol": byol,
@@ -472,17 +562,22 @@ _NAMES: dict[str, Callable[..., Augmentation | tuple[Augmentation, ...]]] = {
     "custom": Augmentation,
 }
 
+FACTORIES = tuple(_NAMES.values())
+"""What users may pass uncalled, by mistake."""
+
 
 def build(spec: object) -> Augmentation | tuple[Augmentation | None, ...] | None:
-    """T_x from a configuration.
+    """Return T_x from a configuration.
 
     Args:
-        spec: ``{"name": "simclr", "size": 28, "color": False}``, that is a name (simclr, byol, gray, or custom for an
-            :class:`Augmentation`) and its arguments, where ``normalize`` may also be ``"imagenet"``; or an
-            :class:`Augmentation`, or ``None`` for raw views; or a sequence of these, one per view.
+        spec: ``{"name": "simclr", "size": 28, "color": False}``, that is a name (simclr, byol, gray, or
+            custom for an :class:`Augmentation`) and its arguments, where ``normalize`` may also be
+            ``"imagenet"``; or an :class:`Augmentation`, or ``None`` for raw views; or a sequence of these,
+            one per view.
 
     Returns:
-        One pipeline for all views; or a tuple of them (and of ``None``), one per view, also for ``byol``; or ``None``.
+        One pipeline for all views; or a tuple of them (and of ``None``), one per view, also for ``byol``; or
+        ``None``.
 
     Raises:
         ValueError: for an unknown name or key, a missing one, or a value out of range.
@@ -494,45 +589,57 @@ def build(spec: object) -> Augmentation | tuple[Augmentation | None, ...] | None
     if spec is None or isinstance(spec, Augmentation):
         return spec
     if isinstance(spec, Mapping):
-        return _build_one(spec)
-    if isinstance(spec, Sequence) and not isinstance(spec, str):
-        if not spec:
-            raise ValueError("Invalid transform=[]: give one pipeline per view, or None for raw views.")
-        views = [build(one) for one in spec]
-        several = [one for one, made in zip(spec, views, strict=True) if isinstance(made, tuple)]
-        if several:
+        return _build_named(spec)
+    if isinstance(spec, str) or not isinstance(spec, Sequence):
+        raise ValueError(
+            f"Invalid transform={spec!r}: give a mapping with a name ({listing(_NAMES)}) and its arguments, "
+            "an Augmentation, a list of these (one per view), or None for raw views."
+        )
+    if not spec:
+        raise ValueError("Invalid transform=[]: give one pipeline per view, or None for raw views.")
+    views = []
+    for view_spec in spec:
+        view = build(view_spec)
+        if isinstance(view, tuple):
             raise ValueError(
-                f"Invalid transform for one view, {several[0]!r}: it makes a pipeline per view itself; give it without the list."
+                f"Invalid transform for one view, {view_spec!r}: it makes a pipeline per view itself; "
+                "give it without the list."
             )
-        return tuple(view for view in views if not isinstance(view, tuple))
-    raise ValueError(
-        f"Invalid transform={spec!r}: give a mapping with a name ({listing(_NAMES)}) and its arguments, an Augmentation, a list of these "
-        f"(one per view), or None for raw views."
-    )
+        views.append(view)
+    return tuple(views)
 
 
-def _build_one(spec: Mapping[Any, Any]) -> Augmentation | tuple[Augmentation, ...]:
-    name = spec.get("name")
+def _build_named(spec: Mapping[Any, Any]) -> Augmentation | tuple[Augmentation, ...]:
+    """Return the pipeline or pipelines of a name and its arguments."""
+    if "name" not in spec:
+        raise ValueError(f"The transform {dict(spec)!r} has no name: the names are {listing(_NAMES)}.")
+    arguments = dict(spec)
+    name = arguments.pop("name")
     if not isinstance(name, str) or name not in _NAMES:
-        said = f"Unknown transform name {name!r}" if "name" in spec else f"The transform {dict(spec)!r} has no name"
-        raise ValueError(f"{said}: the names are {listing(_NAMES)}.{did_you_mean(name, _NAMES) if 'name' in spec else ''}")
-    arguments = {key: value for key, value in spec.items() if key != "name"}
-    allowed = list(inspect.signature(_NAMES[name]).parameters)
+        raise ValueError(
+            f"Unknown transform name {name!r}: the names are {listing(_NAMES)}.{did_you_mean(name, _NAMES)}"
+        )
+    keys = list(inspect.signature(_NAMES[name]).parameters)
     for key in arguments:
-        if key not in allowed:
-            raise ValueError(f"Unknown key {key!r} of transform {name!r}: its keys are {listing(allowed)}.{did_you_mean(key, allowed)}")
+        if key not in keys:
+            raise ValueError(
+                f"Unknown key {key!r} of transform {name!r}: its keys are "
+                f"{listing(keys)}.{did_you_mean(key, keys)}"
+            )
     if "size" not in arguments:
-        raise ValueError(f"The transform {name!r} needs a size, the side of its output in pixels: add it, e.g. size: 28.")
+        raise ValueError(
+            f"The transform {name!r} needs a size, the side of its output in pixels: add it, e.g. size: 28."
+        )
     if arguments.get("normalize") == "imagenet":
         arguments["normalize"] = IMAGENET
     return _NAMES[name](**arguments)
 
 
-# -- small parts -------------------------------------------------------------------------------------------------
+# -- small parts ---------------------------------------------------------------------------------------------
 
 
 def _resize(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Whole images at another size, antialiased where they shrink."""
+    """Return whole images at another size, antialiased where they shrink."""
     # kornia's antialiasing is a blur before a plain resize; torch's own is the one of torchvision and Pillow.
     if tuple(images.shape[-2:]) == shape:
         return images
@@ -540,10 +647,12 @@ def _resize(images: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _equalize(images: Tensor) -> Tensor:
-    """Each channel's histogram of 256 levels made flat, by Pillow's rule."""
+    """Make each channel's histogram of 256 levels flat, by Pillow's rule."""
     # kornia's equalize runs image by image and waits for the device at each.
-    levels = (images * 255).round().clamp(0, 255).long().flatten(2)
-    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device).scatter_add_(2, levels, torch.ones_like(levels))
+    levels = (images * 255).round().clamp(0, 255).long().flatten(2)  # [B, C, H * W]
+    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    # The pixels for each level of the output; those of the highest level there is are left out.
     step = (levels.shape[2] - counts.gather(2, levels.amax(2, keepdim=True))) // 255
     table = ((counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)).clamp(0, 255)
     flat = torch.where(step > 0, table.gather(2, levels), levels)
@@ -551,31 +660,45 @@ def _equalize(images: Tensor) -> Tensor:
 
 
 def _per_image(values: Tensor) -> Tensor:
-    """``[B]`` as ``[B, 1, 1, 1]``."""
+    """Return ``[B]`` as ``[B, 1, 1, 1]``."""
     return values[:, None, None, None]
 
 
-def _numbers(name: str, value: object, count: int, meaning: str) -> tuple[float, ...]:
-    """The value as a tuple of ``count`` finite numbers."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count or not all(map(is_number, value)):
+def _numbers(name: str, value: object, meaning: str, count: int = 2) -> tuple[float, ...]:
+    """Return the value as a tuple of so many finite numbers."""
+    numbers = _sequence(value)
+    if numbers is None or len(numbers) != count or not all(map(is_number, numbers)):
         raise ValueError(f"Invalid {name}={value!r}: give {count} numbers, {meaning}.")
-    return tuple(value)
+    return numbers
 
 
-def _check_range(name: str, value: tuple[float, float], rule: str, high: float = math.inf) -> None:
-    if not 0 < value[0] <= value[1] <= high:
-        raise ValueError(f"Invalid {name}={value!r}: it must hold {rule}.")
+def _check_ascending(name: str, value: tuple[float, float], most: float = math.inf) -> None:
+    if not 0 < value[0] <= value[1] <= most:
+        bound = "" if most == math.inf else f" <= {most}"
+        raise ValueError(f"Invalid {name}={value!r}: it must hold 0 < smallest <= largest{bound}.")
 
 
-def _check_normalize(value: object) -> Normalization:
-    """Means and standard deviations as tuples."""
-    remedy = "give (means, standard deviations) of 3 channels or of 1, standard deviations above 0, or None; the default is IMAGENET"
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
-    for part in value:
-        if isinstance(part, str) or not isinstance(part, Sequence) or len(part) not in (1, 3) or not all(map(is_number, part)):
-            raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
-    means, stds = tuple(value[0]), tuple(value[1])
-    if len(means) != len(stds) or min(stds) <= 0:
-        raise ValueError(f"Invalid normalize={value!r}: {remedy}.")
-    return means, stds
+def _check_share(name: str, value: object, kind: str) -> None:
+    if not is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"Invalid {name}={value!r}: it is {kind}, a number from 0 to 1.")
+
+
+def _as_normalization(value: object) -> Normalization:
+    """Return means and standard deviations as tuples."""
+    parts = [_sequence(part) for part in _sequence(value) or ()]
+    match parts:
+        case [tuple(means), tuple(stds)] if len(means) == len(stds) in (1, 3) and all(
+            map(is_number, means + stds)
+        ):
+            if min(stds) > 0:
+                return means, stds
+    raise ValueError(
+        f"Invalid normalize={value!r}: give (means, standard deviations) of 3 channels or of 1, standard "
+        "deviations "
+        "above 0, or None; the default is IMAGENET."
+    )
+
+
+def _sequence(value: object) -> tuple[Any, ...] | None:
+    """Return the value as a tuple if it is a sequence and no text."""
+    return None if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)

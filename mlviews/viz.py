@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,51 +12,112 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mlviews.source import MLViewSource
-from mlviews.transforms import Augmentation
+from mlviews.step import Transform
+from mlviews.transforms import Augmentation, unnormalized
 
 
 def mosaic(rows: Sequence[Sequence[Tensor]], gap: int = 1) -> Tensor:
-    """One image ``[H, W, 3]`` from rows of images ``[C, h, w]`` in [0, 1], white lines between them.
+    """Return one image ``[H, W, 3]`` of rows of images ``[C, h, w]`` in [0, 1], white lines between them.
 
-    Of more than 3 channels the first three are shown, of 2 the first. Smaller images leave the rest of their place white.
+    Of more than 3 channels the first three are shown, of 2 the first. Images smaller than the largest leave
+    the rest of their place white.
+
+    Args:
+        rows: the images, row by row.
+        gap: the width of the white lines, in pixels.
     """
-    height, width = (max(image.shape[dim] for row in rows for image in row) for dim in (-2, -1))
-    canvas = torch.ones(3, len(rows) * (height + gap) + gap, max(map(len, rows)) * (width + gap) + gap)
+    height = max(image.shape[-2] for row in rows for image in row)
+    width = max(image.shape[-1] for row in rows for image in row)
+    columns = max(len(row) for row in rows)
+    canvas = torch.ones(3, len(rows) * (height + gap) + gap, columns * (width + gap) + gap)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             top, left = gap + i * (height + gap), gap + j * (width + gap)
-            seen = image[: 3 if len(image) > 2 else 1]
-            canvas[:, top : top + image.shape[-2], left : left + image.shape[-1]] = seen.detach().cpu().clamp(0, 1)
+            place = canvas[:, top : top + image.shape[-2], left : left + image.shape[-1]]
+            channels = image[: 3 if len(image) > 2 else 1]  # [3 or 1, h, w]
+            place[:] = channels.detach().cpu().clamp(0, 1)
     return canvas.permute(1, 2, 0)
 
 
-def draw_views(arguments: Mapping[str, Any], path: str | Path, anchors: int = 8, views: int = 6, title: str = "") -> Path:
+class ViewImages(NamedTuple):
+    """Anchors and their positives: images ``[anchors, C, H, W]`` in [0, 1], one tensor per view."""
+
+    generated: list[Tensor]  # before T_x
+    augmented: (
+        list[Tensor] | None
+    )  # after T_x, without its normalization; None where T_x is not all Augmentations
+
+
+def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewImages:
+    """Return images of the first anchors of a source's epoch and of their positives, before and after T_x.
+
+    The source stays at its place. Of a view's crops the first is taken; views beyond the source's own get the
+    T_x of its last one.
+
+    Args:
+        source: a source with any number of views.
+        anchors: the number of anchors.
+        views: the number of views of each, the anchor included.
+    """
+    raw = source.replace(
+        num_views=views,
+        batch_size=anchors,
+        num_samples=anchors,
+        drop_last=True,
+        transform=None,
+        crops=None,
+        rank=0,
+        world_size=1,
+    )
+    batch = raw.batch(0, anchors)
+    pipelines = _pipelines(source)
+    if pipelines is None:
+        return ViewImages(batch.views, None)
+    last = len(pipelines) - 1
+    augmented = [
+        pipelines[min(view, last)](images, batch.indices, seed=raw.seed, epoch=raw.epoch, view=view)
+        for view, images in enumerate(batch.views)
+    ]
+    return ViewImages(batch.views, augmented)
+
+
+def _pipelines(source: MLViewSource) -> list[Augmentation] | None:
+    """Return T_x of each view without its normalization, or None if one of them is no Augmentation."""
+    pipelines: list[Augmentation] = []
+    for view in sorted(set(source.crops)):
+        transform: Transform | None = unnormalized(source.transforms[source.crops.index(view)])
+        if not isinstance(transform, Augmentation):
+            return None
+        pipelines.append(transform)
+    return pipelines
+
+
+def draw_views(
+    source: MLViewSource, path: str | Path, anchors: int = 8, views: int = 6, title: str = ""
+) -> Path:
     """Write a PNG with one row per anchor: the anchor and its positives, before and after T_x.
 
     Args:
-        arguments: of an :class:`MLViewSource`; its number of views and sizes are replaced. Of a view's crops the first is shown.
-        path: of the PNG.
-        anchors: rows.
-        views: columns, the anchor's included.
-        title: above the picture.
+        source: the source of the views; it stays at its place.
+        path: the PNG's path.
+        anchors: the number of rows.
+        views: the number of columns, the anchor's included.
+        title: the text above the picture.
+
+    Returns:
+        The PNG's path.
+
+    Raises:
+        ValueError: if the path does not end in .png.
     """
-    own = {"num_views": views, "batch_size": anchors, "num_samples": anchors, "drop_last": True, "transform": None, "crops": None}
-    source = MLViewSource(**{**arguments, **own, "rank": 0, "world_size": 1})
-    batch = source.batch(0, anchors)
-    panels = [("anchor | positives", [[view[row] for view in batch.views] for row in range(anchors)])]
-    transform = arguments.get("transform")
-    each = list(transform) if isinstance(transform, Sequence) else [transform]
-    if crops := arguments.get("crops"):
-        each = [each[min(list(crops).index(view), len(each) - 1)] for view in sorted(set(crops))]
-    pipelines = [replace(one, normalize=None) for one in each if isinstance(one, Augmentation)]  # normalised pixels are not for eyes
-    if len(pipelines) == len(each):
-        seen = [
-            pipelines[min(view, len(each) - 1)](images, batch.indices, seed=source.seed, epoch=source.epoch, view=view)
-            for view, images in enumerate(batch.views)
-        ]
-        panels.append(("the same after T_x", [[view[row] for view in seen] for row in range(anchors)]))
+    images = view_images(source, anchors, views)
+    panels = {"anchor | positives": images.generated}
+    if images.augmented is not None:
+        panels["the same after T_x"] = images.augmented
     figure = Figure(figsize=(0.85 * views * len(panels) + 0.4, 0.85 * anchors + 0.6), layout="constrained")
-    for axis, (name, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, columns) in zip(axes, panels.items(), strict=True):
+        rows = [[view[row] for view in columns] for row in range(anchors)]
         axis.imshow(mosaic(rows).numpy(), interpolation="nearest")
         axis.set_title(name, fontsize=10)
         axis.axis("off")
@@ -66,7 +126,18 @@ def draw_views(arguments: Mapping[str, Any], path: str | Path, anchors: int = 8,
 
 
 def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: float | None = None) -> Path:
-    """Write a PNG with the loss of every step, its running mean, and the loss of an encoder that cannot tell views apart."""
+    """Write a PNG with the loss of every step and its running mean.
+
+    Args:
+        losses: the loss of every step.
+        path: the PNG's path.
+        title: the text above the picture.
+        chance: the loss in nats of an encoder that cannot tell views apart, drawn as a line; None draws none,
+            and the loss is then not said to be in nats.
+
+    Returns:
+        The PNG's path.
+    """
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
     steps = np.arange(1, len(losses) + 1)
@@ -83,7 +154,11 @@ def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: flo
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write the figure, making its folder where there is none."""
+    """Write a figure as PNG, and its folder if it is missing; return the path.
+
+    Raises:
+        ValueError: if the path does not end in .png.
+    """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"Invalid picture {str(path)!r}: its name must end in .png.")

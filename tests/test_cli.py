@@ -19,9 +19,11 @@ COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "export"
 
 def failing(*arguments: str) -> str:
     """What the installed command says on stderr when it fails."""
-    done = subprocess.run([sys.executable, "-m", "mlviews.cli", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    return done.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "mlviews.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    return result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -31,15 +33,19 @@ def test_help_is_complete(command: str) -> None:
     for parameter in parameters:
         assert parameter.opts[-1] in out
         assert parameter.help
-    assert {parameter.name for parameter in parameters} >= (set() if command == "generators" else {"seed", "device", "out"})
+    assert {parameter.name for parameter in parameters} >= (
+        set() if command == "generators" else {"seed", "device", "out"}
+    )
     assert command in run(app, ["--help"]).output
 
 
 def test_without_a_command_it_says_what_there_is() -> None:
-    done = subprocess.run([sys.executable, "-m", "mlviews.cli"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert all(command in done.stdout for command in COMMANDS)
-    assert done.stderr == ""
+    result = subprocess.run(
+        [sys.executable, "-m", "mlviews.cli"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in COMMANDS)
+    assert result.stderr == ""
 
 
 def test_generators() -> None:
@@ -52,74 +58,123 @@ def test_generators() -> None:
 @pytest.mark.parametrize("preset", ["fashion-ml-random", "fashion-none"])
 def test_views(preset: str, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "views.png"
-    done = run(app, ["views", "--preset", preset, "--out", str(path), "--anchors", "2", "--num-views", "3"])
-    assert done.exit_code == 0, done.output
+    result = run(app, ["views", "--preset", preset, "--out", str(path), "--anchors", "2", "--num-views", "3"])
+    assert result.exit_code == 0, result.output
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_views_of_several_crops(tmp_path: Path) -> None:
     sizes = [{"name": "simclr", "size": size, "color": False} for size in (28, 28, 16, 16)]
-    (tmp_path / "multi.yaml").write_text(json.dumps({"preset": "fashion-ml-random", "crops": [0, 1, 0, 1], "transform": sizes}))
+    (tmp_path / "multi.yaml").write_text(
+        json.dumps({"preset": "fashion-ml-random", "crops": [0, 1, 0, 1], "transform": sizes})
+    )
     path = tmp_path / "views.png"
     for count in ("1", "3"):
         options = ["--out", str(path), "--anchors", "2", "--num-views", count]
-        done = run(app, ["views", "--preset", str(tmp_path / "multi.yaml"), *options])
-        assert done.exit_code == 0, done.output
+        result = run(app, ["views", "--preset", str(tmp_path / "multi.yaml"), *options])
+        assert result.exit_code == 0, result.output
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("method", ["simclr", "simsiam", "byol"])
 def test_probe_trains_and_evaluates(method: str, tmp_path: Path) -> None:
-    done = run(app, ["probe", "--steps", "3", "--batch-size", "8", "--labels", "500", "--method", method, "--out", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = run(
+        app,
+        [
+            "probe",
+            "--steps",
+            "3",
+            "--batch-size",
+            "8",
+            "--labels",
+            "500",
+            "--method",
+            method,
+            "--out",
+            str(tmp_path),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "result.json").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "result.json", "views.png"]
-    assert len(result["loss"]) == 3
-    assert all(-1 <= loss < 10 for loss in result["loss"])
-    assert set(result["scores"]) == {"raw pixels", "untrained encoder", "encoder trained on views"}
-    for scores in result["scores"].values():
+    assert len(record["loss"]) == 3
+    assert all(-1 <= loss < 10 for loss in record["loss"])
+    assert set(record["scores"]) == {"raw pixels", "untrained encoder", "encoder trained on views"}
+    for scores in record["scores"].values():
         assert 15 < scores["linear"]["0.01"] < scores["linear"]["1"] < 95
         assert 40 < scores["knn"] < 95
-    assert result["training"]["method"] == method
-    assert result["probe_images"] == 500
-    assert "raw pixels" in done.output
+    assert record["training"]["method"] == method
+    assert record["probe_images"] == 500
+    assert "raw pixels" in result.output
 
 
 def test_impact_prints_a_table_and_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"train_pairs": 4, "evaluations": 2, "width": 8}
     measure = mlviews.measure_impact
-    monkeypatch.setattr(mlviews, "measure_impact", lambda *given, **options: measure(*given, **options, **small))
-    options = ["impact", "fashion", "--out", str(tmp_path), "--pairs", "8", "--steps", "10", "--monte-carlo", "500", "--target-loss", "0.5"]
-    done = run(app, options, env={"COLUMNS": "160"})
-    assert done.exit_code == 0, done.output
-    assert "Impact of the levels of fashion (sweep, target 0.5 nats)" in done.output
-    assert {"report.html", "impact.json", "curves.png", "sweep.pt"} <= {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(
+        mlviews, "measure_impact", lambda *arguments, **options: measure(*arguments, **options, **small)
+    )
+    options = [
+        "impact",
+        "fashion",
+        "--out",
+        str(tmp_path),
+        "--pairs",
+        "8",
+        "--steps",
+        "10",
+        "--monte-carlo",
+        "500",
+        "--target-loss",
+        "0.5",
+    ]
+    result = run(app, options, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "Impact of the levels of fashion (sweep, target 0.5 nats)" in result.output
+    assert {"report.html", "impact.json", "curves.png", "sweep.pt"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
     report = mlviews.ImpactReport.load(tmp_path)
     assert (report.pairs, report.target_loss, len(report.impacts)) == (8, 0.5, 4)
 
 
 def test_walker_takes_levels_and_anchors_of_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = mlviews.train_walker
-    monkeypatch.setattr(mlviews, "train_walker", lambda *given, **options: train(*given, **options, warmup=25, width=8))
+    monkeypatch.setattr(
+        mlviews,
+        "train_walker",
+        lambda *arguments, **options: train(*arguments, **options, warmup=25, width=8),
+    )
     (tmp_path / "own.yaml").write_text("preset: fashion-ml-random\nanchor: {std: 0.5}\n")
-    options = ["walker", "2:4", "--generator", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "w"), "--steps", "1"]
-    done = run(app, [*options, "--pairs", "8", "--monte-carlo", "500", "--keep-norm"], env={"COLUMNS": "160"})
-    assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("under-used: ")
-    made = Walker.load(tmp_path / "w" / "walker.safetensors")
-    assert made.provenance["levels"] == [2, 3]
-    assert made.provenance["anchor"] == {"std": 0.5, "truncation": None, "mean": 0.0}
-    assert made.keep_norm
+    options = [
+        "walker",
+        "2:4",
+        "--generator",
+        str(tmp_path / "own.yaml"),
+        "--out",
+        str(tmp_path / "w"),
+        "--steps",
+        "1",
+    ]
+    result = run(
+        app, [*options, "--pairs", "8", "--monte-carlo", "500", "--keep-norm"], env={"COLUMNS": "160"}
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("under-used: ")
+    moved = Walker.load(tmp_path / "w" / "walker.safetensors")
+    assert moved.provenance["levels"] == [2, 3]
+    assert moved.provenance["anchor"] == {"std": 0.5, "truncation": None, "mean": 0.0}
+    assert moved.keep_norm
 
 
 def test_bad_input_is_one_line_and_exit_code_2() -> None:
-    said = failing("views", "--preset", "fashion")
-    assert said.startswith("mlviews: Unknown preset 'fashion'")
-    assert said.count("\n") == 1
+    message = failing("views", "--preset", "fashion")
+    assert message.startswith("mlviews: Unknown preset 'fashion'")
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("views", "--anchors", "0"), "anchors"),
         (("views", "--bogus", "1"), "--bogus"),
@@ -142,16 +197,26 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
         (("probe", "--method", "simclrr", "--out", "{tmp}"), "Did you mean 'simclr'"),
     ],
 )
-def test_every_mistake_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_every_mistake_is_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     stderr = failing(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert stderr.startswith("mlviews: ")
-    assert said in stderr
+    assert message in stderr
     assert stderr.count("\n") == 1
 
 
 def test_a_files_own_values_hold_unless_the_command_line_gives_others(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("preset: fashion-none\nseed: 7\nbatch_size: 4\n")
-    options = ["probe", "--preset", str(tmp_path / "own.yaml"), "--steps", "1", "--labels", "500", "--out", str(tmp_path)]
+    options = [
+        "probe",
+        "--preset",
+        str(tmp_path / "own.yaml"),
+        "--steps",
+        "1",
+        "--labels",
+        "500",
+        "--out",
+        str(tmp_path),
+    ]
     for more, seed, batch_size in (([], 7, 4), (["--seed", "0", "--batch-size", "6"], 0, 6)):
         assert run(app, options + more).exit_code == 0
         training = json.loads((tmp_path / "result.json").read_text())["training"]
@@ -159,16 +224,17 @@ def test_a_files_own_values_hold_unless_the_command_line_gives_others(tmp_path: 
 
 
 def test_missing_data_is_one_line_and_exit_code_2() -> None:
-    said = failing("probe", "--data", "nowhere")
-    assert "train-images-idx3-ubyte" in said
-    assert said.count("\n") == 1
+    message = failing("probe", "--data", "nowhere")
+    assert "train-images-idx3-ubyte" in message
+    assert message.count("\n") == 1
 
 
 def test_a_missing_extra_is_named() -> None:
     code = (
-        "import sys; sys.modules['lightly'] = None; sys.argv = ['mlviews', 'probe', '--steps', '1']; from mlviews.cli import main; main()"
+        "import sys; sys.modules['lightly'] = None; sys.argv = ['mlviews', 'probe', '--steps', '1']; "
+        "from mlviews.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "pip install 'mlviews[lightly]'" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install 'mlviews[lightly]'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -73,15 +73,20 @@ def test_the_papers_scale_is_a_conversion() -> None:
 
 
 def test_a_bound_from_batches_has_a_ceiling_and_a_standard_error() -> None:
-    found = mi_bound([0.5, 0.7, 0.9], 8)
-    assert found.nats == pytest.approx(math.log(15) - 0.7)
-    assert found.ceiling == pytest.approx(math.log(15))
-    assert found.stderr == pytest.approx(0.2 / math.sqrt(3))
+    bound = mi_bound([0.5, 0.7, 0.9], 8)
+    assert bound.nats == pytest.approx(math.log(15) - 0.7)
+    assert bound.ceiling == pytest.approx(math.log(15))
+    assert bound.stderr == pytest.approx(0.2 / math.sqrt(3))
 
 
 def test_one_sided_formula_by_hand() -> None:
     scores = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    loss = -sum(math.log(math.exp(scores[i, i]) / sum(math.exp(scores[i, j]) for j in range(3))) for i in range(3)) / 3
+    loss = (
+        -sum(
+            math.log(math.exp(scores[i, i]) / sum(math.exp(scores[i, j]) for j in range(3))) for i in range(3)
+        )
+        / 3
+    )
     assert float(one_sided_info_nce(scores)) == pytest.approx(loss, rel=1e-5)
     assert float(one_sided_info_nce(torch.zeros(2, 5, 5))) == pytest.approx(math.log(5))
 
@@ -89,12 +94,18 @@ def test_one_sided_formula_by_hand() -> None:
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "one pair": (lambda: info_nce(torch.ones(1, 3), torch.ones(1, 3)), r"1 pair\(s\)"),
     "other shapes": (lambda: info_nce(torch.ones(4, 3), torch.ones(5, 3)), r"\(4, 3\) and \(5, 3\)"),
-    "images": (lambda: info_nce(torch.ones(4, 3, 2, 2), torch.ones(4, 3, 2, 2)), r"\(4, 3, 2, 2\): pass two float tensors \[K, D\]"),
+    "images": (
+        lambda: info_nce(torch.ones(4, 3, 2, 2), torch.ones(4, 3, 2, 2)),
+        r"\(4, 3, 2, 2\): pass two float tensors \[K, D\]",
+    ),
     "integers": (lambda: info_nce(torch.ones(4, 3).long(), torch.ones(4, 3).long()), "torch.int64"),
     "lists": (lambda: info_nce([[1.0]], [[1.0]]), "list: pass two float tensors"),  # type: ignore[arg-type]
     "no temperature": (lambda: info_nce(*pairs(), temperature=0), "Invalid temperature=0"),
     "paper's, no temperature": (lambda: to_paper_scale(1.0, -1), "Invalid temperature=-1"),
-    "scores of one side more": (lambda: one_sided_info_nce(torch.ones(3, 4)), r"\(3, 4\): pass float matrices"),
+    "scores of one side more": (
+        lambda: one_sided_info_nce(torch.ones(3, 4)),
+        r"\(3, 4\): pass float matrices",
+    ),
     "one candidate": (lambda: one_sided_info_nce(torch.ones(1, 1)), r"Invalid scores of 1 candidate\(s\)"),
     "bound of one batch": (lambda: mi_bound([0.5], 8), r"Invalid losses=\[0.5\]: .* at least 2 batches"),
     "bound of one pair": (lambda: mi_lower_bound(0.5, 1), "Invalid n_pairs=1"),

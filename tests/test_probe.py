@@ -20,9 +20,11 @@ def test_training_is_a_function_of_its_seeds() -> None:
 
 
 def test_a_method_has_its_own_learning_rate() -> None:
-    own, given, other = (train(source(), 4, "simsiam", lr)[1] for lr in (None, RATES["simsiam"], RATES["simclr"]))
-    assert torch.allclose(torch.tensor(own), torch.tensor(given), atol=1e-4)
-    assert not torch.allclose(torch.tensor(own), torch.tensor(other), atol=1e-4)
+    default, same, other = (
+        train(source(), 4, "simsiam", lr)[1] for lr in (None, RATES["simsiam"], RATES["simclr"])
+    )
+    assert torch.allclose(torch.tensor(default), torch.tensor(same), atol=1e-4)
+    assert not torch.allclose(torch.tensor(default), torch.tensor(other), atol=1e-4)
 
 
 def test_the_loss_falls() -> None:
@@ -55,7 +57,9 @@ def test_byols_target_follows_slowly_and_is_not_trained() -> None:
     learner.after_step(0.0)
     assert torch.allclose(online - target, torch.full_like(online, 0.9), atol=1e-5)
     learner.after_step(1.0)
-    assert torch.allclose(online - target, torch.full_like(online, 0.9), atol=1e-5), "the momentum has reached 1"
+    assert torch.allclose(online - target, torch.full_like(online, 0.9), atol=1e-5), (
+        "the momentum has reached 1"
+    )
 
 
 def test_simsiam_stops_the_gradient() -> None:
@@ -73,7 +77,9 @@ def test_simsiam_stops_the_gradient() -> None:
 
 
 def test_a_feature_that_is_the_class_scores_all() -> None:
-    """An encoder that sees the label written into a pixel's place is right everywhere; a constant one is at chance."""
+    """An encoder that sees the label written into a pixel's place is right everywhere; a constant one is at
+    chance.
+    """
     fit, test = bundled_slice()
 
     class Cheat(torch.nn.Module):

@@ -1,4 +1,6 @@
-"""T_x: parity with torchvision on the same parameters, determinism, distributions, device discipline, bad input."""
+"""T_x: parity with torchvision on the same parameters, determinism, distributions, device discipline, bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def values(*numbers: float) -> Tensor:
     return torch.tensor(numbers)
 
 
-# -- a function of (seed, epoch, index, view) --------------------------------------------------------------------
+# -- a function of (seed, epoch, index, view) ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -80,11 +82,18 @@ def test_operations_draw_apart() -> None:
     keys: dict[str, int] = {"seed": 0, "epoch": 0, "view": 0}
     rows = torch.arange(32)
     full = Augmentation(size=28, **FULL).parameters(rows, (32, 32), **keys)
-    for part in ({}, {"jitter": FULL["jitter"]}, {"grayscale": 0.2}, {"blur": 0.5}, {"solarize": 0.2}, {"equalize": 0.2}):
+    for part in (
+        {},
+        {"jitter": FULL["jitter"]},
+        {"grayscale": 0.2},
+        {"blur": 0.5},
+        {"solarize": 0.2},
+        {"equalize": 0.2},
+    ):
         alone = Augmentation(size=28, scale=FULL["scale"], **part).parameters(rows, (32, 32), **keys)
-        found = {name: value for name, value in alone._asdict().items() if value is not None}
-        assert {"boxes", "flip"} <= set(found)
-        for name, value in found.items():
+        drawn = {name: value for name, value in alone._asdict().items() if value is not None}
+        assert {"boxes", "flip"} <= set(drawn)
+        for name, value in drawn.items():
             assert torch.equal(value, getattr(full, name)), name
 
 
@@ -95,24 +104,38 @@ def test_global_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-# -- distributions -----------------------------------------------------------------------------------------------
+# -- distributions -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("shape", "scale", "ratio"),
-    [((96, 96), (0.2, 1.0), (3 / 4, 4 / 3)), ((64, 160), (0.08, 1.0), (3 / 4, 4 / 3)), ((100, 60), (0.3, 0.9), (0.5, 0.8))],
+    [
+        ((96, 96), (0.2, 1.0), (3 / 4, 4 / 3)),
+        ((64, 160), (0.08, 1.0), (3 / 4, 4 / 3)),
+        ((100, 60), (0.3, 0.9), (0.5, 0.8)),
+    ],
 )
-def test_boxes_are_distributed_as_torchvisions(shape: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+def test_boxes_are_distributed_as_torchvisions(
+    shape: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
     height, width = shape
-    boxes = Augmentation(size=96, scale=scale, ratio=ratio).parameters(torch.arange(4000), shape, seed=1, epoch=0, view=0).boxes
+    boxes = (
+        Augmentation(size=96, scale=scale, ratio=ratio)
+        .parameters(torch.arange(4000), shape, seed=1, epoch=0, view=0)
+        .boxes
+    )
     assert boxes is not None
     assert boxes.dtype == torch.int64
     top, left, h, w = boxes.unbind(1)
-    assert bool(((top >= 0) & (left >= 0) & (h > 0) & (w > 0) & (top + h <= height) & (left + w <= width)).all())
+    assert bool(
+        ((top >= 0) & (left >= 0) & (h > 0) & (w > 0) & (top + h <= height) & (left + w <= width)).all()
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         blank = torch.empty(1, height, width)
-        reference = torch.tensor([RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(2500)])
+        reference = torch.tensor(
+            [RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(2500)]
+        )
     for name, ours, theirs in (
         ("area", h * w, reference[:, 2] * reference[:, 3]),
         ("aspect", w / h, reference[:, 3] / reference[:, 2]),
@@ -123,10 +146,15 @@ def test_boxes_are_distributed_as_torchvisions(shape: tuple[int, int], scale: tu
         assert stats.ks_2samp(ours.numpy(), theirs.numpy()).pvalue > 1e-3, name
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((40, 400), (0, 173, 40, 53)), ((400, 40), (173, 0, 53, 40)), ((50, 50), (0, 0, 50, 50))])
-def test_box_that_never_fits_falls_back_to_the_centre(shape: tuple[int, int], expected: tuple[int, ...]) -> None:
-    # A tenth attempt at the whole area with a ratio the image does not have fails like the nine before it; a square
-    # image takes only a ratio of 1, which a uniform draw never hits.
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((40, 400), (0, 173, 40, 53)), ((400, 40), (173, 0, 53, 40)), ((50, 50), (0, 0, 50, 50))],
+)
+def test_box_that_never_fits_falls_back_to_the_centre(
+    shape: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    # A tenth attempt at the whole area with a ratio the image does not have fails like the nine before it; a
+    # square image takes only a ratio of 1, which a uniform draw never hits.
     ratio = (3 / 4, 4 / 3) if shape != (50, 50) else (0.5, 0.9)
     augment = Augmentation(size=64, scale=(1.0, 1.0), ratio=ratio)
     boxes = augment.parameters(torch.arange(16), shape, seed=0, epoch=0, view=0).boxes
@@ -142,7 +170,9 @@ def test_box_that_never_fits_falls_back_to_the_centre(shape: tuple[int, int], ex
 def test_first_fitting_attempt_wins() -> None:
     augment = Augmentation(size=64)
     uniform = torch.full((1, 22), 0.5)
-    uniform[0, :10] = values(0.999, 0.999, 0.25, 0.75, *[0.5] * 6)  # area: the whole image and a ratio of 4/3 do not go together
+    uniform[0, :10] = values(
+        0.999, 0.999, 0.25, 0.75, *[0.5] * 6
+    )  # area: the whole image and a ratio of 4/3 do not go together
     uniform[0, 10:13] = values(0.999, 0.001, 0.5)
     side = round(64 * math.sqrt(0.2 + 0.8 * 0.25))
     assert augment._boxes(uniform, 64, 64).tolist() == [[(65 - side) // 2, (65 - side) // 2, side, side]]
@@ -178,7 +208,13 @@ def test_probability_zero_skips_the_operation(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("brightness", 0.6, 1.4), ("contrast", 0.0, 2.5), ("saturation", 0.8, 1.2), ("hue", -0.1, 0.1), ("sigma", 0.1, 2.0)],
+    [
+        ("brightness", 0.6, 1.4),
+        ("contrast", 0.0, 2.5),
+        ("saturation", 0.8, 1.2),
+        ("hue", -0.1, 0.1),
+        ("sigma", 0.1, 2.0),
+    ],
 )
 def test_strengths_are_uniform(name: str, low: float, high: float) -> None:
     augment = Augmentation(size=28, jitter=(0.4, 1.5, 0.2, 0.1), jitter_p=1, blur=1)
@@ -187,22 +223,35 @@ def test_strengths_are_uniform(name: str, low: float, high: float) -> None:
 
 
 def test_parameters_of_operations_are_independent() -> None:
-    augment = Augmentation(size=28, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1, blur=1, grayscale=0.5, solarize=0.5, equalize=0.5)
+    augment = Augmentation(
+        size=28, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1, blur=1, grayscale=0.5, solarize=0.5, equalize=0.5
+    )
     count = 20_000
     drawn = augment.parameters(torch.arange(count), (512, 512), seed=0, epoch=0, view=0)
-    columns = torch.stack([column.double() for value in drawn for column in (value.unbind(1) if value.ndim == 2 else [value])])
+    columns = torch.stack(
+        [column.double() for value in drawn for column in (value.unbind(1) if value.ndim == 2 else [value])]
+    )
     pairs = torch.corrcoef(columns)
     # Top, left, height, width depend on each other (a large box has little room), everything else does not.
     assert float(pairs[4:].triu(5).abs().max()) < 5 / math.sqrt(count)
     assert float(pairs[:4, 4:].abs().max()) < 5 / math.sqrt(count)
 
 
-# -- parity with torchvision on the same parameters --------------------------------------------------------------
+# -- parity with torchvision on the same parameters ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("size", "shape"), [(28, (32, 32)), (28, (28, 28)), (32, (40, 24)), (64, (64, 64)), (112, (128, 128)), (224, (256, 300)), (1, (1, 1))]
+    ("size", "shape"),
+    [
+        (28, (32, 32)),
+        (28, (28, 28)),
+        (32, (40, 24)),
+        (64, (64, 64)),
+        (112, (128, 128)),
+        (224, (256, 300)),
+        (1, (1, 1)),
+    ],
 )
 def test_crop_resize_flip(size: int, shape: tuple[int, int], channels: int) -> None:
     count = 24 if size < 100 else 6
@@ -212,7 +261,9 @@ def test_crop_resize_flip(size: int, shape: tuple[int, int], channels: int) -> N
     assert parameters.boxes is not None
     assert parameters.flip is not None
     out = augment.apply(x, parameters)
-    for sample, box, flip, ours in zip(x, parameters.boxes.tolist(), parameters.flip.tolist(), out, strict=True):
+    for sample, box, flip, ours in zip(
+        x, parameters.boxes.tolist(), parameters.flip.tolist(), out, strict=True
+    ):
         expected = tv.resized_crop(sample, *box, [size, size], antialias=False)
         expected = tv.hflip(expected) if flip else expected
         assert torch.allclose(ours, expected, atol=5e-5), box
@@ -220,16 +271,29 @@ def test_crop_resize_flip(size: int, shape: tuple[int, int], channels: int) -> N
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
-    "box", [(0, 0, 1, 1), (31, 31, 1, 1), (0, 31, 32, 1), (31, 0, 1, 32), (0, 0, 32, 32), (3, 5, 28, 27), (7, 0, 2, 3)]
+    "box",
+    [
+        (0, 0, 1, 1),
+        (31, 31, 1, 1),
+        (0, 31, 32, 1),
+        (31, 0, 1, 32),
+        (0, 0, 32, 32),
+        (3, 5, 28, 27),
+        (7, 0, 2, 3),
+    ],
 )
 def test_crop_at_the_borders(box: tuple[int, int, int, int], flip: bool) -> None:
     x = images(1, 1, 32, 32)
-    out = Augmentation(size=28, channels=None, normalize=None).apply(x, Parameters(boxes=torch.tensor([box]), flip=torch.tensor([flip])))
+    out = Augmentation(size=28, channels=None, normalize=None).apply(
+        x, Parameters(boxes=torch.tensor([box]), flip=torch.tensor([flip]))
+    )
     expected = tv.resized_crop(x, *box, [28, 28], antialias=False)
     assert torch.allclose(out, tv.hflip(expected) if flip else expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "size", "shrunk"), [(512, 112, 128), (56, 28, 28), (100, 28, 33), (55, 28, 55)])
+@pytest.mark.parametrize(
+    ("side", "size", "shrunk"), [(512, 112, 128), (56, 28, 28), (100, 28, 33), (55, 28, 55)]
+)
 def test_large_images_are_shrunk_first(side: int, size: int, shrunk: int) -> None:
     augment = Augmentation(size=size, channels=None, normalize=None)
     assert augment.working_shape(side, side) == (shrunk, shrunk)
@@ -261,7 +325,9 @@ def test_no_crop_resizes_the_whole_image(shape: tuple[int, int], flip: bool) -> 
         ("hue", (-0.5, -0.1, 0.0, 0.4), tv.adjust_hue, 1e-5),
     ],
 )
-def test_color(name: str, factors: tuple[float, ...], reference: Callable[..., Tensor], tolerance: float, channels: int) -> None:
+def test_color(
+    name: str, factors: tuple[float, ...], reference: Callable[..., Tensor], tolerance: float, channels: int
+) -> None:
     x = images(4, channels, 16, 16)
     x[:, :, :2] = x[:, :1, :2]  # gray, black and white pixels too
     x[:, :, 2], x[:, :, 3] = 0, 1
@@ -301,13 +367,19 @@ def test_blur(size: int, kernel: int, channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equalize(channels: int) -> None:
-    """Of each image and channel by itself, as torchvision does to bytes; images of one or two levels included."""
-    images = torch.randint(0, 256, (6, channels, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    """Of each image and channel by itself, as torchvision does to bytes; images of one or two levels
+    included.
+    """
+    images = torch.randint(
+        0, 256, (6, channels, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     images[1] //= 9
     images[2] = 7
     images[3] = (images[3] > 100) * 200
     images[4] = images[4].clamp(90, 140)
-    out = Augmentation(size=16, **OFF).apply(images / 255, Parameters(equalize=torch.tensor([True] * 5 + [False])))
+    out = Augmentation(size=16, **OFF).apply(
+        images / 255, Parameters(equalize=torch.tensor([True] * 5 + [False]))
+    )
     expected = torch.stack([*map(tv.equalize, images[:5]), images[5]])
     assert torch.equal((out * 255).round().to(torch.uint8), expected)
 
@@ -316,7 +388,9 @@ def test_equalize(channels: int) -> None:
 def test_solarize(threshold: float) -> None:
     x = images(2, 3, 16, 16)
     x[:, :, 0] = 0.5
-    out = Augmentation(size=16, **OFF, threshold=threshold).apply(x, Parameters(solarize=torch.tensor([True, False])))
+    out = Augmentation(size=16, **OFF, threshold=threshold).apply(
+        x, Parameters(solarize=torch.tensor([True, False]))
+    )
     assert torch.allclose(out[0], tv.solarize(x[0], threshold))
     assert torch.equal(out[1], x[1])
 
@@ -340,7 +414,9 @@ def test_one_channel_is_repeated_to_three(normalize: Any) -> None:
 @pytest.mark.parametrize("channels", [1, None])
 def test_one_channel_takes_the_average_normalization(channels: int | None) -> None:
     x = images(2, 1, 16, 16)
-    out = Augmentation(size=16, **(OFF | {"channels": channels, "normalize": IMAGENET})).apply(x, Parameters())
+    out = Augmentation(size=16, **(OFF | {"channels": channels, "normalize": IMAGENET})).apply(
+        x, Parameters()
+    )
     mean, std = (sum(part) / 3 for part in IMAGENET)
     assert torch.allclose(out, (x - mean) / std, atol=1e-5)
 
@@ -361,17 +437,20 @@ def test_whole_pipeline_in_order() -> None:
         solarize=torch.tensor([True]),
     )
     expected = tv.adjust_brightness(tv.hflip(tv.resized_crop(x, *box, [28, 28], antialias=False)), 1.3)
-    expected = tv.rgb_to_grayscale(tv.adjust_hue(tv.adjust_saturation(tv.adjust_contrast(expected, 0.7), 1.3), 0.08), 3)
+    expected = tv.rgb_to_grayscale(
+        tv.adjust_hue(tv.adjust_saturation(tv.adjust_contrast(expected, 0.7), 1.3), 0.08), 3
+    )
     blurred = tv.gaussian_blur(expected, [3, 3], [1.5, 1.5])
     expected = tv.normalize(tv.solarize(blurred, 0.5), *map(list, IMAGENET))
     out = Augmentation(size=28).apply(x, parameters)
-    # Solarization is a jump, so pixels within kornia's and torchvision's differing gray weights of it are left out.
+    # Solarization is a jump, so pixels within kornia's and torchvision's differing gray weights of it are
+    # left out.
     near = ((blurred - 0.5).abs() < 2e-3).expand_as(out)
     assert float(near.float().mean()) < 0.05
     assert torch.allclose(out[~near], expected[~near], atol=5e-3)
 
 
-# -- the output and the device -----------------------------------------------------------------------------------
+# -- the output and the device -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -429,7 +508,11 @@ class NoSync(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         # A number next to a device tensor is a 0-dim CPU tensor: free as an operand, a wait when copied.
         copies = "copy" in name
-        places = {value.device.type for value in [*args, out] if isinstance(value, Tensor) and (value.ndim or copies)}
+        places = {
+            value.device.type
+            for value in [*args, out]
+            if isinstance(value, Tensor) and (value.ndim or copies)
+        }
         assert len(places) <= 1, f"{name} goes between devices"
         return out
 
@@ -477,7 +560,7 @@ def test_import_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# -- factories, configurations, values ---------------------------------------------------------------------------
+# -- factories, configurations, values -----------------------------------------------------------------------
 
 
 def test_factories() -> None:
@@ -486,7 +569,9 @@ def test_factories() -> None:
     assert color == dataclasses.replace(plain, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grayscale=0.2)
     assert transforms.gray(28) == dataclasses.replace(plain, jitter=(0.4, 0.4, 0.0, 0.0))
     first, second = transforms.byol(224, channels=None, normalize=None)
-    shared = Augmentation(size=224, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, channels=None, normalize=None)
+    shared = Augmentation(
+        size=224, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, channels=None, normalize=None
+    )
     assert first == dataclasses.replace(shared, blur=1.0)
     assert second == dataclasses.replace(shared, blur=0.1, solarize=0.2)
 
@@ -509,11 +594,23 @@ def test_is_a_value() -> None:
         (None, None),
         (transforms.gray(28), transforms.gray(28)),
         ({"name": "simclr", "size": 28, "color": False}, transforms.simclr(28, color=False)),
-        ({"name": "gray", "size": 28, "normalize": "imagenet", "channels": 1}, transforms.gray(28, channels=1)),
+        (
+            {"name": "gray", "size": 28, "normalize": "imagenet", "channels": 1},
+            transforms.gray(28, channels=1),
+        ),
         ({"name": "byol", "size": 32, "normalize": None}, transforms.byol(32, normalize=None)),
-        ({"name": "custom", "size": 28, "scale": [0.5, 1], "blur": 0.5}, Augmentation(size=28, scale=(0.5, 1), blur=0.5)),
-        ({"name": "simclr", "size": 28, "normalize": [[0.5], [0.2]]}, transforms.simclr(28, normalize=((0.5,), (0.2,)))),
-        ([{"name": "gray", "size": 28}, None, transforms.simclr(28)], (transforms.gray(28), None, transforms.simclr(28))),
+        (
+            {"name": "custom", "size": 28, "scale": [0.5, 1], "blur": 0.5},
+            Augmentation(size=28, scale=(0.5, 1), blur=0.5),
+        ),
+        (
+            {"name": "simclr", "size": 28, "normalize": [[0.5], [0.2]]},
+            transforms.simclr(28, normalize=((0.5,), (0.2,))),
+        ),
+        (
+            [{"name": "gray", "size": 28}, None, transforms.simclr(28)],
+            (transforms.gray(28), None, transforms.simclr(28)),
+        ),
     ],
 )
 def test_build(spec: object, expected: object) -> None:
@@ -527,9 +624,15 @@ def test_build(spec: object, expected: object) -> None:
         (28, "simclr, byol, gray, custom"),
         ([], r"one pipeline per view"),
         ({}, "has no name"),
-        ({"name": "simclrr", "size": 28}, r"'simclrr': the names are simclr, byol, gray, custom\. Did you mean 'simclr'\?"),
+        (
+            {"name": "simclrr", "size": 28},
+            r"'simclrr': the names are simclr, byol, gray, custom\. Did you mean 'simclr'\?",
+        ),
         ({"name": 3}, "Unknown transform name 3"),
-        ({"name": "simclr", "size": 28, "colour": False}, r"'colour' of transform 'simclr'.*size, color.*Did you mean 'color'\?"),
+        (
+            {"name": "simclr", "size": 28, "colour": False},
+            r"'colour' of transform 'simclr'.*size, color.*Did you mean 'color'\?",
+        ),
         ({"name": "simclr", "size": 28, 4: 1}, "Unknown key 4"),
         ({"name": "gray"}, "needs a size"),
         ({"name": "gray", "size": "28"}, "Invalid size='28'"),

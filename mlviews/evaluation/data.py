@@ -1,10 +1,11 @@
-"""Real labelled images to evaluate on: the bundled slice of Fashion-MNIST's test set, or the full data set from disk."""
+"""Real labelled images to evaluate on: a bundled slice of Fashion-MNIST's test set, or all from disk."""
 
 from __future__ import annotations
 
 import gzip
 import struct
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlviews.checks import integer, path_of
-from mlviews.zoo import FOLDER
 
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+"""The names of Fashion-MNIST's classes, by label."""
+
+SLICE = Path(str(files("mlviews"))) / "zoo" / "fashion_mnist_slice.npz"
+"""The file of the bundled slice."""
+
+SIDE = 28
+"""The side of Fashion-MNIST's images, in pixels."""
+
+_FILES = {"train": "train", "test": "t10k"}  # how the names of a split's two idx files begin
 
 
 class Labelled(NamedTuple):
@@ -27,34 +39,42 @@ class Labelled(NamedTuple):
 
 
 def read_idx(path: Path) -> Tensor:
-    """An idx file (LeCun's format, gzipped or not) of unsigned bytes as a uint8 tensor of its shape.
+    """Return the content of an idx file (LeCun's format, gzipped or not) of unsigned bytes.
+
+    Returns:
+        A uint8 tensor of the shape that the file's header gives.
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is not such a file, or shorter than its header says.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not such a file, or is shorter than its header says.
     """
     if not path.exists():
         raise FileNotFoundError(f"No file {path}.")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, rank = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{rank}I", data, 4)
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        # The header: two zero bytes, the values' type (8: unsigned bytes), the number of sizes, the sizes.
+        zero, kind, rank = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{rank}I", content, 4)
         if zero or kind != 8:
             raise ValueError("no idx header for unsigned bytes")
-        values = np.frombuffer(data, np.uint8, count=int(np.prod(shape)), offset=4 + 4 * rank)
+        values = np.frombuffer(content, np.uint8, count=int(np.prod(shape)), offset=4 + 4 * rank)
     except (struct.error, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole idx file of unsigned bytes ({error}); download it again.") from error
+        raise ValueError(
+            f"{path} is not a whole idx file of unsigned bytes ({error}); download it again."
+        ) from error
     return torch.from_numpy(values.reshape(shape).copy())
 
 
 def load_fashion_mnist(folder: str | Path, split: str, size: int = 32) -> Labelled:
-    """Fashion-MNIST (Xiao et al. 2017, MIT licence) from its four idx files.
+    """Return Fashion-MNIST (Xiao et al. 2017, MIT licence), read from its four idx files.
 
     Args:
-        folder: where ``train-images-idx3-ubyte[.gz]`` and its three companions are.
+        folder: the folder of ``train-images-idx3-ubyte[.gz]`` and its three companions.
         split: ``"train"`` (60 000 images) or ``"test"`` (10 000).
-        size: side of the images returned; 28-pixel originals are padded with black on all sides, as the bundled
-            generators were trained on them.
+        size: the side of the images returned. The 28-pixel originals are padded with black on all sides, as
+            the bundled generators were trained on them.
 
     Returns:
         uint8 images ``[N, 1, size, size]`` and int64 labels ``[N]``.
@@ -63,49 +83,74 @@ def load_fashion_mnist(folder: str | Path, split: str, size: int = 32) -> Labell
         FileNotFoundError: if a file is missing.
         ValueError: for another split, a damaged file, or a size below 28.
     """
-    stems = {"train": "train", "test": "t10k"}
-    if not isinstance(split, str) or split not in stems:
+    if not isinstance(split, str) or split not in _FILES:
         raise ValueError(f"Invalid split={split!r}: it must be 'train' or 'test'.")
-    size = integer("size", size, 28)
+    size = integer("size", size, SIDE)
     root = path_of(folder, "folder")
-    parts = []
-    for part in (f"{stems[split]}-images-idx3-ubyte", f"{stems[split]}-labels-idx1-ubyte"):
-        candidates = [root / part, root / f"{part}.gz"]
-        found = next((path for path in candidates if path.exists()), None)
-        if found is None:
-            raise FileNotFoundError(
-                f"No {part}[.gz] in {folder}. It holds none of Fashion-MNIST's idx files: they come with Debian's package "
-                f"dataset-fashion-mnist, or from https://github.com/zalandoresearch/fashion-mnist."
-            )
-        parts.append(read_idx(found))
-    images, labels = parts
-    before = (size - 28) // 2
-    after = size - 28 - before
+    images = read_idx(_idx_file(root, f"{_FILES[split]}-images-idx3-ubyte"))  # [N, 28, 28]
+    labels = read_idx(_idx_file(root, f"{_FILES[split]}-labels-idx1-ubyte"))  # [N]
+    before = (size - SIDE) // 2
+    after = size - SIDE - before
     return Labelled(F.pad(images[:, None], (before, after, before, after)), labels.long())
 
 
-SLICE = FOLDER / "fashion_mnist_slice.npz"
+def _idx_file(folder: Path, name: str) -> Path:
+    """Return the path of an idx file, which may be gzipped."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"No {name}[.gz] in {folder}. It holds none of Fashion-MNIST's idx files: they come with Debian's "
+        "package dataset-fashion-mnist, or from https://github.com/zalandoresearch/fashion-mnist."
+    )
 
 
 def bundled_slice() -> tuple[Labelled, Labelled]:
-    """5 000 images of Fashion-MNIST's test set (MIT licence) that come with the package: half to fit probes on, half to test.
+    """Return the two halves of a slice of Fashion-MNIST's test set (MIT licence) that comes with the package.
 
-    Each half holds 250 images of each class, in the order of the data set. No bundled generator has seen any of them.
+    The first half is for fitting probes, the second for testing them. Each holds 250 images of each class, in
+    the order of the data set. No bundled generator has seen any of the 5 000 images.
 
     Returns:
         Two sets of uint8 images ``[2500, 1, 28, 28]`` and int64 labels ``[2500]``.
     """
-    with np.load(SLICE) as file:
-        images, labels = torch.from_numpy(file["images"])[:, None], torch.from_numpy(file["labels"]).long()
+    with np.load(SLICE) as arrays:
+        images = torch.from_numpy(arrays["images"])[:, None]
+        labels = torch.from_numpy(arrays["labels"]).long()
     half = len(labels) // 2
     return Labelled(images[:half], labels[:half]), Labelled(images[half:], labels[half:])
 
 
+def real_images(folder: str | Path | None = None, labels: int | None = None) -> tuple[Labelled, Labelled]:
+    """Return real images to fit probes on, and others to test them on.
+
+    Args:
+        folder: the folder of Fashion-MNIST's four idx files; None: the bundled slice.
+        labels: the most images to fit on, the first ones; None: all.
+
+    Returns:
+        The training set and the test set (of the slice: its halves): uint8 images ``[N, 1, 28, 28]`` and
+        int64 labels ``[N]``.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for a damaged file, or a number of labels below 1.
+    """
+    if labels is not None:
+        labels = integer("labels", labels, 1)
+    if folder is None:
+        fit, test = bundled_slice()
+    else:
+        fit, test = load_fashion_mnist(folder, "train", SIDE), load_fashion_mnist(folder, "test", SIDE)
+    return Labelled(fit.images[:labels], fit.labels[:labels]), test
+
+
 def make_slice(folder: str | Path, per_class: int = 250) -> None:
     """Write the bundled slice from the data set's idx files: ``python -m mlviews.evaluation.data FOLDER``."""
-    images, labels = load_fashion_mnist(folder, "test", 28)
-    own = torch.stack([torch.nonzero(labels == c)[: 2 * per_class, 0] for c in range(len(CLASSES))])
-    rows = torch.cat([half.flatten().sort().values for half in own.split(per_class, dim=1)])
+    images, labels = load_fashion_mnist(folder, "test", SIDE)
+    by_class = [torch.nonzero(labels == label)[: 2 * per_class, 0] for label in range(len(CLASSES))]
+    halves = torch.stack(by_class).split(per_class, dim=1)  # two of [classes, per_class]
+    rows = torch.cat([half.flatten().sort().values for half in halves])
     np.savez_compressed(SLICE, images=images[rows, 0].numpy(), labels=labels[rows].numpy().astype(np.uint8))
 
 

@@ -1,7 +1,6 @@
-"""The processes of a run: which rank this one is, which device and precision it may use, and how a
-measurement starts them.
+"""The processes of a run: their ranks, devices and precision, and how a measurement starts them.
 
-Ranks are asked for late: launchers set them up after the source is made.
+Ranks are asked for late, because launchers set them up after the source is made.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from mlviews.errors import did_you_mean, listing
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-if (
-    torch.distributed.is_available()
-):  # first imported under a process group, it would keep that group from ever being destroyed
+# First imported under a process group, this module would keep that group from ever being destroyed.
+if torch.distributed.is_available():
     import torch.distributed.nn.functional
 
 
 def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return the given rank and world size; else torch.distributed's, else ``RANK`` and ``WORLD_SIZE``, else
-    0 of 1.
+    """Return the given rank and world size; if there are none, torch.distributed's or the environment's.
+
+    The environment's are ``RANK`` and ``WORLD_SIZE``; where they are not set, this is rank 0 of 1.
 
     Raises:
         ValueError: if only one is given, or they do not fit each other.
@@ -45,12 +44,15 @@ def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         origin = " in the environment variables RANK and WORLD_SIZE (unset both for one process)"
         try:
-            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+            rank = int(os.environ.get("RANK", "0"))
+            world_size = int(os.environ.get("WORLD_SIZE", "1"))
         except ValueError as error:
             raise ValueError(
-                f"RANK and WORLD_SIZE in the environment must be integers ({error}); unset them for one process."
+                f"RANK and WORLD_SIZE in the environment must be integers ({error}); unset them for one "
+                "process."
             ) from None
-    rank, world_size = integer("rank", rank, 0), integer("world_size", world_size, 1)
+    rank = integer("rank", rank, 0)
+    world_size = integer("world_size", world_size, 1)
     if rank >= world_size:
         raise ValueError(
             f"Invalid rank={rank}, world_size={world_size}{origin}: ranks count from 0 to world_size - 1."
@@ -83,7 +85,8 @@ def check_device(device: str | torch.device) -> torch.device:
         usable = torch.device("meta")
     if usable.type == "meta":
         raise ValueError(
-            f"Invalid device={device!r}: torch cannot use it here. Take 'cpu', 'cuda' on a machine with a GPU, or None."
+            f"Invalid device={device!r}: torch cannot use it here. Take 'cpu', 'cuda' on a machine with a "
+            "GPU, or None."
         )
     return usable
 
@@ -95,14 +98,15 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     """Return the dtype for ``torch.autocast`` on the device; None for plain float32.
 
     Raises:
-        ValueError: if it is unknown, or would be slower than float32 there.
+        ValueError: if it is unknown, or would be slower than float32 on that device.
     """
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name is None or name == "float32":
         return None
     if name not in _DTYPES:
         raise ValueError(
-            f"Invalid dtype={dtype!r}: use {listing(_DTYPES)}, or None for float32.{did_you_mean(name, _DTYPES)}"
+            f"Invalid dtype={dtype!r}: use {listing(_DTYPES)}, or None for "
+            f"float32.{did_you_mean(name, _DTYPES)}"
         )
     if device.type == "cpu":
         if name == "float16":
@@ -143,8 +147,8 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
 
     devices = integer("devices", devices, 1)
     device = check_device(device)
-    local, nodes = devices, 1
-    if TorchElasticEnvironment.detect():
+    local, nodes = devices, 1  # processes on this machine, and machines
+    if TorchElasticEnvironment.detect():  # torchrun
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // local
     if device.type == "cuda" and local > torch.cuda.device_count():
@@ -160,7 +164,8 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
         processes = torch.distributed.get_world_size()
         if processes != fabric.world_size:
             raise ValueError(
-                f"torch.distributed runs with {processes} processes, of which Fabric would see {fabric.world_size}: "
+                f"torch.distributed runs with {processes} processes, of which Fabric would see "
+                f"{fabric.world_size}: "
                 "measure before init_process_group, or start the processes with torchrun."
             )
     if fabric.world_size > 1:
@@ -177,13 +182,18 @@ def share(pairs: int, fabric: Fabric) -> int:
     """
     if pairs % fabric.world_size:
         raise ValueError(
-            f"Invalid pairs={pairs} for {fabric.world_size} processes: it is the whole batch and must be a multiple of them."
+            f"Invalid pairs={pairs} for {fabric.world_size} processes: it is the whole batch and must be a "
+            "multiple of "
+            "them."
         )
     return pairs // fabric.world_size
 
 
 def rows(step: int, pairs: int, fabric: Fabric) -> range:
-    """Return this process's sample indices of a step: together the processes take those that one alone would."""
+    """Return this process's sample indices of a step.
+
+    Together the processes take the indices that a single process would take.
+    """
     count = share(pairs, fabric)
     first = step * pairs + fabric.global_rank * count
     return range(first, first + count)

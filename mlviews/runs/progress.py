@@ -1,4 +1,7 @@
-"""Progress bars of long jobs. rich is imported where one is shown: the import takes a number from Python's global random state."""
+"""Progress bars of long jobs.
+
+rich is imported where a bar is shown: the import takes a number from Python's global random state.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +11,71 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 
-@contextmanager
-def bars(console: Console, show: bool = True) -> Iterator[Progress]:
-    """Bars with a count, the time so far and the time to go."""
+def columns(unit: str | None = "") -> list[ProgressColumn]:
+    """Return the columns of a bar: description, bar, count, the time so far and the time to go.
+
+    Args:
+        unit: what is counted, written after the count, e.g. "images"; None leaves the count out.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not show) as progress:
+    count: list[ProgressColumn] = []
+    if unit == "":
+        count = [MofNCompleteColumn()]
+    elif unit is not None:
+        count = [TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}")]
+    return [TextColumn("{task.description}"), BarColumn(), *count, TimeElapsedColumn(), TimeRemainingColumn()]
+
+
+@contextmanager
+def bars(console: Console | None, show: bool = True, unit: str | None = "") -> Iterator[Progress]:
+    """Show bars on a console while the block runs.
+
+    Args:
+        console: where to show them; None: on stderr.
+        show: whether to show them at all.
+        unit: what is counted, as of :func:`columns`.
+
+    Yields:
+        rich's progress, whose ``add_task`` adds a bar.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if console is None:
+        console = Console(stderr=True)
+    with Progress(*columns(unit), console=console, disable=not show) as progress:
         yield progress
 
 
 @contextmanager
 def bar(
-    description: str, total: int, done: int = 0, show: bool = True
+    description: str, total: int, start: int = 0, show: bool = True
 ) -> Iterator[Callable[[int, str], None]]:
-    """One bar on stderr; what it yields takes how much is done, and what to add to its description."""
-    from rich.console import Console
+    """Show one bar on stderr while the block runs.
 
-    with bars(Console(stderr=True), show) as progress:
-        task = progress.add_task(description, total=total, completed=done)
-        yield lambda completed, note: progress.update(
-            task, completed=completed, description=f"{description}{note}"
-        )
+    Args:
+        description: the text before the bar.
+        total: the count at the end.
+        start: the count at the start.
+        show: whether to show the bar at all.
+
+    Yields:
+        A function of the count so far, and of what to add to the description.
+    """
+    with bars(None, show) as progress:
+        task = progress.add_task(description, total=total, completed=start)
+
+        def update(completed: int, note: str) -> None:
+            progress.update(task, completed=completed, description=f"{description}{note}")
+
+        yield update

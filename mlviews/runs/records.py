@@ -1,4 +1,4 @@
-"""What a record of a run says about where it came from."""
+"""What the record of a run says about where it came from."""
 
 from __future__ import annotations
 
@@ -12,50 +12,43 @@ import torch
 
 from mlviews._version import __version__
 
+_ROOT = Path(__file__).resolve().parents[2]  # of the checkout, if this is one
+
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Versions and machine: processor, number of cores, threads that torch uses, and the device of the run.
+    """Return versions and machine: the processor, its cores, the threads that torch uses, the run's device.
 
-    In a checkout of this project also its commit, with a ``+`` where files differed from it.
+    In a checkout of this project the versions include its commit, with a ``+`` where files differed from it.
     """
-    commit = _commit(Path(__file__).resolve().parents[1])
-    return {
-        "versions": {"mlviews": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        | ({} if commit is None else {"commit": commit}),
-        "machine": {
-            "processor": _processor(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-        },
+    versions = {"mlviews": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    commit = _commit(_ROOT)
+    if commit is not None:
+        versions["commit"] = commit
+    machine = {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
     }
+    return {"versions": versions, "machine": machine}
 
 
 def _commit(root: Path) -> str | None:
-    """The commit checked out in this very folder; None if it is no checkout, or lies inside another project's."""
+    """Return the commit checked out in this very folder; None if it is no checkout, or inside another one."""
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        return subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, or its architecture where the system does not tell the name."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
