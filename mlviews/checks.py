@@ -81,16 +81,16 @@ def choice(meaning: str, name: Any, allowed: Collection[str], problem: str = "Un
     return name
 
 
-def options(owner: str, given: Iterable[Any], allowed: Collection[str], *, word: str = "option") -> None:
+def options(owner: str, names: Iterable[Any], allowed: Collection[str], *, word: str = "option") -> None:
     """Raise a ValueError for the first option that its owner does not take.
 
     Args:
         owner: what the options are for, e.g. "generator 'fashion'".
-        given: the names of the options.
+        names: the names of the options that the user gave.
         allowed: the names of the options that there are.
         word: what an option is called here.
     """
-    for name in given:
+    for name in names:
         if name not in allowed:
             raise ValueError(
                 f"Invalid {word} {name!r} of {owner}: it takes "

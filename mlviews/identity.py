@@ -17,7 +17,7 @@ from torch import Tensor
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Normal
 from mlviews.runs.files import fingerprint
-from mlviews.sampling import NOISE, Draw, Field, TruncatedNormal
+from mlviews.sampling import NOISE, Draw, Field, Name, TruncatedNormal
 
 _SAMPLES = 2
 _PROJECTIONS = 4  # numbers that are kept of an image
@@ -62,7 +62,9 @@ def projections(images: Sequence[Tensor]) -> list[float]:
     for view in images:
         flat = view.detach().float().cpu().flatten(1)  # [B, pixels]
         size = flat.shape[1]
-        fields = {index: Field(size, NOISE, 0, index, TruncatedNormal()) for index in range(_PROJECTIONS)}
+        fields: dict[Name, Field] = {
+            index: Field(size, NOISE, 0, index, TruncatedNormal()) for index in range(_PROJECTIONS)
+        }
         drawn = Draw(fields, torch.device("cpu"))(torch.zeros(1, dtype=torch.int64), 0, 0)
         weights = torch.cat([drawn[index] for index in fields])  # [4, pixels]
         numbers += ((flat @ weights.T) / size**0.5).flatten().tolist()

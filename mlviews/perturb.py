@@ -38,12 +38,11 @@ class Perturber(ABC):
         """Take a subclass's ``noise`` for its ``law``, which was called so in version 0.1."""
         super().__init_subclass__(**options)
         if "noise" in cls.__dict__ and "law" not in cls.__dict__:
-            cls.law = cls.noise  # type: ignore[attr-defined]
+            cls.law = cls.noise  # type: ignore[attr-defined, method-assign]
 
     def law(self, anchor: TruncatedNormal) -> TruncatedNormal | None:
-        """Return the law of the noise that each scalar of its levels needs, given the anchors' law;
-
-        None for no noise.
+        """Return the law of the noise for each scalar of its levels, given the anchors' law; None for no
+        noise.
         """
         return None
 
@@ -160,7 +159,8 @@ class Walker(nn.Module, Perturber):
         moved: Tensor = z + self.net(z)  # [B, width]
         if not self.keep_norm:
             return moved
-        return moved * (z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True))
+        length: Tensor = z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True)  # [B, 1]
+        return moved * length
 
     def check(self, levels: Sequence[Level]) -> None:
         sizes = [level.size for level in levels]

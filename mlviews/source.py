@@ -217,14 +217,9 @@ class MLViewSource(IterableDataset[Any]):
         dtype: str | torch.dtype | None = None,
         compile: bool = False,
     ) -> None:
-        given = locals()
-        self.arguments = {name: given[name] for name in ARGUMENTS}
-        if not isinstance(generator, MLVGM):
-            raise ValueError(
-                f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM. "
-                f"Wrap a callable with mlviews.wrap_generator(fn, levels=..., image_shape=...)."
-            )
-        self._generator = generator
+        parameters = locals()
+        self.arguments = {name: parameters[name] for name in ARGUMENTS}
+        self._generator = generator = _generator(generator)
         self.assignments = assign(perturb, generator.levels)
         self.batch_size = integer("batch_size", batch_size, 1)
         self.num_samples = integer("num_samples", num_samples, 1, 1 << 32)
@@ -480,6 +475,15 @@ class MLViewSource(IterableDataset[Any]):
             )
         position = integer("position", state["position"], 0, self.num_samples)
         self.cursor.load(sampling.check_epoch(state["epoch"]), position)
+
+
+def _generator(generator: Any) -> MLVGM:
+    if not isinstance(generator, MLVGM):
+        raise ValueError(
+            f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM. "
+            "Wrap a callable with mlviews.wrap_generator(fn, levels=..., image_shape=...)."
+        )
+    return generator
 
 
 def _layout(layout: str | Callable[[Batch], Any]) -> Callable[[Batch], Any]:

@@ -89,7 +89,7 @@ class Step:
             drawn = self.draw(indices, self.anchors.latent_epoch(epoch))
             anchors, labels = self.anchors(drawn)
             positives = [self.perturb(anchors, drawn, view) for view in range(1, self.num_views)]
-            latents = [anchors, *positives]
+            latents: list[Sequence[Tensor]] = [anchors, *positives]
             images = self.decode(latents, labels)
             views = [self.augment(images[view], indices, epoch, crop) for crop, view in enumerate(self.crops)]
         targets = torch.full_like(indices, -1) if labels is None else labels

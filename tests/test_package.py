@@ -44,7 +44,8 @@ import json, random, sys, time, warnings
 import numpy as np, torch
 def state():
     rng = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
-    return [*rng, torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), list(warnings.filters)]
+    modes = [torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()]
+    return [*rng, *modes, list(warnings.filters)]
 before = state()
 begin = time.process_time()
 import mlviews

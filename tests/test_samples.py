@@ -1,4 +1,4 @@
-"""What a seed means: samples are those of version 0.1, and drawing them never takes more room than one level."""
+"""What a seed means: samples are those of version 0.1, and drawing takes no more room than one level does."""
 
 from __future__ import annotations
 

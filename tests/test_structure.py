@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Lowest first; a prefix stands for all modules below it. A module imports from its line and from those before.
-# it.
+# Lowest first; a prefix stands for all modules below it. A module imports from its line and from those
+# before. it.
 LAYERS = [
     ["mlviews._version", "mlviews._moved", "mlviews.errors"],
     ["mlviews.checks", "mlviews.documents"],

@@ -38,7 +38,9 @@ class Entry:
     needs: str  # for people: which weights it takes
     options: tuple[str, ...] = ()  # further arguments of load_generator
     bundled: Path | None = None  # the file that is used when no weights are given
-    levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights, and none are bundled
+    levels: tuple[Level, ...] | None = (
+        None  # where they are the same whatever the weights, and none are bundled
+    )
     image_shape: tuple[int, int, int] | None = None  # likewise
 
 
@@ -92,7 +94,8 @@ _GENERATORS = {
     ),
     "stylegan2": Entry(
         _from_checkpoint(stylegan.load, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality"),
-        needs="a .pkl of stylegan2-ada-pytorch or of the TensorFlow release, or a .pt of rosinality/stylegan2-pytorch",
+        needs="a .pkl of stylegan2-ada-pytorch or of the TensorFlow release, or a .pt of "
+        "rosinality/stylegan2-pytorch",
         options=("groups", "crop", "size", "truncation_psi"),
     ),
 }
@@ -119,15 +122,16 @@ def load_generator(
 
     Args:
         name: one of :func:`list_generators`.
-        weights: a weights file; or a URL (``https://.../file.pkl#sha256=HEX``) or Hugging Face id (``owner/name``,
-            ``hf://owner/name/file``), downloaded once; or a module of the project whose files it takes. None for the
-            bundled weights, where there are some.
+        weights: a weights file; or a URL (``https://.../file.pkl#sha256=HEX``) or Hugging Face id
+            (``owner/name``, ``hf://owner/name/file``), downloaded once; or a module of the project whose
+            files it takes. None for the bundled weights, where there are some.
         device: where to put it; None for the CPU.
-        options: the generator's options, see ``mlviews/generators/README.md``: e.g. ``groups=4`` of stylegan2.
+        options: the generator's options, see ``mlviews/generators/README.md``: e.g. ``groups=4`` of
+            stylegan2.
 
     Raises:
-        ValueError: for an unknown name or option, a device that is not there, or where weights are needed and none are
-            given.
+        ValueError: for an unknown name or option, a device that is not there, or where weights are needed and
+            none are given.
         FileNotFoundError: if the weights file is missing, or cannot be downloaded.
         mlviews.WeightsError: if it is damaged, was made for another architecture, or holds anything but data.
     """
