@@ -21,6 +21,7 @@ from mlviews.generators.film import FilmGenerator
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.stylegan import reading as stylegan
+from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
 
@@ -38,7 +39,9 @@ class Entry:
     needs: str  # for people: which weights it takes
     options: tuple[str, ...] = ()  # further arguments of load_generator
     bundled: Path | None = None  # the file that is used when no weights are given
-    levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights, and none are bundled
+    levels: tuple[Level, ...] | None = (
+        None  # where they are the same whatever the weights, and none are bundled
+    )
     image_shape: tuple[int, int, int] | None = None  # likewise
 
 
@@ -142,15 +145,10 @@ def load_generator(
         weights = entry.bundled
     elif not isinstance(weights, nn.Module):
         weights = path_of(weights, "weights file")
-    dtype = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float32)  # whatever the caller's defaults are
-        with torch.device("cpu"):
-            generator = entry.load(weights, **options)
-    finally:
-        torch.set_default_dtype(dtype)
-    generator.name, generator.options = name, options
-    return generator if target is None else generator.to(target)
+    with plain():
+        generator = entry.load(weights, **options)
+        generator.name, generator.options = name, options
+        return generator if target is None else generator.to(target)
 
 
 def list_generators() -> list[GeneratorInfo]:

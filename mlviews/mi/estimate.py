@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mlviews.checks import integer
 from mlviews.mi.critics import ImageCritic
 from mlviews.mi.infonce import one_sided_info_nce
+from mlviews.runs.modes import plain
 from mlviews.sampling import check_seed
 from mlviews.source import MLViewSource
 
@@ -98,7 +99,7 @@ def estimate_mi(
             x, y = _collect(x, 2 * pairs)
         fresh = len(x) == 2 * pairs
     x, y = _checked(x, y)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with plain(), torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the networks' weights and all orders: both are drawn on the CPU
         parts = list(torch.arange(len(x)).chunk(2)) if fresh else list(torch.randperm(len(x)).tensor_split(folds))
         found = [
