@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mlviews.checks import is_number
 from mlviews.runs.files import whole
 
 ROUNDED = "samples"
@@ -149,6 +150,6 @@ def _close(before: Any, after: Any) -> bool:
     """Are two lists of numbers the same up to what processors round differently?"""
     if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after):
         return False
-    return all(
+    return all(map(is_number, [*before, *after])) and all(
         math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) for a, b in zip(before, after, strict=True)
     )

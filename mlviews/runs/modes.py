@@ -31,7 +31,7 @@ def plain(device: torch.device | None = None) -> Iterator[None]:
         if default_device.type not in ("cpu", work.type):
             stack.enter_context(torch.device("cpu"))
         for kind in {"cpu", work.type}:
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
