@@ -26,8 +26,8 @@ _PROJECTIONS = 4  # numbers that are kept of an image
 def generator_identity(generator: MLVGM) -> dict[str, Any]:
     """Return what a generator makes its samples of, as JSON can hold it.
 
-    ``samples`` holds a few projections of two fixed samples, each as an anchor and with all levels drawn anew.
-    They are compared up to rounding (:func:`mlviews.runs.checkpoint.differences`), as processors round
+    ``samples`` holds a few projections of two fixed samples, each as an anchor and with all levels drawn
+    anew. They are compared up to rounding (:func:`mlviews.runs.checkpoint.differences`), as processors round
     differently.
     """
     with plain(generator.device), torch.no_grad():

@@ -40,8 +40,8 @@ class ImpactReport(Measurement):
     def frame(self) -> pd.DataFrame:
         """Return one row per impact, with flat columns that name their units.
 
-        A figure that the method does not have is NaN. A name that a spreadsheet would take for a formula begins
-        with an apostrophe.
+        A figure that the method does not have is NaN. A name that a spreadsheet would take for a formula
+        begins with an apostrophe.
         """
         import pandas as pd  # half a second that measuring need not wait for
 

@@ -52,7 +52,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise where nothing can be written into an OSError, which names the path.
+    """Turn torch's and safetensors' errors of a full disk into an OSError, which names the path.
 
     Python's own OSErrors get the path if they have none, or that of a part of it.
     """
@@ -75,7 +75,7 @@ def _is_part(name: object, path: Path) -> bool:
 
 
 def _error_number(error: Exception) -> int | None:
-    """Return the number of the system's error that a library's exception stands for; None if it is another."""
+    """Return the system's number of the error that a library's exception stands for; None for others."""
     text = str(error)
     if type(error).__name__ == "SafetensorError" and (match := re.search(r"\(os error (\d+)\)", text)):
         return int(match[1])
@@ -134,7 +134,7 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return sixteen hex digits that tell a network's weights from others'; the same for all that have none."""
+    """Return sixteen hex digits that tell a network's weights from others'; all without weights share them."""
     return digest(module.state_dict())
 
 
@@ -143,5 +143,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     hashed = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         hashed.update(name.encode())
-        hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()[:16]

@@ -24,7 +24,8 @@ def plain(device: torch.device | None = None) -> Iterator[None]:
     work = torch.device("cpu") if device is None else device
     default_dtype, default_device = torch.get_default_dtype(), torch.empty(0).device
     with ExitStack() as stack:
-        # Entering a mode costs something at every operation inside, so that only those are entered that differ.
+        # Entering a mode costs something at every operation inside, so that only those are entered that
+        # differ.
         if default_dtype is not torch.float32:
             stack.callback(torch.set_default_dtype, default_dtype)
             torch.set_default_dtype(torch.float32)
