@@ -134,7 +134,7 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return sixteen hex digits that tell a network's weights from others'; all without weights share them."""
+    """Return sixteen hex digits that tell a network's weights from others'; equal for all without weights."""
     return digest(module.state_dict())
 
 
