@@ -415,15 +415,15 @@ SLOW = ("truncation_psi", "sweep")  # for the size of its images alone
 
 # Two generators that make other images, and what the message says of them.
 OTHERS: dict[str, tuple[Callable[[Path], tuple[mlviews.MLVGM, mlviews.MLVGM]], str]] = {
-    "a lambda around a retrained network": (lambda path: (around(0), around(1)), "generator.samples of another"),
-    "a constant of a subclass": (lambda path: (brighter(0.01), brighter(0.02)), "generator.samples of another"),
+    "a lambda around a retrained network": (lambda path: (around(0), around(1)), "generator.samples of"),
+    "a constant of a subclass": (lambda path: (brighter(0.01), brighter(0.02)), "generator.samples of"),
     "a subclass": (lambda path: (Toy(), brighter(0.01)), "generator.name='Toy', not 'Brighter'"),
     "one weight": (lambda path: (moved(0.0), moved(1e-6)), "generator.weights="),
     "the truncation": (lambda path: (Toy(), Toy(truncation=None)), "generator.truncation=2.0, not None"),
     "temperature": (
         lambda path: (named(), named(temperature=0.2)), "generator.options.temperature=None, not '0.2'"
     ),
-    "levels": (lambda path: (named(), named(levels="group")), "generator.options.levels=None, not \"'group'\""),
+    "levels": (lambda path: (named(), named(levels="group")), "generator.options.levels=None, not"),
     "truncation_psi": (
         lambda path: (style(path), style(path, truncation_psi=0.5)),
         "generator.options.truncation_psi=None, not '0.5'",
@@ -800,7 +800,7 @@ DAMAGED: dict[str, Callable[[dict[str, Any], bytes], bytes]] = {
     "a class": lambda content, data: stored({**content, "more": Path("x")}),
     "no log": lambda content, data: stored({**content, "state": {"parts": {}, "seconds": 0.0}}),
     "a log of other lengths": lambda content, data: log(content, losses=[0.1]),
-    "a log of texts": lambda content, data: log(content, losses=["x"] * len(content["state"]["log"]["losses"])),
+    "a log of texts": lambda content, data: log(content, losses=["x"], smoothed=["x"], distances=["x"]),
     "a status that is none": lambda content, data: log(content, status="lost"),
     "another key in the log": lambda content, data: log(content, more=1),
     "missing parts": lambda content, data: state(content, parts={}),

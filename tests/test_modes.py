@@ -1,4 +1,4 @@
-"""Global modes of torch change nothing: every public entry point under every mode, and under all of them at once."""
+"""Global modes of torch change nothing: every public entry point under every mode, and under all at once."""
 
 from __future__ import annotations
 
