@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mlviews.checks import integer
 from mlviews.errors import did_you_mean, listing
+from mlviews.runs.modes import plain
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -170,7 +171,8 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
             )
     if fabric.world_size > 1:
         end_gently()
-    module.to(fabric.device)
+    with plain():  # moved in inference mode, its weights could not be trained through
+        module.to(fabric.device)
     return fabric
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError, listing
 from mlviews.runs.files import whole
+from mlviews.runs.modes import plain
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -85,9 +86,9 @@ def fit(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: str | P
         ) from error
     _check(expected, tensors, path)
     # The initial weights are drawn only to be overwritten.
-    with torch.random.fork_rng(devices=[]):
+    with plain(), torch.random.fork_rng(devices=[]):
         module = make()
-    module.load_state_dict(dict(tensors))
+        module.load_state_dict(dict(tensors))
     return module
 
 

@@ -651,7 +651,7 @@ def _classifier(
 ) -> tuple[Classifier, dict[str, object]]:
     """Return the cached classifier, or a new one, whose training has a bar."""
     if path.exists():
-        return cached_classifier(path, train)
+        return cached_classifier(path, train, seed=seed, epochs=EPOCHS, bf16=bf16)
     with _stage(progress, "classifier", EPOCHS * len(train.images)) as advance:
         return cached_classifier(path, train, seed=seed, epochs=EPOCHS, bf16=bf16, advance=advance)
 

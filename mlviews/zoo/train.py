@@ -33,7 +33,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
-from mlviews.runs.files import whole
+from mlviews.runs.checkpoint import Checkpoint
+from mlviews.runs.files import digest
+from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
 
 
@@ -173,11 +175,24 @@ class BaseTrainer(ABC):
     PARTS: tuple[str, ...]  # attributes that have a state
     LOSSES: tuple[str, ...]  # what step() returns: columns of the log
 
-    def __init__(self, images: Tensor, batch: int, seed: int) -> None:
+    def __init__(self, recipe: Any, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+        self.recipe = recipe  # a dataclass: what is trained, and how
         self.images = images  # uint8 [N, C, H, W]
-        self.batch = batch
+        self.total = total  # real images to show in all, which learning rates follow
         self.seed = seed
+        self.bf16 = bf16
+        self.batch: int = recipe.batch
         self.steps = 0
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the training depends on: a checkpoint with other values belongs to another run."""
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "images": self.total,
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "data": digest({"images": self.images}),
+        }
 
     @abstractmethod
     def step(self) -> dict[str, float]:
@@ -221,12 +236,10 @@ class Trainer(BaseTrainer):
     PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
     LOSSES = ("loss_d", "loss_g", "info")
 
+    @plain()
     def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
-        super().__init__(images, recipe.batch, seed)
+        super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
-        self.recipe = recipe
-        self.total = total
-        self.bf16 = bf16
         self.generator = FilmGenerator(recipe.model)
         equalise(self.generator).requires_grad_(True).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -339,6 +352,7 @@ class Trainer(BaseTrainer):
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
+@plain()
 def run(
     trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int, provenance: dict[str, Any]
 ) -> Path:
@@ -354,11 +368,18 @@ def run(
 
     Returns:
         The path of the final weights.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, or of a training with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
+    checkpoint = Checkpoint(
+        out / "checkpoint.pt", trainer.settings(), resume=True, remedy="delete it", bare=True
+    )
+    state = checkpoint.load()
+    if state is not None:
+        with checkpoint.reading():
+            trainer.load_state_dict(state)
     provenance = provenance | {
         "seed": trainer.seed,
         "torch": torch.__version__,
@@ -381,8 +402,7 @@ def run(
             if trainer.steps % 100 == 0 or last:
                 log.write(losses)
             if last or trainer.seen // snapshots > (trainer.seen - trainer.batch) // snapshots:
-                with whole(checkpoint) as part:
-                    torch.save(trainer.state_dict(), part)
+                checkpoint.save(trainer.state_dict())
                 trainer.export(out / f"{trainer.seen:08d}.safetensors", provenance | {"images": trainer.seen})
     trainer.export(out / f"{name}.safetensors", provenance | {"images": trainer.seen})
     return out / f"{name}.safetensors"
