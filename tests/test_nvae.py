@@ -52,7 +52,9 @@ def official(path: Path) -> tuple[Checkpoint, Any]:
     with np.load(path) as file:
         golden = dict(file)
     layout, facts = str(golden["layout"]), json.loads(str(golden["facts"]))
-    return Checkpoint(layout, fill(source_shapes(layout, facts), int(golden["seed"])), facts, path.name), golden
+    return Checkpoint(
+        layout, fill(source_shapes(layout, facts), int(golden["seed"])), facts, path.name
+    ), golden
 
 
 @pytest.fixture(scope="module")

@@ -504,8 +504,8 @@ def _call(arguments: Mapping[str, Any]) -> str:
     names = [name for name in arguments if name.isidentifier() and not keyword.iskeyword(name)]
     words = [_quoted(next(iter(arguments.values())))]
     words += [f"{name}={_quoted(arguments[name])}" for name in names[1:]]
-    others = {name: value for name, value in arguments.items() if name not in names}
-    return ", ".join([*words, f"**{others!r}"] if others else words)
+    unnamed = {name: value for name, value in arguments.items() if name not in names}
+    return ", ".join([*words, f"**{unnamed!r}"] if unnamed else words)
 
 
 def _quoted(value: Any) -> str:

@@ -104,7 +104,7 @@ def measure_impact(
         seconds = time.perf_counter() - begin
         grids = {impact.name: _grid(generator, impact, law, seed) for impact in impacts}
     defaults = {field.name: field.default for field in dataclasses.fields(METHODS[method])}
-    values = defaults | options
+    values: dict[str, Any] = {**defaults, **options}
     return ImpactReport(
         generator=generator.name,
         image_shape=generator.image_shape,

@@ -264,7 +264,7 @@ class Trainer(BaseTrainer):
         start = self.recipe.decay_from
         if start >= 1:
             return 1.0
-        return 1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start))
+        return float(1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start)))
 
     def step(self) -> dict[str, float]:
         """Update the discriminator and the generator once each, and return the losses."""

@@ -133,7 +133,7 @@ class Trainer(BaseTrainer):
         """Return the step's learning rate."""
         ramp = min(1.0, (self.seen + self.recipe.batch) / self.recipe.ramp)
         cosine = 0.505 + 0.495 * math.cos(math.pi * min(self.seen / self.total, 1.0))
-        return self.recipe.lr * ramp * cosine
+        return float(self.recipe.lr * ramp * cosine)
 
     def step(self) -> dict[str, float]:
         """Update the network, and return the losses.
