@@ -436,6 +436,7 @@ def impact(
     resume: Resume = True,
 ) -> None:
     """Run :func:`mlviews.measure_impact`; print and save its report."""
+    _check_shares(pairs, devices)
     network, anchor = _measured(generator, weights)
     out = _folder_to_write(out or Path("runs", f"impact-{Path(generator).stem}-{method}"))
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
@@ -503,6 +504,7 @@ def walker(
     resume: Resume = True,
 ) -> None:
     """Run :func:`mlviews.train_walker`; print what the walker does."""
+    _check_shares(pairs, devices)
     network, anchor = _measured(generator, weights)
     moved = level_indices(levels, network.levels)
     out = _folder_to_write(out or Path("runs", f"walker-{Path(generator).stem}-{'-'.join(map(str, moved))}"))
@@ -557,12 +559,21 @@ def _folder_to_write(folder: Path) -> Path:
     Raises:
         OSError: if no file can be written into it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise OSError(f"No file can be written into the folder {folder} ({error.strerror}).") from None
+
+
+def _check_shares(pairs: int, devices: int) -> None:
+    """Raise a ValueError, before any process is started, if the processes cannot share a batch evenly."""
+    if pairs % devices:
+        raise ValueError(
+            f"Invalid pairs={pairs} for {devices} processes: it is the whole batch and must be a multiple of "
+            "them."
+        )
 
 
 def _default_device() -> str:
