@@ -26,7 +26,6 @@ from typing import Annotated, Any, TextIO
 import torch
 import torch.nn.functional as F
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -36,6 +35,7 @@ from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.runs.files import digest
 from mlviews.runs.modes import plain
+from mlviews.runs.progress import bars
 from mlviews.weights.files import write_safetensors
 
 
@@ -385,19 +385,13 @@ def run(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    # The bar has other columns than those of other jobs: it counts images, and with thousands set apart.
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-        TimeRemainingColumn(),
-    )
-    with (out / "log.csv").open("a", newline="") as file, Progress(*columns) as progress:
+    with (out / "log.csv").open("a", newline="") as file, bars(None, unit="images") as progress:
         log = _Log(file, trainer)
         task = progress.add_task(name, total=images, completed=trainer.seen)
         while trainer.seen < images:
             losses = trainer.step()
-            progress.update(task, completed=trainer.seen)
+            note = ", ".join(f"{loss} {value:.2f}" for loss, value in losses.items())
+            progress.update(task, completed=trainer.seen, description=f"{name}, {note}")
             last = trainer.seen >= images
             if trainer.steps % 100 == 0 or last:
                 log.write(losses)
