@@ -894,7 +894,7 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "no end": (lambda: PROTO + b"N", "is damaged"),
     "stack underflow": (lambda: whole(b"\x85\x86\x87aes"), "is damaged"),
     "unknown operation": (lambda: whole(b"\xff"), "is damaged"),
-    "memo that was not set": (lambda: whole(GET0), "is damaged"),
+    "memo that was not set": (lambda: whole(GET0), "did not store"),
     "keys without values": (lambda: whole(b"}(NNNu"), "is damaged"),
     "items for a number": (lambda: whole(b"K\x01" + b"Na"), "an item for something that has none"),
     "a call of a number": (lambda: whole(b"K\x01)R"), "a call of something that is no function"),
@@ -1154,7 +1154,7 @@ def hidden_names(count: int = 20_000) -> bytes:
 # Small files that would take for ever or all of the memory; and what the message says, if it is not the usual
 # one.
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "memo number": (lambda: whole(b"]r\xff\xff\xff\x7f"), "holds an object of type 'list'"),
+    "memo number": (lambda: whole(b"]r\xff\xff\xff\x7f"), "under a number that no pickle gives"),
     "bytes of 2**62": (lambda: whole(b"\x8e" + struct.pack("<Q", 1 << 62)), "is damaged"),
     "bytes of 4 GB": (lambda: whole(b"B\xff\xff\xff\xff"), "is damaged"),
     "text of 2**62": (lambda: whole(b"\x8d" + struct.pack("<Q", 1 << 62)), "is damaged"),

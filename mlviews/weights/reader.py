@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.files import printable, shape_of, some, to_float32
 
 
 class Reader:
@@ -34,11 +34,11 @@ class Reader:
 
     def error(self, what: str) -> WeightsError:
         """Return what to raise for a file that holds another network."""
-        return WeightsError(f"{self.path} {self.problem}: {what}.")
+        return WeightsError(f"{self.path} {self.problem}: {printable(what)}.")
 
     def damaged(self, what: str) -> WeightsError:
         """Return what to raise for values that no training leaves."""
-        return WeightsError(f"{self.path} is damaged: {what}.")
+        return WeightsError(f"{self.path} is damaged: {printable(what)}.")
 
     def missing(self, name: str) -> WeightsError:
         """Return what to raise for a tensor that is not in the file."""
@@ -62,7 +62,9 @@ class Reader:
         if not _agree(shape, sizes):
             expected = listing("any" if size is None else size for size in sizes)
             comma = "," if len(sizes) == 1 else ""
-            raise self.error(f"{name} has shape {shape}, expected ({expected}{comma})")
+            raise self.error(
+                f"{printable(name, 80)} has shape {shape_of(self.tensors[name])}, expected ({expected}{comma})"
+            )
         if 0 in shape:
             raise self.error(f"{name} has shape {shape}, which is empty")
         return shape
@@ -78,10 +80,7 @@ class Reader:
             mlviews.WeightsError: if there is no such tensor, its shape is another one, or it holds no floats.
         """
         self.shape(name, *sizes)
-        value = self.tensors.pop(name).detach()
-        if not value.is_floating_point():
-            raise self.error(f"{name} holds {value.dtype}, expected floating-point numbers")
-        return value.to("cpu", torch.float32)
+        return to_float32(self.tensors.pop(name), name, self.path)
 
     def check_names(self, expected: Iterable[str]) -> None:
         """Raise a WeightsError unless the tensors are those with the expected names, and no others."""
@@ -115,14 +114,14 @@ class Reader:
         if value is None:
             return None
         if not is_number(value) or value <= 0:
-            raise self.error(f"{keys[-1]} is {str(value)[:40]!r}, expected a positive number")
+            raise self.error(f"{keys[-1]} is {printable(value, 40)!r}, expected a positive number")
         return float(value)
 
     def expect(self, allowed: str, *keys: str) -> None:
         """Raise a WeightsError if a fact names another variant of the architecture than the one allowed."""
         value = self.fact(*keys)
         if value is not None and value != allowed:
-            raise self.error(f"{keys[-1]} is {str(value)[:40]!r}, and only {allowed!r} is supported")
+            raise self.error(f"{keys[-1]} is {printable(value, 40)!r}, and only {allowed!r} is supported")
 
 
 class Facts:
@@ -160,19 +159,10 @@ class Facts:
 
     def error(self, name: str, expected: str) -> WeightsError:
         """Return what to raise for this setting."""
-        value = repr(self.values[name])[:80] if name in self.values else "missing"
+        value = printable(repr(self.values[name]), 80) if name in self.values else "missing"
         return WeightsError(
             f"{self.path} has no valid configuration: {name} is {value}; expected {expected}."
         )
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first three names and how many there are besides, for a message; "none" for no names."""
-    names = list(names)
-    if not names:
-        return "none"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return listing(names[:3]) + more
 
 
 def _agree(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:

@@ -62,6 +62,10 @@ def load(checkpoint: Checkpoint, *, label: int | None = None, bn_eps: float | No
         tensors["classes"] = classes
     else:
         config = dataclasses.replace(config, num_classes=0, embedding=0)
+    for name, value in tensors.items():
+        # Finite values may have products that are not.
+        if not value.isfinite().all():
+            raise reader.damaged(f"its values are so large that {name} holds a NaN or an infinity")
     return _generator(config, tensors)
 
 

@@ -10,6 +10,7 @@ with its facts before anything is computed.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -21,6 +22,7 @@ from mlviews.errors import WeightsError, listing
 from mlviews.generators.nvae.network import INVERTED, NVAE, RESIDUAL, ROLES, NVAEConfig, check_options, widen
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.files import MOST_TENSORS, Refused
 from mlviews.weights.reader import Facts, Reader
 
 SIZES = {"mnist": 32, "omniglot": 32, "cifar10": 32, "ffhq": 256}
@@ -28,6 +30,8 @@ SIZES = {"mnist": 32, "omniglot": 32, "cifar10": 32, "ffhq": 256}
 
 DERIVED = (".num_batches_tracked", ".weight_normalized")
 """Ends of names of tensors that are in some files, and of no use: a counter, and a copy of another tensor."""
+
+_LARGEST_TENSOR = 1 << 32  # values; the largest of a published network has less than 2**26
 
 
 def load(checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
@@ -64,8 +68,10 @@ def convert(checkpoint: Checkpoint) -> tuple[NVAEConfig, dict[str, Tensor]]:
             another shape.
     """
     layout, facts, path = checkpoint.layout, checkpoint.facts, str(checkpoint.path)
-    expected = source_shapes(layout, facts, path)
     reader = _Reader(checkpoint)
+    # Room for a few that are missing, which are then named.
+    most = len(reader.tensors) + 1000
+    expected = _walk(layout, facts, None, path, most).expected
     reader.check_names(expected)
     tensors = {name: reader.take(name, *shape) for name, shape in expected.items()}
     walk = _walk(layout, facts, tensors, path)
@@ -88,13 +94,30 @@ def source_shapes(
     return _walk(layout, facts, None, path).expected
 
 
-def _walk(layout: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, path: str) -> Walk:
-    """Return a walk that is through the network."""
+def _walk(
+    layout: str,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None,
+    path: str,
+    most: int = MOST_TENSORS,
+) -> Walk:
+    """Return a walk that is through the network.
+
+    Args:
+        layout: of the checkpoint.
+        facts: what the file says about the network.
+        tensors: of the file; None for a walk without memory.
+        path: of the file, for messages.
+        most: tensors that the network may have.
+    """
     walker = LAYOUTS.get(layout)
     if walker is None:
         raise WeightsError(f"{path} holds {layout!r}, which is no NVAE; expected {listing(LAYOUTS)}.")
-    walk = walker(walker.configuration(Facts(facts, path)), tensors)
-    walk.walk()
+    walk = walker(walker.configuration(Facts(facts, path)), tensors, most)
+    try:
+        walk.walk()
+    except Refused as error:
+        raise WeightsError(f"{path} has no valid configuration: it describes {error}.") from error
     return walk
 
 
@@ -195,17 +218,29 @@ class Walk(ABC):
     Args:
         config: the architecture.
         tensors: of the file, in float32; None to learn only what it must hold, on the meta device.
+        most: tensors that the network may have. Each setting is bounded, but their product is what counts: a
+            short file can describe a network of millions.
     """
 
-    def __init__(self, config: NVAEConfig, tensors: Mapping[str, Tensor] | None) -> None:
-        self.config, self.tensors = config, tensors
+    def __init__(
+        self, config: NVAEConfig, tensors: Mapping[str, Tensor] | None, most: int = MOST_TENSORS
+    ) -> None:
+        self.config, self.tensors, self.most = config, tensors, most
         self.expected: dict[str, tuple[int, ...]] = {}  # shapes of the file's tensors
         self.weights: dict[str, Tensor] = {}  # ours
         self.num_blocks = len(config.encoder) - config.scales  # of pre-processing, and of post-processing
 
     def read(self, name: str, *shape: int) -> Tensor:
-        """Return a tensor of the file."""
+        """Return a tensor of the file.
+
+        Raises:
+            Refused: if the network has more tensors than the file, or one that is larger than any.
+        """
         self.expected[name] = shape
+        if len(self.expected) > self.most:
+            raise Refused(f"a network of more than {self.most:,} tensors, which the file does not have")
+        if math.prod(shape) > _LARGEST_TENSOR:
+            raise Refused(f"a tensor {name} of shape {shape}")
         return torch.empty(shape, device="meta") if self.tensors is None else self.tensors[name]
 
     def put(self, name: str, conv: Conv, up: int = 0, dilate: bool = False) -> None:
@@ -534,8 +569,9 @@ class NVlabs(Walk):
             ("contract", "mu.conv_0", latent, hidden, 1, False),
         ):
             weight = self.read(f"{name}.{layer}.weight", outputs, inputs, kernel, kernel)
-            mask = causal_mask(outputs, inputs, kernel, strict, mirror).to(weight.device)
-            weight = self._normed(f"{name}.{layer}", weight * mask)
+            if not weight.is_meta:  # else the shape is the facts' only, and the mask would take memory
+                weight = weight * causal_mask(outputs, inputs, kernel, strict, mirror)
+            weight = self._normed(f"{name}.{layer}", weight)
             has_bias = part == "contract"
             bias = self.read(f"{name}.{layer}.bias", outputs) if has_bias else weight.new_zeros(outputs)
             self.put(f"{target}.{part}", Conv(weight, bias))

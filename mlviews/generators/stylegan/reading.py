@@ -21,6 +21,7 @@ from mlviews.errors import WeightsError, listing
 from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config, normalized
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.files import printable
 from mlviews.weights.reader import Reader
 
 _MOST_PIXELS = 4096  # of one side: more than any published network has
@@ -461,7 +462,7 @@ def _axis(reader: Reader, kernel: Any) -> Tensor:
     is_list = isinstance(kernel, Sequence) and len(kernel) == 4
     if not is_list or not all(is_number(tap) for tap in kernel) or not sum(kernel):
         raise reader.error(
-            f"its upsampling filter is {str(kernel)[:40]}, expected four numbers, as in [1, 3, 3, 1]"
+            f"its upsampling filter is {printable(kernel, 40)}, expected four numbers, as in [1, 3, 3, 1]"
         )
     taps = torch.tensor([float(tap) for tap in kernel])
     return taps.div(sum(kernel))
