@@ -157,7 +157,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
         safetensors.torch.save_file(contiguous, part, dict(metadata))
 
 
-# -- weights into a network -----------------------------------------------------------------------------------
+# -- weights into a network ----------------------------------------------------------------------------------
 
 
 def fit(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: str | Path) -> Module:
@@ -195,7 +195,7 @@ def fit(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: str | P
 
 @contextmanager
 def _at_most(count: int) -> Iterator[None]:
-    """Raise a Refused as soon as this thread has given modules more parts (modules, parameters) than ``count``.
+    """Raise a Refused as soon as this thread has made more than ``count`` tensors of modules.
 
     Parts without weights count as well, so that the limit has to leave room for them.
     """

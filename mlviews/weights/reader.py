@@ -62,9 +62,8 @@ class Reader:
         if not _agree(shape, sizes):
             expected = listing("any" if size is None else size for size in sizes)
             comma = "," if len(sizes) == 1 else ""
-            raise self.error(
-                f"{printable(name, 80)} has shape {shape_of(self.tensors[name])}, expected ({expected}{comma})"
-            )
+            text = shape_of(self.tensors[name])
+            raise self.error(f"{printable(name, 80)} has shape {text}, expected ({expected}{comma})")
         if 0 in shape:
             raise self.error(f"{name} has shape {shape}, which is empty")
         return shape

@@ -289,7 +289,8 @@ def _key(value: Any) -> Any:
     Hashing tuples in tuples takes exponential time. Long texts that are equal, but not the same object, are
     compared again and again. Integers of any size can be chosen so that each of them meets thousands of
     others: their hashes are known, and so is the order in which Python's dictionary looks for a free place.
-    What stands for them has its address for a hash, which no file can choose. (Texts have a secret in theirs.)
+    What stands for them has its address for a hash, which no file can choose. (Texts have Python's secret in
+    theirs.)
     """
     if type(value) is int:
         return Number(value)
