@@ -778,7 +778,7 @@ LFS = b"""version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
 size 12345
 """
-KINDS = r"; mlviews reads generators of these kinds: stylegan2-ada, .*nvae-nvlabs\.$"
+KINDS = r"; mlviews reads generators of these kinds: stylegan2-ada, .*nvae-nvlabs\."
 META = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 # Files that are no weights of these generators, or not whole; and what the message says.
@@ -1504,6 +1504,61 @@ def test_another_layout_than_expected(tmp_path: Path) -> None:
         match=r"w.pkl is BigBiGAN or BigGAN .*, but generator 'nvae' takes NVAE as SerezD.*, NVAE as NVlabs",
     ):
         checkpoints.expect(path, ("nvae-serezd", "nvae-nvlabs"), "nvae")
+
+
+ADA_PART = {"mapping.fc0.weight": numbers(4, 4), "synthesis.b4.const": numbers(8, 4, 4, seed=1)}
+ROSINALITY_PART = {"style.1.weight": numbers(4, 4), "input.input": numbers(1, 8, 4, 4, seed=1)}
+CRITIC_PART = {"mapping.fc0.weight": numbers(4, 4), "b4.conv.weight": numbers(8, 4, 3, 3)}
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "expected"),
+    [
+        ({"G_ema": ADA_PART}, "stylegan2-ada", ADA_PART),
+        ({"G_ema": ADA_PART, "G": CRITIC_PART | ADA_PART, "D": CRITIC_PART}, "stylegan2-ada", ADA_PART),
+        ({"g_ema": ADA_PART}, "stylegan2-ada", ADA_PART),
+        ({"g_ema": prefixed("module.", ROSINALITY_PART)}, "stylegan2-rosinality", ROSINALITY_PART),
+        ({"ema": ROSINALITY_PART, "step": 7}, "stylegan2-rosinality", ROSINALITY_PART),
+        ({"generator": ADA_PART, "optimizer": {"state": {0: {"step": 1}}}}, "stylegan2-ada", ADA_PART),
+        (
+            {"state_dict": prefixed("generator.", ADA_PART) | prefixed("critic.", CRITIC_PART)},
+            "stylegan2-ada",
+            ADA_PART,
+        ),
+        (prefixed("g_ema.", ADA_PART), "stylegan2-ada", ADA_PART),
+        (prefixed("module.G_ema.", ADA_PART) | prefixed("module.G.", ADA_PART), "stylegan2-ada", ADA_PART),
+    ],
+    ids=str,
+)
+def test_a_state_dict_in_its_place_or_under_a_prefix(
+    content: dict[str, Any], layout: str, expected: Tensors, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    checkpoint = checkpoints.read(tmp_path / "w.pt")
+    assert checkpoint.layout == layout
+    assert same(checkpoint.tensors, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            prefixed("a.", ADA_PART) | prefixed("b.", ROSINALITY_PART),
+            "several generators, under 'a.', 'b.'; keep",
+        ),
+        ({"weights": ADA_PART}, "A state dict has one of shared.weight, mapping.fc0.weight, style.1.weight"),
+        (prefixed("D.", CRITIC_PART), "A state dict has one of"),
+    ],
+    ids=str,
+)
+def test_a_state_dict_that_cannot_be_told(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=message):
+        checkpoints.read(tmp_path / "w.pt")
 
 
 def test_where_to_convert_to(tmp_path: Path) -> None:

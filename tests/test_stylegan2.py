@@ -16,6 +16,7 @@ from torch import Tensor
 import mlviews
 from mlviews import MLViewSource, perturb
 from mlviews.generators import winograd
+from mlviews.generators.stylegan import reading
 from mlviews.generators.stylegan.reading import load as load_stylegan2
 from mlviews.generators.stylegan.stylegan2 import StyledConvolution, StyleGAN2, StyleGAN2Config
 from mlviews.weights.checkpoints import Checkpoint
@@ -322,9 +323,9 @@ Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
     ("change", "message"),
     [
         (lambda t, f: t.clear(), "no pixels"),
-        (lambda t, f: t.pop("G_synthesis/8x8/Conv1/weight"), "conv1.weight is missing"),
-        (lambda t, f: t.pop("G_synthesis/noise2"), "noise_const is missing"),
-        (lambda t, f: t.pop("G_mapping/Dense0/weight"), "mapping.fc0.weight is missing"),
+        (lambda t, f: t.pop("G_synthesis/8x8/Conv1/weight"), "G_synthesis/8x8/Conv1/weight is missing"),
+        (lambda t, f: t.pop("G_synthesis/noise2"), "G_synthesis/noise2 is missing"),
+        (lambda t, f: t.pop("G_mapping/Dense0/weight"), "G_mapping/Dense0/weight is missing"),
         (
             lambda t, f: [
                 t.pop(name) for name in list(t) if "8x8" in name or name.endswith(("noise1", "noise2"))
@@ -340,12 +341,15 @@ Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
         ),
         (
             lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(9)}),
-            "expected .any, any, 3, 3.",
+            r"G_synthesis/8x8/Conv1/weight has shape \(9,\), expected \(64, 64, 3, 3\)",
         ),
-        (lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(3, 3, 0, 5)}), "is empty"),
+        (
+            lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(3, 3, 0, 5)}),
+            r"shape \(5, 0, 3, 3\)",
+        ),
         (
             lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.ones(3, 3, 5, 64)}),
-            "conv.weight has shape",
+            r"Conv1/weight has shape \(64, 5, 3, 3\)",
         ),
         (
             lambda t, f: t.update({"G_synthesis/8x8/Conv1/bias": torch.zeros(64, dtype=torch.int64)}),
@@ -423,6 +427,66 @@ def test_variants_of_the_official_network_are_refused_by_name(name: str, message
     tensors = {name: value for name, value in tensors.items() if "torgb" not in name or "b16" in name}
     with pytest.raises(mlviews.WeightsError, match="'orig'" if "skip" not in name else "'resnet'"):
         load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+
+
+def test_names_are_translated_back_for_messages() -> None:
+    for translate, untranslate, count in (
+        (reading._translate_tensorflow, reading._tensorflow_name, 58),
+        (reading._translate_rosinality, reading._rosinality_name, 50),
+    ):
+        names = checkpoint().tensors if count == 58 else rosinality()
+        assert len(names) > 30
+        for name, value in names.items():
+            translation = translate(name, value)
+            assert translation is not None
+            assert untranslate(translation[0]) == name
+
+
+def rosinality() -> dict[str, Tensor]:
+    with np.load(next(path for path in GOLDENS if "rosinality" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    return parity.weights(shapes, 0)
+
+
+def test_a_file_without_noise_gets_the_same_one_at_each_load() -> None:
+    tensors = {name: value for name, value in rosinality().items() if not name.startswith("noises.")}
+    one, other = (
+        load_stylegan2(Checkpoint("stylegan2-rosinality", dict(tensors), {}, "x")) for _ in range(2)
+    )
+    z = one.sample_latents(range(2))
+    assert torch.equal(one(z), other(z))
+    drawn = reading._drawn_noise(4, 256)
+    assert abs(drawn.mean()) < 0.02
+    assert abs(drawn.std() - 1) < 0.02
+    assert (drawn - reading._drawn_noise(3, 256)).std() > 1
+    half = tensors | {"noises.noise_0": torch.zeros(1, 1, 4, 4)}
+    with pytest.raises(mlviews.WeightsError, match=r"noises\.noise_1 is missing"):
+        load_stylegan2(Checkpoint("stylegan2-rosinality", half, {}, "x"))
+
+
+def test_a_file_without_the_mean_w_takes_no_truncation() -> None:
+    tensors = {name: value for name, value in rosinality().items() if name != "latent_avg"}
+    stored = Checkpoint("stylegan2-rosinality", tensors, {}, "x")
+    assert load_stylegan2(stored).image_shape == (3, 16, 16)
+    with pytest.raises(mlviews.WeightsError, match=r"no mean w.*use truncation_psi=1"):
+        load_stylegan2(stored, truncation_psi=0.7)
+
+
+def test_a_filter_of_ones_own() -> None:
+    """The layers that do not upsample keep StyleGAN2-ADA's default filter, and do not use it."""
+    with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    tensors = parity.weights(shapes, 0)
+    axes = {name: torch.tensor(taps) for name, taps in (("1", [1.0, 3, 3, 1]), ("0", [1.0, 2, 2, 1]))}
+    taps = {name: torch.outer(axis, axis) / axis.sum() ** 2 for name, axis in axes.items()}
+    for name in tensors:
+        if name.endswith("resample_filter"):
+            tensors[name] = taps["1" if "conv1" in name else "0"]
+    assert any("conv1.resample_filter" in name for name in tensors)
+    g = load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+    layer = next(part for part in g.modules() if isinstance(part, StyledConvolution) and part.filter)
+    assert layer.filter is not None
+    assert layer.filter.rows == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 3])
 
 
 def test_other_layouts_are_refused() -> None:

@@ -31,6 +31,19 @@ LAYOUTS = {
     "nvae-nvlabs": "NVAE as NVlabs/NVAE saves it (.pt with args, arch_instance and state_dict)",
 }
 FORMAT = "mlviews.checkpoint"
+_MARKERS = {
+    "shared.weight": ("biggan", "linear.weight"),
+    "mapping.fc0.weight": ("stylegan2-ada", "synthesis.b4.const"),
+    "style.1.weight": ("stylegan2-rosinality", "input.input"),
+}
+"""Layouts by a tensor of the generator's, each with another one that is beside it."""
+
+_AVERAGES = ("G_ema", "g_ema", "ema")
+"""What projects call the running average of a generator."""
+
+_NETWORKS = ("state_dict", "model", "generator", "netG", "G", "g")
+"""What projects call a generator, or all of a training's networks."""
+
 _LONGEST_NAME = 250  # letters of a tensor's full name
 
 
@@ -69,8 +82,10 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
                 content = unpickle.read(data)
                 checkpoint = _recognised(content, path)
     if checkpoint is None:
+        wanted = f" A state dict has one of {listing(_MARKERS)}." if isinstance(content, Mapping) else ""
         raise WeightsError(
             f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}."
+            + wanted
         )
     return checkpoint
 
@@ -197,6 +212,10 @@ def _rosinality(content: Any, path: str) -> Checkpoint | None:
     if not isinstance(content, dict) or not isinstance(content.get("g_ema"), dict):
         return None
     tensors = _tensors(content["g_ema"])
+    if "style.1.weight" not in tensors:
+        other = _named(tensors, {}, path)  # somebody's own dictionary of another project's tensors
+        if other is not None:
+            return other
     mean = unpickle.tensor(content.get("latent_avg"))
     if mean is not None:
         tensors["latent_avg"] = mean
@@ -218,15 +237,29 @@ def _nvae(content: Any, path: str) -> Checkpoint | None:
 
 
 def _flat(content: Any, path: str) -> Checkpoint | None:
-    """Recognise a state dict alone."""
-    return _named(_tensors(content), {}, path) if isinstance(content, Mapping) else None
+    """Recognise a state dict alone, or the only one among those of a training."""
+    if not isinstance(content, Mapping):
+        return None
+    for key in _AVERAGES:
+        if isinstance(content.get(key), dict):
+            checkpoint = _named(_tensors(content[key]), {}, path)
+            if checkpoint is not None:
+                return checkpoint
+    checkpoint = _named(_tensors(content), {}, path)
+    if checkpoint is not None:
+        return checkpoint
+    inner = [_tensors(content[key]) for key in _NETWORKS if isinstance(content.get(key), dict)]
+    candidates = [checkpoint for tensors in inner if (checkpoint := _named(tensors, {}, path))]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Checkpoint | None:
     """Recognise a state dict's layout by its names.
 
+    The names may have a prefix: of a wrapper, or of the generator's place in a larger module.
+
     Raises:
-        WeightsError: if it is of a kind that mlviews knows, but does not have.
+        WeightsError: if it is of a kind that mlviews knows, but does not have, or has several generators.
     """
     if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in tensors):
         raise WeightsError(
@@ -237,15 +270,28 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
             f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; "
             "use a BigGAN file."
         )
-    layouts = {
-        "shared.weight": "biggan",
-        "mapping.fc0.weight": "stylegan2-ada",
-        "style.1.weight": "stylegan2-rosinality",
-    }
-    for name, layout in layouts.items():
-        if name in tensors:
+    for marker, (layout, _) in _MARKERS.items():
+        if marker in tensors:
             return Checkpoint(layout, tensors, facts, path)
-    return None
+    places = [
+        (name.removesuffix(marker), layout)
+        for name in tensors
+        for marker, (layout, neighbor) in _MARKERS.items()
+        if name.endswith(f".{marker}") and name.removesuffix(marker) + neighbor in tensors
+    ]
+    # The running average is the one to generate with.
+    averages = [place for place in places if any(part in _AVERAGES for part in place[0].split("."))]
+    places = averages if len(averages) == 1 else places
+    if len(places) > 1:
+        prefixes = listing(printable(repr(prefix), 60) for prefix, _ in places[:4])
+        raise WeightsError(
+            f"{path} holds several generators, under {prefixes}; keep the tensors of one, without the prefix."
+        )
+    if not places:
+        return None
+    prefix, layout = places[0]
+    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Checkpoint(layout, inside, facts, path)
 
 
 # -- tensors of pickled modules ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
 from mlviews.weights.checkpoints import Checkpoint
-from mlviews.weights.files import printable, shape_of, some, to_float32
+from mlviews.weights.files import check_finite, printable, shape_of, some, to_float32
 
 
 class Reader:
@@ -42,7 +42,11 @@ class Reader:
 
     def missing(self, name: str) -> WeightsError:
         """Return what to raise for a tensor that is not in the file."""
-        return self.error(f"{name} is missing")
+        return self.error(f"{self.called(name)} is missing")
+
+    def called(self, name: str) -> str:
+        """Return what the file calls a tensor; for a reader that gives tensors other names."""
+        return name
 
     # -- tensors
 
@@ -63,9 +67,10 @@ class Reader:
             expected = listing("any" if size is None else size for size in sizes)
             comma = "," if len(sizes) == 1 else ""
             text = shape_of(self.tensors[name])
-            raise self.error(f"{printable(name, 80)} has shape {text}, expected ({expected}{comma})")
+            called = printable(self.called(name), 80)
+            raise self.error(f"{called} has shape {text}, expected ({expected}{comma})")
         if 0 in shape:
-            raise self.error(f"{name} has shape {shape}, which is empty")
+            raise self.error(f"{self.called(name)} has shape {shape}, which is empty")
         return shape
 
     def take(self, name: str, *sizes: int | None) -> Tensor:
@@ -76,10 +81,13 @@ class Reader:
             sizes: what its shape has to be, where None stands for any size of at least 1.
 
         Raises:
-            mlviews.WeightsError: if there is no such tensor, its shape is another one, or it holds no floats.
+            mlviews.WeightsError: if there is no such tensor, its shape is another one, it holds no floats, or
+                one that is a NaN or an infinity, in float32.
         """
         self.shape(name, *sizes)
-        return to_float32(self.tensors.pop(name), name, self.path)
+        value = to_float32(self.tensors.pop(name), self.called(name), self.path)
+        check_finite(value, self.called(name), self.path)
+        return value
 
     def check_names(self, expected: Iterable[str]) -> None:
         """Raise a WeightsError unless the tensors are those with the expected names, and no others."""
@@ -92,7 +100,7 @@ class Reader:
     def finish(self) -> None:
         """Raise a WeightsError if a tensor was not taken: the network has a part that was not read."""
         if self.tensors:
-            raise self.error(f"unknown {some(sorted(self.tensors))}")
+            raise self.error(f"unknown {some(sorted(map(self.called, self.tensors)))}")
 
     # -- facts
 

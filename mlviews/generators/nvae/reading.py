@@ -71,10 +71,11 @@ def convert(checkpoint: Checkpoint) -> tuple[NVAEConfig, dict[str, Tensor]]:
     reader = _Reader(checkpoint)
     # Room for a few that are missing, which are then named.
     most = len(reader.tensors) + 1000
-    expected = _walk(layout, facts, None, path, most).expected
+    images = _images(reader) if layout == "nvae-nvlabs" else None
+    expected = _walk(layout, facts, None, path, most, images).expected
     reader.check_names(expected)
     tensors = {name: reader.take(name, *shape) for name, shape in expected.items()}
-    walk = _walk(layout, facts, tensors, path)
+    walk = _walk(layout, facts, tensors, path, images=images)
     return walk.config, walk.weights
 
 
@@ -100,6 +101,7 @@ def _walk(
     tensors: Mapping[str, Tensor] | None,
     path: str,
     most: int = MOST_TENSORS,
+    images: tuple[int, int] | None = None,
 ) -> Walk:
     """Return a walk that is through the network.
 
@@ -109,11 +111,12 @@ def _walk(
         tensors: of the file; None for a walk without memory.
         path: of the file, for messages.
         most: tensors that the network may have.
+        images: what :func:`_images` returned; None for what the facts say.
     """
     walker = LAYOUTS.get(layout)
     if walker is None:
         raise WeightsError(f"{path} holds {layout!r}, which is no NVAE; expected {listing(LAYOUTS)}.")
-    walk = walker(walker.configuration(Facts(facts, path)), tensors, most)
+    walk = walker(walker.configuration(Facts(facts, path), images), tensors, most)
     try:
         walk.walk()
     except Refused as error:
@@ -474,19 +477,28 @@ class NVlabs(Walk):
     """
 
     @staticmethod
-    def configuration(facts: Facts) -> NVAEConfig:
+    def configuration(facts: Facts, images: tuple[int, int] | None = None) -> NVAEConfig:
         """Return the architecture that ``vars(args)`` and ``arch_instance`` describe.
 
         Settings that old files lack default as in the official evaluation.
+
+        Args:
+            facts: what the file says.
+            images: channels of the images, and pixels of one side of the coarsest latents. None: those of the
+                data set, which has to be one of NVlabs' then.
         """
-        size = _nvlabs_size(facts)
         scales = facts.integer("num_latent_scales", 1, 8)
         num_blocks = facts.integer("num_preprocess_blocks", 0, 8)
         if facts.integer("num_postprocess_blocks", 0, 8) != num_blocks:
             raise facts.error("num_postprocess_blocks", f"num_preprocess_blocks, which is {num_blocks}")
         groups = _nvlabs_groups(facts, scales)
         mixtures = facts.integer("num_mixture_dec", 1, 100, 10)
-        is_gray = facts.values["dataset"] in ("mnist", "omniglot")
+        if images is None:
+            size = _nvlabs_size(facts)
+            is_gray = facts.values["dataset"] in ("mnist", "omniglot")
+        else:
+            size = images[1] << (num_blocks + scales - 1)
+            is_gray = images[0] == 1
         head = "normal" if mixtures == 1 else "logistic"
         doublings = range(num_blocks + scales)
         return NVAEConfig(
@@ -663,7 +675,7 @@ class SerezD(Walk):
     """SerezD/NVAE-from-scratch: ``state_dict`` with named cells; weight norm is torch's parametrization."""
 
     @staticmethod
-    def configuration(facts: Facts) -> NVAEConfig:
+    def configuration(facts: Facts, images: tuple[int, int] | None = None) -> NVAEConfig:
         """Return the architecture that ``configuration`` describes, as in the project's YAML files."""
         model = Facts(facts.values.get("autoencoder"), facts.path)
         size = _serezd_size(facts)
@@ -808,6 +820,19 @@ LAYOUTS: dict[str, type[NVlabs] | type[SerezD]] = {"nvae-nvlabs": NVlabs, "nvae-
 
 
 # -- facts
+
+
+def _images(reader: Reader) -> tuple[int, int] | None:
+    """Return the images' channels, and pixels of one side of the coarsest latents, as the tensors imply them.
+
+    People train NVlabs' code on data sets of their own, whose names say nothing. None where a tensor is
+    missing or of no such shape: the data set's name has to do, and the shapes are compared with it.
+    """
+    start, stem = (reader.tensors.get(name) for name in ("prior_ftr0", "stem.weight"))
+    if start is None or stem is None or start.ndim != 3 or stem.ndim != 4:
+        return None
+    channels, side = stem.shape[1], start.shape[1]
+    return (channels, side) if channels in (1, 3) and start.shape[2] == side > 0 else None
 
 
 def _nvlabs_size(facts: Facts) -> int:
