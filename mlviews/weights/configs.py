@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,13 +65,19 @@ def _configuration(kind: type[Config], settings: Any) -> Config:
     """
     if not isinstance(settings, dict):
         raise ValueError(f"its settings are {type(settings).__name__}, expected a table")
-    types = get_type_hints(kind)
+    types = _types(kind)
     values = {}
     for name, value in settings.items():
         if name not in types:
             raise ValueError(f"unknown setting {name[:40]!r}; there are {listing(types)}")
         values[name] = _typed(name, value, types[name])
     return kind(**values)
+
+
+@functools.cache
+def _types(kind: type[Any]) -> dict[str, Any]:
+    """Return the types that a dataclass declares for its settings."""
+    return get_type_hints(kind)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
