@@ -1,8 +1,8 @@
-"""Damaged weights files of every layout, ours included: each has to end in a whole generator, or in one line.
+"""Damaged weights files of every layout, ours included: each ends in a whole generator, or in one line.
 
-``python tests/fuzz.py --count 10000 --seed 0`` writes small files of all layouts, changes them (bits, lengths,
-integers, floats, parts of other files, entries of archives, settings), and loads each under a limit of time and
-memory, while an audit hook looks out for anything that is executed or written. It prints counts and every
+``python tests/fuzz.py --count 10000 --seed 0`` writes small files of all layouts, changes them (bits, counts,
+integers, floats, parts of other files, entries of archives, settings), and loads each under a limit of time
+and memory, while an audit hook looks out for anything that is executed or written. It prints counts and every
 finding, and fails if there is one. A finding is made again by ``--only`` its number, with the same seed.
 """
 

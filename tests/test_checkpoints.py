@@ -1082,6 +1082,21 @@ def equal_keys(count: int = 50_000) -> bytes:
     return whole(b"}(" + b"".join(integer(i * ((1 << 61) - 1)) + b"N" for i in range(1, count)) + b"u")
 
 
+def colliding(value: bytes, begin: bytes, end: bytes, put: bool = False) -> bytes:
+    """A dictionary of integers, or a memo, that Python's dict would look for through one long chain of others.
+
+    The first 100,000 are a chain of slots, ``slot = 5 * slot + 1``; each of the others begins on it.
+    """
+    mask = (1 << 18) - 1
+    chain, slot = [], 0
+    for _ in range(100_000):
+        chain.append(slot)
+        slot = (5 * slot + 1) & mask
+    others = [(key + (index + 1) * (mask + 1)) & 0x7FFFFFFF for index, key in enumerate(chain[:50_000])]
+    code = b"r" if put else b"J"
+    return begin + b"".join(code + struct.pack("<i", key) + value for key in chain + others) + end
+
+
 def long_keys(count: int = 50_000, size: int = 4 << 20) -> bytes:
     """Two long texts, equal but not the same: compared letter by letter each time."""
     return whole(
@@ -1154,6 +1169,11 @@ def hidden_names(count: int = 20_000) -> bytes:
 # Small files that would take for ever or all of the memory; and what the message says, if it is not the usual
 # one.
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "colliding keys": (lambda: whole(colliding(b"N", b"}(", b"u")), "20,000 tensors|A state dict"),
+    "colliding memo": (
+        lambda: whole(b"N" + colliding(b"", b"", b"", put=True)),
+        "under a number that no pickle",
+    ),
     "memo number": (lambda: whole(b"]r\xff\xff\xff\x7f"), "under a number that no pickle gives"),
     "bytes of 2**62": (lambda: whole(b"\x8e" + struct.pack("<Q", 1 << 62)), "is damaged"),
     "bytes of 4 GB": (lambda: whole(b"B\xff\xff\xff\xff"), "is damaged"),
