@@ -455,10 +455,10 @@ def test_a_file_without_noise_gets_the_same_one_at_each_load() -> None:
     )
     z = one.sample_latents(range(2))
     assert torch.equal(one(z), other(z))
-    drawn = reading._drawn_noise(4, 256)
+    drawn = reading._drawn_noise(4, 256, 256)
     assert abs(drawn.mean()) < 0.02
     assert abs(drawn.std() - 1) < 0.02
-    assert (drawn - reading._drawn_noise(3, 256)).std() > 1
+    assert (drawn - reading._drawn_noise(3, 256, 256)).std() > 1
     half = tensors | {"noises.noise_0": torch.zeros(1, 1, 4, 4)}
     with pytest.raises(mlviews.WeightsError, match=r"noises\.noise_1 is missing"):
         load_stylegan2(Checkpoint("stylegan2-rosinality", half, {}, "x"))
@@ -487,6 +487,94 @@ def test_a_filter_of_ones_own() -> None:
     layer = next(part for part in g.modules() if isinstance(part, StyledConvolution) and part.filter)
     assert layer.filter is not None
     assert layer.filter.rows == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 3])
+
+
+# -- images that are not square ------------------------------------------------------------------------------
+
+
+def plainly(g: StyleGAN2, w: Tensor) -> Tensor:
+    """Return the images of a generator, layer by layer as the papers write them."""
+    taps = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 16
+
+    def styled(layer: StyledConvolution, x: Tensor) -> Tensor:
+        style = layer.style(w)[:, None, :, None, None]
+        kernels = layer.weight * style
+        kernels = (
+            kernels
+            * (kernels.square().sum((2, 3, 4), keepdim=True) + layer.epsilon[:, None, None, None]).rsqrt()
+        )
+        images = []
+        for sample, kernel in zip(x, kernels, strict=True):
+            if layer.filter is None:
+                images.append(F.conv2d(sample[None], kernel, padding=1))
+                continue
+            spread = F.pad(F.conv_transpose2d(sample[None], kernel.transpose(0, 1), stride=2), (1, 1, 1, 1))
+            images.append(F.conv2d(spread, taps.expand(len(kernel), 1, 4, 4), groups=len(kernel)))
+        y = torch.cat(images) + layer.noise + layer.bias[:, None, None]
+        return F.leaky_relu(y, 0.2) * 2**0.5
+
+    x = image = None
+    for step in (step for block in g.blocks for step in block.steps):
+        if hasattr(step, "const"):
+            x = styled(step.conv, step.const.expand(len(w), -1, -1, -1) if x is None else x)
+            continue
+        weight = step.image.weight * step.image.style(w)[:, None, :]
+        part = torch.einsum("boi,bihw->bohw", weight, x) + step.image.bias[:, None, None]
+        if image is not None:
+            colors = image.shape[1]
+            upsampled = F.conv_transpose2d(
+                image, taps.expand(colors, 1, 4, 4), stride=2, padding=1, groups=colors
+            )
+            part = part + upsampled
+        image = part
+        x = None if step.conv is None else styled(step.conv, x)
+    assert image is not None
+    return (image * 0.5 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("start", [(4, 4), (4, 2), (2, 4), (4, 6), (3, 1)])
+@pytest.mark.parametrize("channels", [(8, 8, 4), (64, 64, 64, 64, 64)])
+def test_images_that_are_not_square(start: tuple[int, int], channels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = StyleGAN2Config(channels=channels, z_dim=4, w_dim=4, mapping=(4, 4), start=start)
+    g = StyleGAN2(config, groups=3)
+    for layer in g.modules():
+        if isinstance(layer, StyledConvolution):
+            layer.noise.normal_(std=0.1)
+            layer.derive()
+    rows, columns = (side << (len(channels) - 1) for side in start)
+    assert g.image_shape == (3, rows, columns)
+    z = g.sample_latents(range(2))
+    images = g(z)
+    expected = plainly(g, g.condition(z, None)[0])
+    torch.testing.assert_close(images, expected, atol=2e-4, rtol=0)
+    # Crop and size are rows and columns.
+    crop = (rows // 4 * 2, columns // 2 * 2)
+    cropped = StyleGAN2(config, groups=3, crop=crop)
+    cropped.load_state_dict(g.state_dict())
+    above, left = (rows - crop[0]) // 2, (columns - crop[1]) // 2
+    part = images[:, :, above : above + crop[0], left : left + crop[1]]
+    torch.testing.assert_close(cropped(z), part, atol=2e-4, rtol=0)
+    assert StyleGAN2(config, size=(rows // 2, columns)).image_shape == (3, rows // 2, columns)
+    with pytest.raises(ValueError, match=rf"must be an integer from 1 to {columns}"):
+        StyleGAN2(config, crop=(rows, columns + 2))
+
+
+def test_a_file_of_people(tmp_path: Path) -> None:
+    """StyleGAN-Human's networks: half as wide as they are high, in StyleGAN2-ADA's names."""
+    with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    tensors = parity.weights(shapes, 0)
+    for name, value in tensors.items():
+        if name.endswith((".const", ".noise_const")):
+            tensors[name] = value[..., : value.shape[-1] // 2].contiguous()
+    g = load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"), groups=4)
+    assert g.image_shape == (3, 16, 8)
+    z = g.sample_latents(range(2))
+    torch.testing.assert_close(g(z), plainly(g, g.condition(z, None)[0]), atol=2e-4, rtol=0)
+    tensors["synthesis.b4.const"] = torch.zeros(len(tensors["synthesis.b4.const"]), 4, 1000)
+    with pytest.raises(mlviews.WeightsError, match=r"synthesis\.b4\.const has 4x1000 pixels"):
+        load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
 
 
 def test_other_layouts_are_refused() -> None:

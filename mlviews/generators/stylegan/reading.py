@@ -32,6 +32,11 @@ _NOISE_SEED = 0  # of the noise for files that have none
 def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
     """Return the generator of a checkpoint file, see :func:`mlviews.weights.checkpoints.read`.
 
+    Images need not be square: rows and columns are those of the constant (StyleGAN-Human has 4x2). The first
+    files of rosinality/stylegan2-pytorch have no ``noises.*``, as noise was drawn for every image there; theirs
+    is drawn once, from a constant seed, and stays fixed like that of all others. A file without a mean w
+    (``latent_avg``) takes ``truncation_psi=1`` only.
+
     Args:
         checkpoint: of layout "stylegan2-ada", "stylegan2-tf" or "stylegan2-rosinality".
         options: those of the class.
@@ -386,6 +391,7 @@ def _network(reader: _Reader, clamp: float | None, rate: float | None, kernel: A
         label_dim=label_dim,
         label_normalized=is_separate,
         clamp=clamp,
+        start=(synthesis["steps.0.const"].shape[1], synthesis["steps.0.const"].shape[2]),
     )
     if config.z_dim < 1:
         raise reader.error("its mapping network takes no z")
@@ -431,13 +437,15 @@ def _synthesis(reader: _Reader, resolutions: list[int]) -> tuple[dict[str, Tenso
     for index, resolution in enumerate(resolutions):
         block, step = f"synthesis.b{resolution}", f"steps.{2 * index}"
         if index == 0:
-            tensors[f"{step}.const"] = reader.take(f"{block}.const", None, 4, 4)
-            width = len(tensors[f"{step}.const"])
-        else:
+            tensors[f"{step}.const"] = const = reader.take(f"{block}.const", None, None, None)
+            width, *start = const.shape
+            _check_start(reader, start, len(resolutions))
+        size = (start[0] << index, start[1] << index)
+        if index:
             target = f"steps.{2 * index - 1}.conv"
-            tensors |= _convolution(reader, f"{block}.conv0", target, resolution, channels[-1])
+            tensors |= _convolution(reader, f"{block}.conv0", target, size, channels[-1])
             width = len(tensors[f"{target}.weight"])
-        tensors |= _convolution(reader, f"{block}.conv1", f"{step}.conv", resolution, width, width)
+        tensors |= _convolution(reader, f"{block}.conv1", f"{step}.conv", size, width, width)
         channels.append(width)
 
         image = f"steps.{2 * index + 1}.image"
@@ -447,6 +455,18 @@ def _synthesis(reader: _Reader, resolutions: list[int]) -> tuple[dict[str, Tenso
         tensors[f"{image}.bias"] = reader.take(f"{block}.torgb.bias", colors)
         tensors |= _affine(reader, f"{block}.torgb.affine", f"{image}.style", width)
     return tensors, channels
+
+
+def _check_start(reader: _Reader, start: list[int], count: int) -> None:
+    """Raise a WeightsError unless a constant of this size makes an image of a size that there is.
+
+    Most networks have 4x4; those of StyleGAN-Human have 4 rows and 2 columns.
+    """
+    if max(start) << (count - 1) > _MOST_PIXELS:
+        name = reader.called("synthesis.b4.const")
+        raise reader.error(
+            f"{name} has {start[0]}x{start[1]} pixels, which become more than {_MOST_PIXELS} of one side"
+        )
 
 
 def _mapping(reader: _Reader, rate: float) -> tuple[dict[str, Tensor], list[int]]:
@@ -474,7 +494,12 @@ def _affine(reader: _Reader, name: str, target: str, channels: int) -> dict[str,
 
 
 def _convolution(
-    reader: _Reader, name: str, target: str, resolution: int, channels_in: int, channels: int | None = None
+    reader: _Reader,
+    name: str,
+    target: str,
+    size: tuple[int, int],
+    channels_in: int,
+    channels: int | None = None,
 ) -> dict[str, Tensor]:
     """Return a modulated convolution, with its style and noise; of any number of channels if that is None."""
     weight = reader.take(f"{name}.weight", channels, channels_in, 3, 3)
@@ -486,30 +511,32 @@ def _convolution(
         f"{target}.epsilon": 1e-8 / peak.square(),
         f"{target}.bias": reader.take(f"{name}.bias", len(weight)),
         **_affine(reader, f"{name}.affine", f"{target}.style", channels_in),
-        f"{target}.noise": _noise(reader, name, resolution),
+        f"{target}.noise": _noise(reader, name, size),
     }
 
 
-def _noise(reader: _Reader, name: str, resolution: int) -> Tensor:
-    """Return a convolution's noise times its strength, ``[resolution, resolution]``."""
+def _noise(reader: _Reader, name: str, size: tuple[int, int]) -> Tensor:
+    """Return a convolution's noise times its strength, ``[rows, columns]``."""
     constant, strength = f"{name}.noise_const", f"{name}.noise_strength"
     if reader.draws_noise and strength in reader.tensors:
-        reader.tensors[constant] = _drawn_noise(_noise_index(name.rpartition(".")[2], resolution), resolution)
+        _, block, layer = name.split(".")
+        number = _noise_index(layer, int(block.removeprefix("b")))
+        reader.tensors[constant] = _drawn_noise(number, *size)
     if constant not in reader.tensors and strength not in reader.tensors:
-        return torch.zeros(1, 1).expand(resolution, resolution)  # trained without noise
+        return torch.zeros(1, 1).expand(size)  # trained without noise
     is_scalar = strength not in reader.tensors or reader.tensors[strength].ndim == 0
     shape = () if is_scalar else (1,)
-    return reader.take(constant, resolution, resolution) * reader.take(strength, *shape)
+    return reader.take(constant, *size) * reader.take(strength, *shape)
 
 
-def _drawn_noise(number: int, resolution: int) -> Tensor:
-    """Return standard-normal noise for a file that has none, ``[resolution, resolution]``.
+def _drawn_noise(number: int, height: int, width: int) -> Tensor:
+    """Return standard-normal noise for a file that has none, ``[height, width]``.
 
     It follows from a constant seed and the layer's number: every load makes the same generator.
     """
-    field = sampling.Field(resolution, sampling.NOISE, 0, 0, sampling.TruncatedNormal())
+    field = sampling.Field(width, sampling.NOISE, 0, 0, sampling.TruncatedNormal())
     draw = sampling.Draw({"row": field}, torch.device("cpu"))
-    rows = torch.arange(resolution) + number * _MOST_PIXELS
+    rows = torch.arange(height) + number * _MOST_PIXELS
     return torch.cat([draw(part, _NOISE_SEED, 0)["row"] for part in rows.split(128)])
 
 
