@@ -9,6 +9,7 @@ finding, and fails if there is one. A finding is made again by ``--only`` its nu
 from __future__ import annotations
 
 import argparse
+import codecs
 import collections
 import dataclasses
 import io
@@ -469,6 +470,8 @@ def main() -> int:
 def run(arguments: argparse.Namespace, folder: Path) -> int:
     """Load the files of the numbers asked for, and print what came of them."""
     files = samples(folder)
+    # A text operation of pickle imports its codec, which is always this one, before it is refused.
+    codecs.lookup("raw-unicode-escape")
     watch = Watch()
     # The good files load; what is imported for that, and for errors, is imported now.
     for sample in files:

@@ -206,6 +206,27 @@ def test_a_file_that_is_rewritten_in_place_while_it_is_read(tmp_path: Path) -> N
         process.communicate()
 
 
+def test_a_pickled_walker_of_integers_is_refused(tmp_path: Path) -> None:
+    state = {name.removeprefix("net."): value for name, value in Walker(3).state_dict().items()}
+    torch.save(state | {"2.bias": torch.zeros(3, dtype=torch.int64)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"2\.bias holds torch\.int64"):
+        Walker.load(tmp_path / "w.pth")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_file_that_is_larger_than_memory(tmp_path: Path) -> None:
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.truncate(1 << 40)  # no blocks of the disk are used
+    script = (
+        "import resource, sys; from mlviews import load_generator\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2)\n"
+        "try: load_generator('fashion', weights=sys.argv[1])\n"
+        "except ValueError as error: sys.exit('larger than the memory' not in str(error))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "w.safetensors")]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"x" * 100)

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError, listing
 from mlviews.weights import unpickle
-from mlviews.weights.files import MOST_TENSORS, Refused, parse, printable, reading, write_safetensors
+from mlviews.weights.files import (
+    MOST_TENSORS,
+    Refused,
+    parse,
+    printable,
+    reading,
+    to_float32,
+    write_safetensors,
+)
 from mlviews.weights.unpickle import Name, Record
 
 LAYOUTS = {
@@ -120,7 +128,8 @@ def read_walker(path: Path) -> tuple[dict[str, Tensor], str]:
         for name in ("g_type", "start", "stop"):
             if isinstance(attributes.get(name), str | int):
                 facts[name] = attributes[name]
-    return {f"net.{name}": tensor.float() for name, tensor in tensors.items()}, json.dumps(facts)
+    floats = {f"net.{name}": to_float32(tensor, name, path) for name, tensor in tensors.items()}
+    return floats, json.dumps(facts)
 
 
 def convert(source: str | Path | nn.Module, out: str | Path) -> Checkpoint:

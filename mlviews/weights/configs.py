@@ -56,7 +56,7 @@ def load(path: str | Path, format: str, kind: type[Config], build: Callable[[Con
     return files.fit(build_from_file, tensors, path)
 
 
-def _configuration(kind: type[Config], settings: Any) -> Config:
+def _configuration(kind: Callable[..., Config], settings: Any) -> Config:
     """Return the dataclass that settings of a file describe.
 
     Raises:
@@ -75,7 +75,7 @@ def _configuration(kind: type[Config], settings: Any) -> Config:
 
 
 @functools.cache
-def _types(kind: type[Any]) -> dict[str, Any]:
+def _types(kind: Callable[..., Any]) -> dict[str, Any]:
     """Return the types that a dataclass declares for its settings."""
     return get_type_hints(kind)
 

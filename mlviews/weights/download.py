@@ -56,8 +56,8 @@ def fetch(reference: str) -> Path:
     """Return the local copy of remote weights, which are downloaded unless it is there.
 
     A download is whole or not there. Of several processes that ask for one URL, one downloads it. Without a
-    checksum, the file has to be one that can be read, each time. A server that does not answer for ``TIMEOUT``
-    seconds, or sends less than ``SLOWEST`` bytes a second meanwhile, is given up.
+    checksum, the file has to be one that can be read, each time. A server that does not answer for
+    ``TIMEOUT`` seconds, or sends less than ``SLOWEST`` bytes a second meanwhile, is given up.
 
     Args:
         reference: one of

@@ -60,6 +60,8 @@ def reading(path: Path) -> Iterator[bytes]:
         raise FileNotFoundError(f"No weights file {path}.") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+    except MemoryError as error:
+        raise WeightsError(f"{path} cannot be read: it is larger than the memory there is.") from error
     try:
         yield data
     except WeightsError:

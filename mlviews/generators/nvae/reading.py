@@ -40,8 +40,8 @@ def load(checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "gro
     Differences of the two that stay: NVlabs adds 0.01 to every sigma; in SerezD's encoder the groups of a
         scale come in
     the decoder's order. NVlabs' gray models (MNIST, Omniglot) never learned the outer two pixels of their 32:
-    their loss leaves them out. The size and the colors of the images are those of the tensors, so that NVlabs'
-    code may have been trained on any data set.
+    their loss leaves them out. Size and colors of the images are those of the tensors, so that NVlabs' code
+    may have been trained on any data set.
 
     Args:
         checkpoint: of layout "nvae-nvlabs" or "nvae-serezd".

@@ -33,9 +33,9 @@ def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
     """Return the generator of a checkpoint file, see :func:`mlviews.weights.checkpoints.read`.
 
     Images need not be square: rows and columns are those of the constant (StyleGAN-Human has 4x2). The first
-    files of rosinality/stylegan2-pytorch have no ``noises.*``, as noise was drawn for every image there; theirs
-    is drawn once, from a constant seed, and stays fixed like that of all others. A file without a mean w
-    (``latent_avg``) takes ``truncation_psi=1`` only.
+    files of rosinality/stylegan2-pytorch have no ``noises.*``, as noise was drawn for every image there;
+    theirs is drawn once, from a constant seed, and stays fixed like that of all others. A file without a mean
+    w (``latent_avg``) takes ``truncation_psi=1`` only.
 
     Args:
         checkpoint: of layout "stylegan2-ada", "stylegan2-tf" or "stylegan2-rosinality".

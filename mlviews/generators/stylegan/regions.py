@@ -78,7 +78,7 @@ def needed_regions(sizes: Sequence[tuple[int, int]], region: Region) -> list[Reg
         sizes: rows and columns at each resolution, from the first to the last, each twice those before.
         region: of the image at the last resolution.
     """
-    regions = []
+    regions: list[Regions] = []
     second = image = region
     for index in reversed(range(len(sizes))):
         # The 3x3 convolution reads a halo of one pixel; upsampling makes pixels in pairs.
