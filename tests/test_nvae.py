@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,6 @@ def changed(checkpoint: Checkpoint, **facts: Any) -> Checkpoint:
 BAD_NVLABS: list[dict[str, Any]] = [
     {"num_latent_scales": 10**9}, {"num_latent_scales": "3"}, {"num_latent_scales": True}, {"num_groups_per_scale": -1},
     {"num_groups_per_scale": 10**12}, {"num_channels_enc": 1 << 40}, {"num_channels_dec": 6}, {"num_latent_per_group": 5},
-    {"dataset": "my photos"}, {"dataset": ["cifar10"]}, {"dataset": "celeba_1000000"}, {"dataset": "celeba_256"}, {"dataset": None},
     {"use_se": False}, {"use_se": "yes"}, {"num_nf": 0}, {"num_nf": 2}, {"num_mixture_dec": 1}, {"num_preprocess_blocks": 2},
     {"arch_instance": None}, {"arch_instance": "res_mbconv"}, {"arch_instance": {"normal_enc": ["os.system"]}}, {"res_dist": None},
     {"num_x_bits": 64}, {"num_cell_per_cond_enc": 2}, {"num_latent_scales": 1, "num_groups_per_scale": 1},
@@ -154,6 +154,29 @@ BAD_SEREZD: list[dict[str, Any]] = [
 def test_facts_that_do_not_fit_are_one_clear_error(nvlabs: Checkpoint, facts: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match=r"another architecture than it says|no valid configuration"):
         load_nvae(changed(nvlabs, **facts))
+
+
+@pytest.mark.parametrize("dataset", ["my photos", "celeba_256", ["cifar10"], None], ids=str)
+def test_the_size_is_that_of_the_tensors_whatever_the_data_set(nvlabs: Checkpoint, dataset: Any) -> None:
+    g, expected = load_nvae(changed(nvlabs, dataset=dataset)), load_nvae(nvlabs)
+    assert g.config == expected.config
+    # Without what says the size, the data set's name has to.
+    for name in ("prior_ftr0", "stem.weight"):
+        tensors = {key: value for key, value in nvlabs.tensors.items() if key != name}
+        message = f"missing {name}" if dataset == "celeba_256" else "one of NVlabs' data sets"
+        with pytest.raises(WeightsError, match=message):
+            load_nvae(dataclasses.replace(changed(nvlabs, dataset=dataset), tensors=tensors))
+
+
+def test_facts_are_bounded_by_the_tensors(nvlabs: Checkpoint) -> None:
+    """A few numbers describe a network of millions of tensors, or masks of a gigabyte."""
+    many = {"num_groups_per_scale": 64, "num_cell_per_cond_enc": 64, "num_cell_per_cond_dec": 64}
+    wide = {"num_nf": 16, "num_latent_per_group": 1024, "num_channels_enc": 4096, "num_channels_dec": 4096}
+    for facts in (many, wide, many | wide):
+        begin = time.process_time()
+        with pytest.raises(WeightsError):
+            load_nvae(changed(nvlabs, **facts))
+        assert time.process_time() - begin < 3
 
 
 @pytest.mark.parametrize("facts", BAD_SEREZD, ids=str)
