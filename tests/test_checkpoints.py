@@ -1083,7 +1083,7 @@ def equal_keys(count: int = 50_000) -> bytes:
 
 
 def colliding(value: bytes, begin: bytes, end: bytes, put: bool = False) -> bytes:
-    """A dictionary of integers, or a memo, that Python's dict would look for through one long chain of others.
+    """A dictionary of integers, or a memo, that Python's dict would look for through a long chain of others.
 
     The first 100,000 are a chain of slots, ``slot = 5 * slot + 1``; each of the others begins on it.
     """

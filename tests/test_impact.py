@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {"pairs": 8, "width": 8, "monte_carlo": 200, "progress":
 GAME: dict[str, Any] = {**SMALL, "warmup": 30, "steps": 20, "patience": 5}
 
 
-# -- distances ------------------------------------------------------------------------------------------
+# -- distances -----------------------------------------------------------------------------------------------
 
 
 def test_distances_are_those_of_the_distribution() -> None:
@@ -105,7 +105,7 @@ def test_distances_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) 
     assert parts.diversity == pytest.approx(whole.diversity, abs=1e-6)
 
 
-# -- the generator's part -------------------------------------------------------------------------------
+# -- the generator's part ------------------------------------------------------------------------------------
 
 
 def test_decoding_goes_on_from_a_state() -> None:
@@ -139,7 +139,7 @@ def test_noise_is_that_of_a_sources_positives() -> None:
         torch.testing.assert_close(batch.latents[view][1], batch.latents[0][1] + noise, rtol=0, atol=0)
 
 
-# -- critics --------------------------------------------------------------------------------------------
+# -- critics -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_critic_is_told_its_condition() -> None:
         assert all((embedding - previous).abs().max() > 1e-3 for previous in earlier)
 
 
-# -- the stopping rule ----------------------------------------------------------------------------------
+# -- the stopping rule ---------------------------------------------------------------------------------------
 
 
 def play(log: _Log, losses: list[float], distance: float = 1.0, **changes: Any) -> _Log:
@@ -239,7 +239,7 @@ def test_a_stall_above_the_target_is_not_one() -> None:
     assert play(_Log(), [0.0] * WINDOW + [0.9] * 400, patience=1000).status == ""
 
 
-# -- walkers --------------------------------------------------------------------------------------------
+# -- walkers -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -453,9 +453,10 @@ def test_a_generator_that_makes_something_else_does_not_go_on_from_it(
         checkpoint.save({})
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "load", stop)
-        run(first)
+        with pytest.raises(KeyboardInterrupt):
+            run(first)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=re.escape(f"{path} belongs to a run with {difference}")):
         run(second)
@@ -541,7 +542,7 @@ def test_a_hostile_walker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not Path("fired").exists()
 
 
-# -- the sweep ------------------------------------------------------------------------------------------
+# -- the sweep -----------------------------------------------------------------------------------------------
 
 
 def test_the_monotone_curve_is_the_nearest_one() -> None:
@@ -670,7 +671,7 @@ def test_a_walkers_report(tmp_path: Path) -> None:
     torch.testing.assert_close(grid[:, -1].float() / 255, Toy()(moved), atol=0.003, rtol=0)
 
 
-# -- mistakes -------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------------------
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {

@@ -52,7 +52,9 @@ ENTRIES: dict[str, Callable[[mlviews.MLVGM], Any]] = {
     ).sample_latents(range(2)),
     "preset": lambda g: next(iter(MLViewSource.from_config("fashion-ml-random", **SMALL))),
     "learned preset": lambda g: next(iter(MLViewSource.from_config("fashion-ml-learned", **SMALL))),
-    "source": lambda g: list(MLViewSource(g, {1: random_walker(), 2: perturb.Resample()}, pool=True, **SMALL)),
+    "source": lambda g: list(
+        MLViewSource(g, {1: random_walker(), 2: perturb.Resample()}, pool=True, **SMALL)
+    ),
     "T_x": lambda g: list(MLViewSource(g, perturb.Normal(0.5), transform=transforms.byol(8), **SMALL)),
     "distances": lambda g: mlviews.impact.measure_distances(g, [1], perturb.Normal(0.5), count=100).mean,
     "info_nce": lambda g: mlviews.info_nce(torch.eye(4, 8, dtype=torch.float32, device="cpu"),
@@ -61,7 +63,9 @@ ENTRIES: dict[str, Callable[[mlviews.MLVGM], Any]] = {
     "sweep": lambda g: mlviews.measure_impact(
         g, train_pairs=4, steps=10, evaluations=2, **BRIEF
     ).impacts[0].curve.losses,
-    "walker": lambda g: list(mlviews.train_walker(g, [1], steps=4, warmup=25, patience=2, **BRIEF).parameters()),
+    "walker": lambda g: list(
+        mlviews.train_walker(g, [1], steps=4, warmup=25, patience=2, **BRIEF).parameters()
+    ),
 }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def bundled() -> NVAE:
     return NVAE.load(FOLDER / "fashion-nvae.safetensors", levels="scale")
 
 
-# -- other people's files ------------------------------------------------------------------------------------------
+# -- other people's files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=NAMES)
@@ -138,16 +138,40 @@ def changed(checkpoint: Checkpoint, **facts: Any) -> Checkpoint:
 
 
 BAD_NVLABS: list[dict[str, Any]] = [
-    {"num_latent_scales": 10**9}, {"num_latent_scales": "3"}, {"num_latent_scales": True}, {"num_groups_per_scale": -1},
-    {"num_groups_per_scale": 10**12}, {"num_channels_enc": 1 << 40}, {"num_channels_dec": 6}, {"num_latent_per_group": 5},
-    {"use_se": False}, {"use_se": "yes"}, {"num_nf": 0}, {"num_nf": 2}, {"num_mixture_dec": 1}, {"num_preprocess_blocks": 2},
-    {"arch_instance": None}, {"arch_instance": "res_mbconv"}, {"arch_instance": {"normal_enc": ["os.system"]}}, {"res_dist": None},
-    {"num_x_bits": 64}, {"num_cell_per_cond_enc": 2}, {"num_latent_scales": 1, "num_groups_per_scale": 1},
-]  # fmt: skip
+    {"num_latent_scales": 10**9},
+    {"num_latent_scales": "3"},
+    {"num_latent_scales": True},
+    {"num_groups_per_scale": -1},
+    {"num_groups_per_scale": 10**12},
+    {"num_channels_enc": 1 << 40},
+    {"num_channels_dec": 6},
+    {"num_latent_per_group": 5},
+    {"use_se": False},
+    {"use_se": "yes"},
+    {"num_nf": 0},
+    {"num_nf": 2},
+    {"num_mixture_dec": 1},
+    {"num_preprocess_blocks": 2},
+    {"arch_instance": None},
+    {"arch_instance": "res_mbconv"},
+    {"arch_instance": {"normal_enc": ["os.system"]}},
+    {"res_dist": None},
+    {"num_x_bits": 64},
+    {"num_cell_per_cond_enc": 2},
+    {"num_latent_scales": 1, "num_groups_per_scale": 1},
+]
 BAD_SEREZD: list[dict[str, Any]] = [
-    {"num_scales": 3}, {"num_scales": None}, {"num_groups_per_scale": 1}, {"initial_channels": 8}, {"initial_channels": 10**9},
-    {"num_nf_cells": None}, {"num_nf_cells": [1]}, {"is_adaptive": 2}, {"num_logistic_mixtures": 6}, {"num_pre-post_process_blocks": 0},
-]  # fmt: skip
+    {"num_scales": 3},
+    {"num_scales": None},
+    {"num_groups_per_scale": 1},
+    {"initial_channels": 8},
+    {"initial_channels": 10**9},
+    {"num_nf_cells": None},
+    {"num_nf_cells": [1]},
+    {"is_adaptive": 2},
+    {"num_logistic_mixtures": 6},
+    {"num_pre-post_process_blocks": 0},
+]
 
 
 @pytest.mark.parametrize("facts", BAD_NVLABS, ids=str)

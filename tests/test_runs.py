@@ -23,7 +23,7 @@ from mlviews.runs.files import new_files, whole
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
 
-# -- files ----------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def test_new_files_are_this_calls_own_and_what_a_killed_process_left_goes(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-# -- checkpoints ----------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------
 
 
 def test_a_state_comes_back_for_the_same_settings_alone(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_samples_that_are_no_numbers_are_another_generator() -> None:
     assert len(differences({"samples": ["x"]}, {"samples": [1.0]})) == 1
 
 
-# -- modes ----------------------------------------------------------------------------------------------
+# -- modes ---------------------------------------------------------------------------------------------------
 
 
 def test_modes_are_plain_inside_and_the_callers_again_outside() -> None:

@@ -64,7 +64,7 @@ def multi_crop(*sizes: tuple[int, int]) -> list[dict[str, Any]]:
     return [{**PIPELINE, "crop_size": size, "num_crops": count} for size, count in sizes]
 
 
-# -- without solo-learn ----------------------------------------------------------------------------------
+# -- without solo-learn --------------------------------------------------------------------------------------
 
 
 def test_a_pipeline_is_read_as_solo_learn_reads_it() -> None:
@@ -222,7 +222,7 @@ def test_the_ready_configurations_are_whole() -> None:
             )
 
 
-# -- with solo-learn -------------------------------------------------------------------------------------
+# -- with solo-learn -----------------------------------------------------------------------------------------
 
 CHECKOUT = os.environ.get("SOLO_LEARN")
 needs_solo_learn = pytest.mark.skipif(

@@ -29,7 +29,7 @@ def checkpoint(
 ) -> Checkpoint:
     """Return a small network in the TensorFlow layout: 16 channels at 32 pixels, or base / 32."""
     facts = parity.tf(resolution, base, 64, classes, dim=8, layers=2, **facts)
-    tensors = parity.weights(parity.variables(facts, concatenated), 1)
+    tensors = parity.random_weights(parity.variables(facts, concatenated), 1)
     return Checkpoint("stylegan2-tf", tensors, facts, "small.pkl")
 
 
@@ -59,7 +59,9 @@ def test_images_are_the_official_ones(path: Path) -> None:
         seed = int(golden["seed"])
         psi = float(golden["psi"])
         images = torch.from_numpy(golden["images"])
-    g = load_stylegan2(Checkpoint(layout, parity.weights(shapes, seed), facts, path.name), truncation_psi=psi)
+    g = load_stylegan2(
+        Checkpoint(layout, parity.random_weights(shapes, seed), facts, path.name), truncation_psi=psi
+    )
     labels = g.sample_labels(range(len(images)), seed) if g.num_classes else None
     actual = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
     torch.testing.assert_close(actual, images, atol=1e-4, rtol=0)
@@ -285,7 +287,9 @@ def test_autocast_is_close(crop: int | None) -> None:
 
 
 def test_half_precision_does_not_overflow() -> None:
-    """Large styles and weights cancel in demodulation, but only if they are scaled down before the convolution."""
+    """Large styles and weights cancel in demodulation, but only if they are scaled down before the
+    convolution.
+    """
     stored = checkpoint()
     for name, value in stored.tensors.items():
         if name.endswith(("Conv/mod_bias", "Conv1/mod_bias", "Conv1/weight")):
@@ -314,7 +318,7 @@ def test_random_networks_need_no_file() -> None:
     assert images.std() > 0.01
 
 
-# -- files --------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
 
@@ -421,7 +425,7 @@ def test_facts_are_not_trusted() -> None:
 def test_variants_of_the_official_network_are_refused_by_name(name: str, message: str) -> None:
     with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
-    tensors = parity.weights(shapes, 0) | {name: torch.eye(4)}
+    tensors = parity.random_weights(shapes, 0) | {name: torch.eye(4)}
     with pytest.raises(mlviews.WeightsError, match=message):
         load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
     tensors = {name: value for name, value in tensors.items() if "torgb" not in name or "b16" in name}
@@ -445,7 +449,7 @@ def test_names_are_translated_back_for_messages() -> None:
 def rosinality() -> dict[str, Tensor]:
     with np.load(next(path for path in GOLDENS if "rosinality" in path.stem)) as golden:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
-    return parity.weights(shapes, 0)
+    return parity.random_weights(shapes, 0)
 
 
 def test_a_file_without_noise_gets_the_same_one_at_each_load() -> None:
@@ -476,7 +480,7 @@ def test_a_filter_of_ones_own() -> None:
     """The layers that do not upsample keep StyleGAN2-ADA's default filter, and do not use it."""
     with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
-    tensors = parity.weights(shapes, 0)
+    tensors = parity.random_weights(shapes, 0)
     axes = {name: torch.tensor(taps) for name, taps in (("1", [1.0, 3, 3, 1]), ("0", [1.0, 2, 2, 1]))}
     taps = {name: torch.outer(axis, axis) / axis.sum() ** 2 for name, axis in axes.items()}
     for name in tensors:
@@ -564,7 +568,7 @@ def test_a_file_of_people(tmp_path: Path) -> None:
     """StyleGAN-Human's networks: half as wide as they are high, in StyleGAN2-ADA's names."""
     with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
-    tensors = parity.weights(shapes, 0)
+    tensors = parity.random_weights(shapes, 0)
     for name, value in tensors.items():
         if name.endswith((".const", ".noise_const")):
             tensors[name] = value[..., : value.shape[-1] // 2].contiguous()

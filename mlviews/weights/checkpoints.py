@@ -90,10 +90,10 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
                 content = unpickle.read(data)
                 checkpoint = _recognised(content, path)
     if checkpoint is None:
-        wanted = f" A state dict has one of {listing(_MARKERS)}." if isinstance(content, Mapping) else ""
+        remedy = f" A state dict has one of {listing(_MARKERS)}." if isinstance(content, Mapping) else ""
         raise WeightsError(
             f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}."
-            + wanted
+            + remedy
         )
     return checkpoint
 

@@ -273,8 +273,8 @@ def printable(text: object, most: int = _LONGEST_TEXT) -> str:
         most: letters to keep; what is cut off leaves "...".
     """
     letters = str(text)
-    shown = "".join(letter if letter.isprintable() else "?" for letter in letters[:most])
-    return shown + ("..." if len(letters) > most else "")
+    text_line = "".join(letter if letter.isprintable() else "?" for letter in letters[:most])
+    return text_line + ("..." if len(letters) > most else "")
 
 
 def shape_of(tensor: Tensor) -> str:
