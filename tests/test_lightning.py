@@ -668,7 +668,7 @@ def test_two_processes(tmp_path: Path) -> None:
     source, data, resumed = zip(
         *(json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)), strict=True
     )
-    for name, ranks in (("MLViewSource", source), ("_Loader", data)):
+    for name, ranks in (("TrainerEpochs", source), ("_Loader", data)):
         assert epochs_of(ranks) == {0: list(range(48)), 1: list(range(48))}
         assert [rank["batches"] for rank in ranks] == [6, 6]
         assert ranks[0]["weight"] == ranks[1]["weight"]
