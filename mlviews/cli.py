@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,8 @@ Data = Annotated[
 
 def main() -> None:
     """Entry point: bad input becomes one line on stderr and exit code 2."""
+    # Of torchmetrics, which Lightning Fabric imports if it is installed (the extra "solo" has an old one).
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     try:
         raise SystemExit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):
