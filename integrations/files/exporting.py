@@ -203,8 +203,9 @@ def _projections(source: MLViewSource) -> dict[str, list[float]]:
     A T_x of the user's own may draw from torch's global random numbers, which are left as they were.
     """
     draws = []
+    devices = [source.device] if source.device.type == "cuda" else []
     for _ in range(2):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             torch.manual_seed(0)
             draws.append(projections(source.batch(0, min(2, source.num_samples)).views))
     return {"samples": draws[0]} if draws[0] == draws[1] else {}
