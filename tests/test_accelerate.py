@@ -61,6 +61,7 @@ def resumed(accelerator: Any, form: Any, folder: Path) -> tuple[Record, Record]:
         if step == 2:
             break
     accelerator.save_state(str(folder))
+    accelerator.wait_for_everyone()  # the first process alone writes
     accelerator._custom_objects.clear()
 
     source = views()
