@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +65,8 @@ Data = Annotated[
 def main() -> None:
     """Run the command line; bad input becomes one line on stderr and exit code 2."""
     _replace_what_cannot_be_encoded()
+    # torchmetrics', which Lightning Fabric imports if it is installed: it would stand before every line.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         if sys.stdout is not None:

@@ -472,11 +472,11 @@ def test_a_short_training_from_the_command_line_and_its_likelihood(
     app = typer.Typer()
     app.command()(train_nvae.main)
     options = ["--data", str(data), "--out", str(out), "--snapshots", "64"]
-    for count in ("64", "128"):
-        result = CliRunner().invoke(app, ["fashion-nvae", *options, "--images", count])
+    for _ in range(2):  # a second call finds the run at its end
+        result = CliRunner().invoke(app, ["fashion-nvae", *options, "--images", "128"])
         assert result.exit_code == 0, result.output
     first_column = [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()]
-    assert first_column == ["images", "64", "128"]
+    assert first_column == ["images", "128"]
     g, provenance = quality._load(out / "fashion-nvae.safetensors", 0.8)
     assert isinstance(g, NVAE)
     assert (g.config, g.temperature, len(g.levels), provenance["images"]) == (model, 0.8, 2, 128)

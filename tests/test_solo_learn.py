@@ -86,6 +86,29 @@ def test_a_pipeline_is_read_as_solo_learn_reads_it() -> None:
         augmentation(OmegaConf.create({**PIPELINE, "grayscale": {}}))
 
 
+@pytest.mark.parametrize("size", [28, [28, 28], [28]])
+def test_a_crop_size_is_read_as_torchvision_reads_it(size: object) -> None:
+    pipeline = OmegaConf.create({**PIPELINE, "crop_size": size})
+    assert augmentation(pipeline).size == 28
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ([224, 112], r"Invalid crop_size=\[224, 112\] of a pipeline of augmentations: crops are square"),
+        ([], r"Invalid crop_size=\[\]"),
+        ([28, 28, 28], r"Invalid crop_size=\[28, 28, 28\]"),
+        ("28", "Invalid crop_size='28': it must be an integer"),
+        (["a", "a"], "Invalid crop_size='a'"),
+        (28.5, "Invalid crop_size=28.5"),
+        (True, "Invalid crop_size=True"),
+    ],
+)
+def test_a_crop_size_is_named_as_the_user_wrote_it(size: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Views(configuration(augmentations=[{**PIPELINE, "crop_size": size}]))
+
+
 def test_two_crops_are_an_anchor_and_a_positive() -> None:
     indexes, crops, targets = next(iter(Views(configuration()).source(8)))
     assert indexes.tolist() == list(range(8))

@@ -62,13 +62,19 @@ def ada(
 
 
 def tf(
-    resolution: int, base: int, largest: int = 512, classes: int = 0, dim: int = 512, layers: int = 8
+    resolution: int,
+    base: int,
+    largest: int = 512,
+    classes: int = 0,
+    dim: int = 512,
+    layers: int = 8,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return arguments of the TensorFlow releases' generator."""
     return {
         "latent_size": dim, "label_size": classes, "dlatent_size": dim, "mapping_fmaps": dim,
         "resolution": resolution, "num_channels": 3, "mapping_layers": layers,
-        "fmap_base": base // 2, "fmap_max": largest,
+        "fmap_base": base // 2, "fmap_max": largest, **options,
     }  # fmt: skip
 
 
