@@ -128,6 +128,7 @@ def _write_shards(source: MLViewSource, folder: Folder, format: str, writer: For
 def _finish(folder: Folder, writer: Format, preset: str | None) -> list[Path]:
     """Write the manifest if all shards are in the folder; return all files of the export then, else none."""
     shards = folder.shards
+    files: list[Path]
     with folder.lock():
         if writer.pack is None:
             if not all(map(folder.is_listed, shards)):

@@ -350,7 +350,8 @@ def _lacking(
     """Say what a shard's files lack of its samples; empty if nothing."""
     if packed:  # its samples were counted in the shards that it was packed from
         return "" if len(files) == 1 else f"{len(files)} files, not 1"
-    return lacking(FORMATS[settings["format"]], folder, files, samples, len(settings["crops"]))
+    problem: str = lacking(FORMATS[settings["format"]], folder, files, samples, len(settings["crops"]))
+    return problem
 
 
 def _told(change: str) -> str:
