@@ -99,11 +99,11 @@ def read_safetensors(path: str | Path, format: str) -> tuple[dict[str, Tensor], 
     """Read a safetensors file whose metadata declares this ``format``.
 
     Returns:
-        The file's tensors by their names, as float32 on the CPU, and its metadata.
+        The file's tensors by their names, on the CPU, and its metadata. Weights are looked at by :func:`fit`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        WeightsError: if the file is unreadable, declares another format, or holds something else than floats.
+        WeightsError: if the file is unreadable, or declares another format.
     """
     path = path_of(path, "weights file")
     with reading(path) as data:
@@ -119,8 +119,6 @@ def read_safetensors(path: str | Path, format: str) -> tuple[dict[str, Tensor], 
             raise WeightsError(
                 f"{path} holds {printable(declared, 80)!r}, not {format!r}; pass the file made for this use."
             )
-        for name, tensor in tensors.items():
-            tensors[name] = to_float32(tensor, name, path)
     return tensors, metadata
 
 
@@ -229,7 +227,7 @@ def _at_most(count: int) -> Iterator[None]:
 def _checked(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path
 ) -> dict[str, Tensor]:
-    """Return the tensors as float32.
+    """Return the tensors as float32; counters, which a network keeps as integers, as they are.
 
     Raises:
         WeightsError: unless they have the names and shapes expected, and are finite.
@@ -248,6 +246,9 @@ def _checked(
                 f"{path} was made for another architecture: {name} has shape {shape_of(tensor)}, "
                 f"expected {tuple(parameter.shape)}."
             )
+        if not parameter.is_floating_point() and tensor.dtype == parameter.dtype:
+            checked[name] = tensor  # batch norm's count of batches
+            continue
         # float32 first: it makes infinities of what a float64 can hold.
         checked[name] = to_float32(tensor, name, path)
         check_finite(checked[name], name, path)
