@@ -26,6 +26,7 @@ ARGUMENTS = (
     "batch_size", "num_samples", "num_views", "crops", "pool",
     "seed", "device", "layout", "rank", "world_size", "drop_last",
     "micro_batch_size", "dtype", "compile",
+    "images", "generated", "anchor_view",
 )  # fmt: skip
 """The arguments of :class:`mlviews.MLViewSource`, in its order."""
 

@@ -103,6 +103,8 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         # load_generator gives it the name and the options that it was asked for.
         self.name = type(self).__name__
         self.options: dict[str, Any] = {}
+        # Black pixels on each side of the images that it was trained on; a user's images get them too.
+        self.border = 0
         self.tied = tied
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = TruncatedNormal(1.0, truncation).truncation

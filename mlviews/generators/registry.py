@@ -42,6 +42,7 @@ class Entry:
         None  # where they are the same whatever the weights, and none are bundled
     )
     image_shape: tuple[int, int, int] | None = None  # likewise
+    border: int = 0  # black pixels on each side of the images that it was trained on
 
 
 def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
@@ -69,12 +70,14 @@ _GENERATORS = {
         FilmGenerator.load,
         needs="bundled, or another file of mlviews.zoo.train",
         bundled=BUNDLED / "fashion.safetensors",
+        border=2,
     ),
     "fashion-nvae": Entry(
         partial(NVAE.load, levels="scale"),
         needs="bundled, or another file of mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
         bundled=BUNDLED / "fashion-nvae.safetensors",
+        border=2,
     ),
     "bigbigan": Entry(
         _from_checkpoint(_load_bigbigan, "bigbigan", "biggan"),
@@ -153,7 +156,7 @@ def load_generator(
             generator = entry.load(weights, **options)
     finally:
         torch.set_default_dtype(dtype)
-    generator.name, generator.options = name, options
+    generator.name, generator.options, generator.border = name, options, entry.border
     return generator if target is None else generator.to(target)
 
 
