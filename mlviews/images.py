@@ -243,7 +243,7 @@ class Pixels(ImageSet):
 
     def identity(self) -> str:
         content = self.images.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return hashlib.sha256(content.tobytes()).hexdigest()[:16]
 
 
 class Items(ImageSet):
@@ -282,7 +282,7 @@ class Items(ImageSet):
     def identity(self) -> str:
         digest = hashlib.sha256(str(len(self)).encode())
         for number in sorted({0, len(self) // 2, len(self) - 1}):
-            digest.update(self.read(number).contiguous().numpy())
+            digest.update(self.read(number).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -163,17 +163,19 @@ class Step:
     ) -> list[Tensor]:
         """Return the images of all views: the generator's, the user's own, or a mixture of the two."""
         generated = [view for view, origin in enumerate(origins) if origin is not True]
-        decoded = dict.fromkeys(range(len(latents)))
-        if generated:
-            decoded |= zip(
-                generated, self.decode([latents[view] for view in generated], anchors.labels), strict=True
-            )
+        decoded = iter(
+            self.decode([latents[view] for view in generated], anchors.labels) if generated else ()
+        )
         images = []
-        for view, origin in enumerate(origins):
-            image = anchors.images if origin is True else decoded[view]
+        for origin in origins:
+            if origin is False:
+                images.append(next(decoded))
+                continue
+            assert anchors.images is not None
             if isinstance(origin, Tensor):
-                image = torch.where(origin[:, None, None, None], anchors.images, decoded[view])
-            images.append(image)
+                images.append(torch.where(origin[:, None, None, None], anchors.images, next(decoded)))
+            else:
+                images.append(anchors.images)
         return images
 
     def decode(self, latents: Sequence[Sequence[Tensor]], labels: Tensor | None) -> list[Tensor]:
