@@ -23,7 +23,7 @@ from mlviews.sampling import Field, TruncatedNormal, Uniform
 class Anchors(NamedTuple):
     """The anchors of one batch."""
 
-    latents: list[Tensor]  # float32 [B, *level.shape] per level
+    latents: list[Tensor]  # float32 [B, *level.shape] per level; empty if no view is decoded from them
     labels: Tensor | None  # int64 [B], what a class-conditional generator takes; None for all others
     targets: Tensor  # int64 [B], what a layout hands out; -1 where there is no class
     images: Tensor | None = None  # float32 [B, C, H, W] in [0, 1], the user's own; None for drawn anchors
@@ -207,6 +207,8 @@ class Images(Pool):
         images = pixels.float() / 255
         targets = self._labels[numbers]
         labels = targets if self.generator.num_classes else None
+        if self.generated == 0 and self.real_anchor:  # every view is the image itself
+            return Anchors([], labels, targets, images)
         parts = [self.generator.encode(part) for part in images.split(self.micro_batch_size)]
         latents = [torch.cat(levels) for levels in zip(*parts, strict=True)]
         return Anchors(latents, labels, targets, images)

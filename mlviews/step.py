@@ -45,7 +45,8 @@ class Batch(NamedTuple):
     views: list[Tensor]  # float images [B, C, H, W], one tensor per view (per crop, if the source has crops)
     indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
     targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
-    latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
+    latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level; none of
+    # views that are all the user's own images
     first_index: int | None  # of consecutive indices, so that no layout has to ask the device; else None
 
 
@@ -139,7 +140,7 @@ class Step:
     def perturb(self, anchors: Sequence[Tensor], drawn: Drawn, view: int) -> list[Tensor]:
         """Return the latents of one positive (paper, sec. 3.2)."""
         latents = list(anchors)
-        for levels, perturber in self.assignments:
+        for levels, perturber in self.assignments if latents else ():
             inputs = [anchors[level] for level in levels]
             noise = None
             if perturber.law(self.anchors.law) is not None:

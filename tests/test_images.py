@@ -130,6 +130,14 @@ def test_positives_are_the_image_itself_as_often_as_asked_for(generated: float) 
         assert not torch.equal(*masks), "each positive is chosen for itself"
 
 
+def test_a_source_that_generates_nothing_encodes_nothing() -> None:
+    generator = Encoding()
+    batch = source(generator=generator, generated=0.0, num_views=3).batch(0, 8)
+    assert generator.encoded == 0
+    assert batch.latents == [[], [], []]
+    assert all(torch.equal(view, batch.views[0]) for view in batch.views)
+
+
 def test_real_and_generated_views_have_a_t_x_each() -> None:
     options = {"images": pixels(200), "generated": 0.5, "batch_size": 200}
     raw = source(**options).batch(0, 200)
