@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint clean
 
+# Threads that wait do so without computing: they would take the processors from each other, and from other jobs.
 demo: $(STAMP)
-	$(BIN)/mlviews demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/mlviews demo
 
 # One thread a worker: workers that share the processors by threads wait for each other.
 test: lint

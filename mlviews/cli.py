@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import shlex
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from safetensors import SafetensorError
 
 import mlviews
 from mlviews.config import load_config, source_arguments
 from mlviews.evaluation.data import real_images
-from mlviews.evaluation.probe import METHODS, run_probe
+from mlviews.evaluation.probe import METHODS, ProbeReport, run_probe
 from mlviews.impact.measure import METHODS as IMPACT_METHODS
 from mlviews.perturb import level_indices
-from mlviews.runs.processes import resolve_rank
+from mlviews.runs.files import fingerprint, whole
+from mlviews.runs.processes import rank_of_run, resolve_rank
+from mlviews.runs.records import set_aside
 from mlviews.sampling import TruncatedNormal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=mlviews.__doc__)
@@ -55,18 +64,74 @@ Data = Annotated[
 
 def main() -> None:
     """Run the command line; bad input becomes one line on stderr and exit code 2."""
+    _replace_what_cannot_be_encoded()
+    # torchmetrics', which Lightning Fabric imports if it is installed: it would stand before every line.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     try:
-        raise SystemExit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise SystemExit(status)
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
+    except BrokenPipeError:  # nobody reads on, as after `| head -1`
+        _discard_output()
+        raise SystemExit(1) from None
     except Exception as error:
-        # click's own errors (a missing value, an unknown option) write their message themselves.
-        format_message = getattr(error, "format_message", None)
-        if format_message is None and not isinstance(error, ValueError | OSError | ModuleNotFoundError):
+        explanation = _explanation(error)
+        if explanation is None:
             raise
-        message = error if format_message is None else format_message()
-        print(f"mlviews: {message}", file=sys.stderr)
+        print("mlviews:", _one_line(explanation), file=sys.stderr)
+        _discard_output()
         raise SystemExit(2) from None
+
+
+def _replace_what_cannot_be_encoded() -> None:
+    """Have a sign that the output's encoding does not know printed as a question mark, not raise an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Send what stdout still holds nowhere: Python flushes it at its end, and would complain once more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explanation(error: Exception) -> str | None:
+    """Return what to tell about an error that bad input or the machine has caused; None for a bug."""
+    # click's own errors (a missing value, an unknown option) write their message themselves.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        return str(format_message())
+    message = str(error)
+    if isinstance(error, ValueError | OSError | ModuleNotFoundError):
+        return message or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
+        return f"There is not enough memory: take smaller batches ({message.strip() or 'MemoryError'})."
+    if isinstance(error, SafetensorError) or message.startswith(_TORCH_CANNOT_WRITE):
+        return f"A file could not be written or read ({message}); look at the disk, then at the file."
+    return None
+
+
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed writing", "[enforce fail at inline_container.cc")
+
+
+def _one_line(message: str) -> str:
+    """Return a message without line breaks and other control characters."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in " ".join(message.split())
+    )
+
+
+def _write(*values: object) -> None:
+    """Print sentences and paths as they are, each on a line: no markup in them, and no breaks."""
+    for value in values:
+        print(value)
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -82,8 +147,8 @@ def list_generators(context: typer.Context) -> None:
         return
     table = Table(box=None, show_header=False)
     for info in mlviews.list_generators():
-        table.add_row(f"[bold]{info.name}[/]")
-        table.add_row("  weights", info.weights)
+        table.add_row(f"[bold]{escape(info.name)}[/]")
+        table.add_row("  weights", escape(info.weights))
         if info.options:
             table.add_row("  options", ", ".join(info.options))
         if info.levels and info.image_shape:
@@ -91,7 +156,7 @@ def list_generators(context: typer.Context) -> None:
             table.add_row("  image", "x".join(map(str, info.image_shape)))
             table.add_row("  levels", "\n".join(levels))
     console.print(table)
-    console.print(
+    _write(
         "Levels run from coarse to fine. Those of the others, and their images' shape, depend on the weights."
     )
 
@@ -113,7 +178,7 @@ def convert(
     path = download.fetch(source) if download.is_remote(source) else source
     checkpoint = checkpoints.convert(path, out)
     size = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    console.print(
+    _write(
         f"{out}: {len(checkpoint.tensors)} tensors, {size / 1e6:.1f} M values. "
         f"It was {checkpoints.LAYOUTS[checkpoint.layout]}."
     )
@@ -135,22 +200,22 @@ def views(
     from mlviews.viz import draw_views  # matplotlib takes a second that other commands need not wait for
 
     source = mlviews.MLViewSource(**_arguments(preset, weights, seed, device))
-    console.print(draw_views(source, out, anchors, num_views, title=preset))
+    _write(draw_views(source, out, anchors, num_views, title=preset))
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the figures.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of 128 pairs.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of 128 pairs.", min=1)] = 400,
     data: Data = None,
     seed: Seed = None,
     device: Device = None,
 ) -> None:
     """The main job: train an encoder on views made by the bundled generator, then test it on real images.
 
-    A few minutes on two CPU cores. It is the command `probe` with its defaults.
+    Two to three minutes on two CPU cores. It is the command `probe --preset fashion-ml-matched`.
     """
-    probe(out=out, steps=steps, data=data, seed=seed, device=device)
+    probe("fashion-ml-matched", out=out, steps=steps, data=data, seed=seed, device=device)
 
 
 @app.command(
@@ -179,33 +244,55 @@ def probe(
     """Run the probe of :mod:`mlviews.evaluation.probe`; write its record and two pictures."""
     from mlviews.viz import draw_loss, draw_views
 
-    out.mkdir(parents=True, exist_ok=True)  # an impossible folder is an error now, not after training
+    _folder_to_write(out)
     arguments = {"batch_size": 128, **_arguments(preset, weights, seed, device), "layout": "pair"}
     if batch_size is not None:
         arguments["batch_size"] = batch_size
-    source = mlviews.MLViewSource(**arguments)
+    # The probe is one process: RANK may be left over from another job.
+    source = mlviews.MLViewSource(**(arguments | {"rank": 0, "world_size": 1}))
     first = source.replace()  # stays at the epoch that the training begins with, for the picture
     fit, test = real_images(data, labels)
     levels = ", ".join(level.name for level in source.generator.levels)
-    console.print(
-        f"[bold]Views[/]: preset {preset}, levels {levels}, seed {source.seed}, on {source.device}. "
-        "No file is read for them."
+    _write(
+        f"Views: preset {preset}, levels {levels}, seed {source.seed}, on {source.device}. "
+        "No file is read for them.",
+        f"Probe: {len(fit.labels)} labelled real images to fit, {len(test.labels)} to test "
+        f"({data or 'bundled slice'}).",
     )
-    console.print(
-        f"[bold]Probe[/]: {len(fit.labels)} labelled real images to fit, {len(test.labels)} to test "
-        f"({data or 'bundled slice'})."
-    )
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
-    report = run_probe(source, steps, method, lr, temperature, (fit, test), console)
-    console.print(report.table())
-    console.print(report.summary)
+    report = run_probe(source, steps, method, lr, temperature, (fit, test), Console(stderr=True))
+    settings = {
+        "command": shlex.join(["mlviews", *sys.argv[1:]]),
+        "preset": preset,
+        "configuration": load_config(preset),
+        "generator_weights": fingerprint(source.generator),
+    }
+    try:
+        paths = _save_probe(out, report, settings)
+        paths.append(draw_views(first, out / "views.png", title=preset))
+        paths.append(draw_loss(report.losses, out / "loss.png", f"{method} on {preset}", report.chance))
+    finally:  # what was measured is printed at least
+        console.print(report.table())
+        _write(report.summary)
+    _write(*paths)
 
-    record = {"command": " ".join(["mlviews", *sys.argv[1:]]), "preset": preset, **report.record()}
-    figures = out / "result.json"
-    figures.write_text(json.dumps(record, indent=1) + "\n")
-    console.print(figures)
-    console.print(draw_views(first, out / "views.png", title=preset))
-    console.print(draw_loss(report.losses, out / "loss.png", f"{method} on {preset}", report.chance))
+
+def _save_probe(out: Path, report: ProbeReport, settings: dict[str, Any]) -> list[Path]:
+    """Write a probe's record; that of a run with other settings keeps its files under other names.
+
+    Returns:
+        The record's path, and those that an earlier run's files have now.
+    """
+    measured = report.record()
+    settings |= {name: measured[name] for name in ("training", "probe_images", "test_images")}
+    content = json.dumps(settings | measured, indent=1, default=str) + "\n"
+    record = out / "result.json"
+    with whole(record) as part:
+        part.write_text(content)
+        old = set_aside(record, json.loads(content), list(settings), [out / "views.png", out / "loss.png"])
+    return [record, *old]
 
 
 @app.command(
@@ -258,7 +345,7 @@ def export(
 
     out = out or Path("runs", f"export-{Path(preset).stem}-{format}")
     if verify:
-        console.print(f"{files.verify(out):,} files in {out} are as they were written.")
+        _write(f"{files.verify(out):,} files in {out} are as they were written.")
         return
     arguments = {"batch_size": 128, **_arguments(preset, weights, seed, device)}
     arguments |= {"layout": "pair", "drop_last": False}
@@ -272,17 +359,18 @@ def export(
     source.set_epoch(epoch)
     result = files.export(source, out, format, augmented=augmented, shard_size=shard_size, preset=preset)
     images = result.written * result.images
-    console.print(
+    _write(
         f"{result.written:,} samples made, {images:,} images: {result.seconds:.0f} s, "
         f"{images / result.seconds:,.0f} images/s."
     )
     if result.complete:
-        console.print(
-            f"{source.num_samples:,} samples in {result.files:,} files, {result.bytes / 1e6:,.1f} MB."
+        _write(
+            f"{source.num_samples:,} samples in {result.files:,} files, {result.bytes / 1e6:,.1f} MB.",
+            out / "manifest.json",
         )
-        console.print(out / "manifest.json")
     else:
-        console.print(f"{out} is unfinished: shards of other ranks are missing.")
+        rank, world_size = resolve_rank(None, None)
+        _write(f"{out} is unfinished: shards of other ranks are missing (this was {rank} of {world_size}).")
 
 
 # -- options of the two commands that measure ----------------------------------------------------------------
@@ -351,8 +439,9 @@ def impact(
     resume: Resume = True,
 ) -> None:
     """Run :func:`mlviews.measure_impact`; print and save its report."""
+    _check_shares(pairs, devices)
     network, anchor = _measured(generator, weights)
-    out = out or Path("runs", f"impact-{Path(generator).stem}-{method}")
+    out = _folder_to_write(out or Path("runs", f"impact-{Path(generator).stem}-{method}"))
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
     report = mlviews.measure_impact(
         network,
@@ -368,12 +457,14 @@ def impact(
         resume=resume,
         **options,
     )
-    if resolve_rank(None, None)[0] == 0:
+    if rank_of_run() > 0:
+        return
+    try:
+        paths = report.save(out)
+    finally:  # what was measured is printed at least
         console.print(report)
-        for line in report.headline:
-            console.print(line)
-        for path in report.save(out):
-            console.print(path)
+        _write(*report.headline)
+    _write(*paths)
 
 
 @app.command(
@@ -416,9 +507,10 @@ def walker(
     resume: Resume = True,
 ) -> None:
     """Run :func:`mlviews.train_walker`; print what the walker does."""
+    _check_shares(pairs, devices)
     network, anchor = _measured(generator, weights)
     moved = level_indices(levels, network.levels)
-    out = out or Path("runs", f"walker-{Path(generator).stem}-{'-'.join(map(str, moved))}")
+    out = _folder_to_write(out or Path("runs", f"walker-{Path(generator).stem}-{'-'.join(map(str, moved))}"))
     trained = mlviews.train_walker(
         network,
         moved,
@@ -435,17 +527,17 @@ def walker(
         resume=resume,
         monte_carlo=monte_carlo,
     )
-    if resolve_rank(None, None)[0] == 0:
-        distances = trained.distances
-        console.print(
-            f"{trained.status}: {trained.loss:.3f} ± {trained.stderr:.3f} nats after "
-            f"{len(trained.history.losses)} steps; "
-            f"distance {distances.mean:.3g} ± {distances.std:.2g}, "
-            f"{distances.relative:.2f} of that between two draws; "
-            f"norm {distances.norm:.2f} of the anchors'; {distances.directions:.1f} directions."
-        )
-        for path in sorted(out.glob("*.*")):
-            console.print(path)
+    if rank_of_run() > 0:
+        return
+    distances = trained.distances
+    _write(
+        f"{trained.status}: {trained.loss:.3f} ± {trained.stderr:.3f} nats after "
+        f"{len(trained.history.losses)} steps; "
+        f"distance {distances.mean:.3g} ± {distances.std:.2g}, "
+        f"{distances.relative:.2f} of that between two draws; "
+        f"norm {distances.norm:.2f} of the anchors'; {distances.directions:.1f} directions."
+    )
+    _write(*sorted(out.glob("*.*")))
 
 
 # -- from the command line's words to arguments --------------------------------------------------------------
@@ -462,6 +554,29 @@ def _measured(name: str, weights: str | None) -> tuple[mlviews.MLVGM, TruncatedN
         config["weights"] = weights
     arguments = source_arguments(config)
     return arguments["generator"], arguments.get("anchor")
+
+
+def _folder_to_write(folder: Path) -> Path:
+    """Return the folder, which is made if it is missing; an impossible one is an error before the work.
+
+    Raises:
+        OSError: if no file can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(f"No file can be written into the folder {folder} ({error.strerror}).") from None
+
+
+def _check_shares(pairs: int, devices: int) -> None:
+    """Raise a ValueError, before any process is started, if the processes cannot share a batch evenly."""
+    if pairs % devices:
+        raise ValueError(
+            f"Invalid pairs={pairs} for {devices} processes: it is the whole batch and must be a multiple of "
+            "them."
+        )
 
 
 def _default_device() -> str:

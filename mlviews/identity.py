@@ -1,9 +1,8 @@
 """What tells one generator from another: the key under which measurements and exports of it are kept.
 
-Weights alone do not: options, a wrapped callable and a perturber's attributes change what is made, and not
-    all of them can
-be looked at. So the key holds everything that is known of the generator, and a few numbers that follow from
-samples.
+Weights alone do not: options, a wrapped callable and a subclass's constants change what is made, and not all
+of them can be looked at. So the key holds everything that is known of the generator, and a few numbers that
+follow from samples.
 """
 
 from __future__ import annotations
@@ -17,21 +16,25 @@ from torch import Tensor
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Normal
 from mlviews.runs.files import fingerprint
+from mlviews.runs.modes import plain
 from mlviews.sampling import NOISE, Draw, Field, Name, TruncatedNormal
 
 _SAMPLES = 2
 _PROJECTIONS = 4  # numbers that are kept of an image
 
 
-@torch.no_grad()
 def generator_identity(generator: MLVGM) -> dict[str, Any]:
     """Return what a generator makes its samples of, as JSON can hold it.
 
-    Of two fixed samples, each as an anchor and with all levels drawn anew, a few projections are part of it:
-        ``samples``.
-    They are compared up to rounding (:func:`mlviews.runs.checkpoint.differences`), as processors round
+    ``samples`` holds a few projections of two fixed samples, each as an anchor and with all levels drawn
+    anew. They are compared up to rounding (:func:`mlviews.runs.checkpoint.differences`), as processors round
     differently.
     """
+    with plain(generator.device), torch.no_grad():
+        return _identity(generator)
+
+
+def _identity(generator: MLVGM) -> dict[str, Any]:
     labels = generator.sample_labels(range(_SAMPLES)) if generator.num_classes else None
     law = Normal(1.0, generator.truncation)
     views = [generator.sample_latents(range(_SAMPLES)), generator.sample_noise(range(_SAMPLES), law)]

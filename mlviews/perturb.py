@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mlviews import checks
 from mlviews.checks import integer, path_of
-from mlviews.errors import did_you_mean, listing
+from mlviews.errors import WeightsError, did_you_mean, listing
 from mlviews.generators.base import Level
 from mlviews.sampling import TruncatedNormal
 from mlviews.weights import checkpoints
@@ -198,6 +198,9 @@ class Walker(nn.Module, Perturber):
             tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
             provenance = metadata.get("provenance", "{}")
             keep_norm = metadata.get("keep_norm", "false")
+
+        if "net.0.bias" not in tensors:
+            raise WeightsError(f"{path} has no valid configuration: net.0.bias is missing.")
 
         def empty() -> Walker:
             return cls(tensors["net.0.bias"].numel(), json.loads(provenance), json.loads(keep_norm))

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mlviews.runs.files import whole
 from mlviews.source import MLViewSource
 from mlviews.step import Transform
 from mlviews.transforms import Augmentation, unnormalized
@@ -121,7 +122,7 @@ def draw_views(
         axis.imshow(mosaic(rows).numpy(), interpolation="nearest")
         axis.set_title(name, fontsize=10)
         axis.axis("off")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a dollar sign in a file's name is one
     return save_figure(figure, path)
 
 
@@ -147,14 +148,15 @@ def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: flo
     axis.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window} steps")
     if chance is not None:
         axis.axhline(chance, color="C3", linestyle=":", label="views not told apart")
-    axis.set(xlabel="step", ylabel="loss (nats)" if chance is not None else "loss", title=title)
+    axis.set(xlabel="step", ylabel="loss (nats)" if chance is not None else "loss")
+    axis.set_title(title, parse_math=False)
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.2)
     return save_figure(figure, path)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, and its folder if it is missing; return the path.
+    """Write a figure as PNG, whole or not at all, and its folder if it is missing; return the path.
 
     Raises:
         ValueError: if the path does not end in .png.
@@ -162,6 +164,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"Invalid picture {str(path)!r}: its name must end in .png.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with whole(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     return path

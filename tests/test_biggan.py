@@ -350,6 +350,15 @@ def test_broken_and_foreign_files(tensors: Tensors, case: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    "name", ["output_layer.0.gain", "blocks.0.0.bn1.stored_mean", "blocks.0.0.conv1.bias"]
+)
+def test_finite_values_whose_folding_overflows_are_refused(name: str, tensors: Tensors) -> None:
+    changed = tensors | {name: torch.full_like(tensors[name], 3e38)}
+    with pytest.raises(WeightsError, match=r"its values are so large that blocks\..* holds a NaN"):
+        load_biggan(Checkpoint("biggan", changed, {}, "w.pth"))
+
+
 def test_reading_leaves_the_file_s_tensors_alone(tensors: Tensors) -> None:
     before = {name: value.clone() for name, value in tensors.items()}
     g = load(tensors, label=3)

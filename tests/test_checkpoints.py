@@ -778,7 +778,7 @@ LFS = b"""version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
 size 12345
 """
-KINDS = r"; mlviews reads generators of these kinds: stylegan2-ada, .*nvae-nvlabs\.$"
+KINDS = r"; mlviews reads generators of these kinds: stylegan2-ada, .*nvae-nvlabs\."
 META = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 # Files that are no weights of these generators, or not whole; and what the message says.
@@ -894,7 +894,7 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "no end": (lambda: PROTO + b"N", "is damaged"),
     "stack underflow": (lambda: whole(b"\x85\x86\x87aes"), "is damaged"),
     "unknown operation": (lambda: whole(b"\xff"), "is damaged"),
-    "memo that was not set": (lambda: whole(GET0), "is damaged"),
+    "memo that was not set": (lambda: whole(GET0), "did not store"),
     "keys without values": (lambda: whole(b"}(NNNu"), "is damaged"),
     "items for a number": (lambda: whole(b"K\x01" + b"Na"), "an item for something that has none"),
     "a call of a number": (lambda: whole(b"K\x01)R"), "a call of something that is no function"),
@@ -1082,6 +1082,21 @@ def equal_keys(count: int = 50_000) -> bytes:
     return whole(b"}(" + b"".join(integer(i * ((1 << 61) - 1)) + b"N" for i in range(1, count)) + b"u")
 
 
+def colliding(value: bytes, begin: bytes, end: bytes, put: bool = False) -> bytes:
+    """A dictionary of integers, or a memo, that Python's dict would look for through a long chain of others.
+
+    The first 100,000 are a chain of slots, ``slot = 5 * slot + 1``; each of the others begins on it.
+    """
+    mask = (1 << 18) - 1
+    chain, slot = [], 0
+    for _ in range(100_000):
+        chain.append(slot)
+        slot = (5 * slot + 1) & mask
+    others = [(key + (index + 1) * (mask + 1)) & 0x7FFFFFFF for index, key in enumerate(chain[:50_000])]
+    code = b"r" if put else b"J"
+    return begin + b"".join(code + struct.pack("<i", key) + value for key in chain + others) + end
+
+
 def long_keys(count: int = 50_000, size: int = 4 << 20) -> bytes:
     """Two long texts, equal but not the same: compared letter by letter each time."""
     return whole(
@@ -1154,7 +1169,12 @@ def hidden_names(count: int = 20_000) -> bytes:
 # Small files that would take for ever or all of the memory; and what the message says, if it is not the usual
 # one.
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "memo number": (lambda: whole(b"]r\xff\xff\xff\x7f"), "holds an object of type 'list'"),
+    "colliding keys": (lambda: whole(colliding(b"N", b"}(", b"u")), "20,000 tensors|A state dict"),
+    "colliding memo": (
+        lambda: whole(b"N" + colliding(b"", b"", b"", put=True)),
+        "under a number that no pickle",
+    ),
+    "memo number": (lambda: whole(b"]r\xff\xff\xff\x7f"), "under a number that no pickle gives"),
     "bytes of 2**62": (lambda: whole(b"\x8e" + struct.pack("<Q", 1 << 62)), "is damaged"),
     "bytes of 4 GB": (lambda: whole(b"B\xff\xff\xff\xff"), "is damaged"),
     "text of 2**62": (lambda: whole(b"\x8d" + struct.pack("<Q", 1 << 62)), "is damaged"),
@@ -1504,6 +1524,61 @@ def test_another_layout_than_expected(tmp_path: Path) -> None:
         match=r"w.pkl is BigBiGAN or BigGAN .*, but generator 'nvae' takes NVAE as SerezD.*, NVAE as NVlabs",
     ):
         checkpoints.expect(path, ("nvae-serezd", "nvae-nvlabs"), "nvae")
+
+
+ADA_PART = {"mapping.fc0.weight": numbers(4, 4), "synthesis.b4.const": numbers(8, 4, 4, seed=1)}
+ROSINALITY_PART = {"style.1.weight": numbers(4, 4), "input.input": numbers(1, 8, 4, 4, seed=1)}
+CRITIC_PART = {"mapping.fc0.weight": numbers(4, 4), "b4.conv.weight": numbers(8, 4, 3, 3)}
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "expected"),
+    [
+        ({"G_ema": ADA_PART}, "stylegan2-ada", ADA_PART),
+        ({"G_ema": ADA_PART, "G": CRITIC_PART | ADA_PART, "D": CRITIC_PART}, "stylegan2-ada", ADA_PART),
+        ({"g_ema": ADA_PART}, "stylegan2-ada", ADA_PART),
+        ({"g_ema": prefixed("module.", ROSINALITY_PART)}, "stylegan2-rosinality", ROSINALITY_PART),
+        ({"ema": ROSINALITY_PART, "step": 7}, "stylegan2-rosinality", ROSINALITY_PART),
+        ({"generator": ADA_PART, "optimizer": {"state": {0: {"step": 1}}}}, "stylegan2-ada", ADA_PART),
+        (
+            {"state_dict": prefixed("generator.", ADA_PART) | prefixed("critic.", CRITIC_PART)},
+            "stylegan2-ada",
+            ADA_PART,
+        ),
+        (prefixed("g_ema.", ADA_PART), "stylegan2-ada", ADA_PART),
+        (prefixed("module.G_ema.", ADA_PART) | prefixed("module.G.", ADA_PART), "stylegan2-ada", ADA_PART),
+    ],
+    ids=str,
+)
+def test_a_state_dict_in_its_place_or_under_a_prefix(
+    content: dict[str, Any], layout: str, expected: Tensors, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    checkpoint = checkpoints.read(tmp_path / "w.pt")
+    assert checkpoint.layout == layout
+    assert same(checkpoint.tensors, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            prefixed("a.", ADA_PART) | prefixed("b.", ROSINALITY_PART),
+            "several generators, under 'a.', 'b.'; keep",
+        ),
+        ({"weights": ADA_PART}, "A state dict has one of shared.weight, mapping.fc0.weight, style.1.weight"),
+        (prefixed("D.", CRITIC_PART), "A state dict has one of"),
+    ],
+    ids=str,
+)
+def test_a_state_dict_that_cannot_be_told(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=message):
+        checkpoints.read(tmp_path / "w.pt")
 
 
 def test_where_to_convert_to(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +24,64 @@ FASHION = zoo.FOLDER / "fashion.safetensors"
 SHA256 = hashlib.sha256(FASHION.read_bytes()).hexdigest()
 
 
+def answer(handler: http.server.BaseHTTPRequestHandler, body: bytes, announced: int | None = None) -> None:
+    """Send a body, and what is said to be its length."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body) if announced is None else announced))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def chunks(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """Send a body in chunks, of which the last one is missing."""
+    handler.protocol_version = "HTTP/1.1"
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    half = FASHION.read_bytes()[:5000]
+    handler.wfile.write(b"%x\r\n%s\r\n" % (len(half), half))
+    handler.close_connection = True
+
+
+def drip(handler: http.server.BaseHTTPRequestHandler, body: bytes = b"") -> None:
+    """Send a byte now and then."""
+    handler.wfile.write(body)
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+
+
+BAD: dict[str, Callable[[Any], None]] = {
+    "cut": lambda handler: answer(handler, FASHION.read_bytes()[:9999], FASHION.stat().st_size),
+    "cut-and-said-whole": lambda handler: answer(handler, FASHION.read_bytes()[:9999]),
+    "chunks": chunks,
+    "page": lambda handler: answer(handler, b"<html>Sign in</html>"),
+    "empty": lambda handler: answer(handler, b""),
+    "json": lambda handler: answer(handler, b'{"error": "gone"}'),
+    "silent": lambda handler: time.sleep(2),
+    "header": drip,
+    "body": lambda handler: drip(handler, b"HTTP/1.0 200 OK\r\nContent-Length: 9999\r\n\r\n"),
+}
+"""What a server does when it is first asked for a file."""
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     asked: list[str] = []  # noqa: RUF012 (shared on purpose)
 
     def do_GET(self) -> None:
+        """Serve a file; under a folder of ``BAD``, first something else."""
+        folder = self.path.split("/")[1]
+        is_first = self.path not in self.asked
         self.asked.append(self.path)
-        super().do_GET()
+        if folder == "named":
+            self.path = "/fashion.safetensors"
+        if folder in BAD and is_first:
+            BAD[folder](self)
+        elif folder in BAD:
+            answer(self, FASHION.read_bytes())
+        else:
+            super().do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -58,22 +114,18 @@ def test_another_checksum_is_refused_and_nothing_is_kept(server: str, tmp_path: 
     assert not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
-def test_a_checksum_in_the_name_counts(tmp_path: Path, server: str) -> None:
+def test_a_checksum_in_the_name_counts(server: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="404"):
         download.fetch(f"{server}/resnet-0123abcd.pth")
-    file = download.fetch(f"{server}/fashion.safetensors")
-    renamed = file.with_name("fashion-0123abcd.safetensors")
-    file.rename(renamed)
     with pytest.raises(WeightsError, match="not 0123abcd"):
-        download._verify(renamed, "0123abcd", "x")
+        download.fetch(f"{server}/named/fashion-0123abcd.pth")
+    assert download.fetch(f"{server}/named/fashion-{SHA256[:12]}.pth").read_bytes() == FASHION.read_bytes()
+    assert len(list((tmp_path / "hub").rglob("*.pth"))) == 1
 
 
-def test_a_date_in_the_name_is_no_checksum(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda url, file: Path(file).write_bytes(b"weights")
-    )
+def test_a_date_in_the_name_is_no_checksum(server: str) -> None:
     for name in ("net-20240101.pth", "ffhq-deadbeef.v2.pkl"):
-        assert download.fetch(f"https://example.org/{name}").read_bytes() == b"weights"
+        assert download.fetch(f"{server}/named/{name}").read_bytes() == FASHION.read_bytes()
 
 
 def test_a_wrong_checksum_does_not_cost_a_good_copy(server: str) -> None:
@@ -81,6 +133,69 @@ def test_a_wrong_checksum_does_not_cost_a_good_copy(server: str) -> None:
     with pytest.raises(WeightsError, match=r"not 00000000: correct the checksum"):
         download.fetch(f"{server}/fashion.safetensors#sha256=00000000")
     assert file.is_file()
+
+
+@pytest.mark.parametrize("checksum", ["", f"#sha256={SHA256}"])
+@pytest.mark.parametrize("kind", BAD)
+def test_what_a_server_does_wrong_is_one_line_and_nothing_is_kept(
+    kind: str, checksum: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{server}/{kind}/fashion.safetensors{checksum}"
+    begin = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "TIMEOUT", 0.3)
+        with pytest.raises((FileNotFoundError, WeightsError)) as caught:
+            load_generator("fashion", weights=url)
+    assert time.monotonic() - begin < 2
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+    assert [file.suffix for file in (tmp_path / "hub").rglob("*") if file.is_file()] in ([], [".lock"])
+    assert load_generator("fashion", weights=url).image_shape == (1, 32, 32)
+    assert len(Handler.asked) == 2
+
+
+def test_a_copy_that_cannot_be_read_is_fetched_again(server: str) -> None:
+    url = f"{server}/fashion.safetensors"
+    file = download.fetch(url)
+    record = file.with_name(file.name + ".sha256")
+    for content in (b"<html>Sign in</html>", b"", FASHION.read_bytes()[:9999]):  # as an older version kept it
+        file.write_bytes(content)
+        record.write_text(hashlib.sha256(content).hexdigest())
+        assert download.fetch(url).read_bytes() == FASHION.read_bytes()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\0", b"0123", "é".encode() * 64])
+def test_a_damaged_record_is_made_again(damage: bytes, server: str) -> None:
+    url = f"{server}/fashion.safetensors"
+    file = download.fetch(url)
+    record = file.with_name(file.name + ".sha256")
+    record.write_bytes(damage)
+    assert download.fetch(f"{url}#sha256={SHA256}") == file
+    assert len(Handler.asked) == 1  # the copy is right
+    record.write_bytes(damage)
+    file.write_bytes(b"something else")
+    assert download.fetch(url).read_bytes() == FASHION.read_bytes()
+    assert record.read_text().strip() == SHA256
+
+
+def test_several_processes_fetch_one_url(server: str, tmp_path: Path) -> None:
+    script = (
+        "import sys, torch; from mlviews.weights import download; "
+        "torch.hub.set_dir(sys.argv[1]); print(download.fetch(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "hub"), f"{server}/fashion.safetensors"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = {process.communicate(timeout=100)[0].strip() for process in processes}
+    assert len(printed) == 1
+    assert Path(printed.pop()).read_bytes() == FASHION.read_bytes()
+    assert len(Handler.asked) == 1
+
+
+def test_a_cache_that_cannot_be_written(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError, match=r"cannot be written \(.*weights=FILE"):
+        download.fetch(f"{server}/fashion.safetensors")
 
 
 def test_a_copy_that_changed_in_the_cache_is_noticed_and_replaced(server: str) -> None:

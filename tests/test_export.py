@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,6 +171,9 @@ class Interrupted(Exception):
     pass
 
 
+IDENTITY = 2  # batches of two samples that tell the source from others, before the first shard
+
+
 def interrupt(source: MLViewSource, batches: int) -> MLViewSource:
     """A source whose generator stops after some batches, as if the process had been killed."""
     left, decode_views = iter(range(batches)), source.generator.decode_views
@@ -184,13 +192,15 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(format: str, tmp_path: 
     write(toy_source(), tmp_path / "whole", format)
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        write(interrupt(toy_source(), 5), out, format)
+        write(interrupt(toy_source(), 5 + IDENTITY), out, format)
     assert not (out / "manifest.json").exists()
     with pytest.raises(ValueError, match=r"unfinished export: run the same export again"):
         verify(out)
     assert [path.name for path in (out / "checksums").iterdir()] == ["shard-000000.sha256"]
-    assert (out / ".partial" / "shard-000001").exists()
-    (out / ".partial" / "shard-000001" / "half.png").write_bytes(b"half")
+    assert [path.name for path in (out / ".partial").iterdir() if path.is_dir()] == []
+    left = out / ".partial" / "shard-000001.4.0123abcd" / "files"  # as a killed process leaves it
+    left.mkdir(parents=True)
+    (left / "half.png").write_bytes(b"half")
     (out / ".partial" / "manifest.json").write_text("{")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("shard-000000.*")}
     assert write(toy_source(), out, format).written == 28
@@ -318,8 +328,8 @@ class Own(Perturber):
         ({"seed": 4}, "seed=3, not 4"),
         ({"num_samples": 49}, "num_samples=48, not 49"),
         ({"batch_size": 16}, "batch_size=8, not 16"),
-        ({"perturb": {"1:": Normal(0.5)}}, "perturb="),
-        ({"generator": Toy((4, 6, 7))}, "generator="),
+        ({"perturb": {"1:": Normal(0.5)}}, "perturb.1,2='Normal("),
+        ({"generator": Toy((4, 6, 7))}, "generator.levels.l2=[5], not [7]"),
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
@@ -330,7 +340,7 @@ def test_other_settings_are_refused(
         write(toy_source(), tmp_path)
     else:
         with pytest.raises(Interrupted):
-            write(interrupt(toy_source(), 5), tmp_path)
+            write(interrupt(toy_source(), 5 + IDENTITY), tmp_path)
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         write(toy_source(**options), tmp_path)
@@ -342,7 +352,7 @@ def test_settings_of_ones_own_perturber_are_known_by_its_attributes_not_its_addr
     write(toy_source(perturb=Own(0.1)), tmp_path)
     assert write(toy_source(perturb=Own(0.1)), tmp_path).written == 0
     for other in (Own(0.2), Normal(0.1)):
-        with pytest.raises(ValueError, match="perturb="):
+        with pytest.raises(ValueError, match=r"perturb\.0,1,2="):
             write(toy_source(perturb=other), tmp_path)
 
 
@@ -403,6 +413,274 @@ def test_a_missing_package_is_named(
     ):
         export(toy_source(), tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+class Shift(Perturber):
+    """A perturber whose repr and plain attributes do not tell it from others."""
+
+    def __init__(self, amount: float) -> None:
+        self.amounts = torch.full((1,), amount)
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        return [z + self.amounts for z in latents]
+
+
+def wrapped(factor: float) -> mlviews.MLVGM:
+    return mlviews.wrap_generator(
+        lambda z: (factor * z[0] + z[1]).sigmoid().view(-1, 1, 2, 2),
+        levels=[("a", (4,)), ("b", (4,))],
+        image_shape=(1, 2, 2),
+    )
+
+
+def brighter(amount: float) -> Any:
+    return lambda images: (images * 0.5 + amount).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"generator": wrapped(1.0)}, {"generator": wrapped(1.1)}, "generator.samples of another generator"),
+        ({"perturb": Shift(0.1)}, {"perturb": Shift(0.2)}, "its perturber has changed"),
+        ({"transform": brighter(0.1)}, {"transform": brighter(0.2)}, "its transform has changed"),
+        ({"generator": Toy(truncation=1.0)}, {"generator": Toy(truncation=2.0)}, "generator.truncation=1.0"),
+    ],
+)
+def test_what_is_made_decides_and_not_only_what_can_be_read(
+    before: dict[str, Any], after: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write(toy_source(**before), tmp_path, augmented="transform" in before)
+    images = tree(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write(toy_source(**after), tmp_path, augmented="transform" in before)
+    assert tree(tmp_path) == images
+    assert write(toy_source(**before), tmp_path, augmented="transform" in before).written == 0
+
+
+def test_a_transform_that_draws_from_torchs_global_numbers_goes_on(tmp_path: Path) -> None:
+    def noisy(images: Tensor) -> Tensor:
+        return (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
+
+    state = torch.random.get_rng_state()
+    write(toy_source(transform=noisy), tmp_path, augmented=True)
+    torch.random.set_rng_state(state)
+    torch.rand(5)
+    assert write(toy_source(transform=noisy), tmp_path, augmented=True).written == 0
+
+
+def test_an_export_of_an_earlier_version_is_one_line(tmp_path: Path) -> None:
+    write(toy_source(), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "export": 1}))
+    with pytest.raises(ValueError, match=r"an export of an earlier or later version of mlviews") as raised:
+        write(toy_source(), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+TWIN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from conftest import toy_source
+from mlviews.integrations.files import export
+for number in range(8):
+    export(toy_source(), f"{sys.argv[2]}/{number}", sys.argv[3], shard_size=8, progress=False)
+"""
+
+
+@pytest.mark.parametrize("format", ["folder", "webdataset"])
+def test_two_processes_in_one_folder_lose_nothing(format: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWIN, str(Path(__file__).parent), str(tmp_path / "out"), format]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    twins = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [twin.wait() for twin in twins] == [0, 0, 0]
+    write(toy_source(), tmp_path / "alone", format, shard_size=8)
+    images = {name: data for name, data in tree(tmp_path / "alone").items() if name != "manifest.json"}
+    for number in range(8):
+        verify(tmp_path / "out" / str(number))
+        together = tree(tmp_path / "out" / str(number))
+        assert {name: data for name, data in together.items() if name != "manifest.json"} == images
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_shard_that_another_process_placed_meanwhile_is_left_alone(format: str, tmp_path: Path) -> None:
+    source = toy_source()
+    whole, late = source.batch, []
+
+    def batch(start: int, stop: int) -> Any:
+        if start == 20 and not late:  # the other process does everything in the middle of this one
+            late.append(write(toy_source(), tmp_path, format))
+        return whole(start, stop)
+
+    source.replace = lambda **changes: source  # type: ignore[method-assign]
+    source.batch = batch  # type: ignore[method-assign]
+    outcome = write(source, tmp_path, format)
+    assert (late[0].written, outcome.written, outcome.complete) == (28, 20, True)
+    verify(tmp_path)
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_the_stage_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    alive, gone = (tmp_path / ".partial" / f"shard-000001.7.{name}" for name in ("alive", "gone"))
+    for stage in (alive, gone):
+        (stage / "files").mkdir(parents=True)
+        (stage / "lock").touch()
+    holder = (
+        "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True)"
+    )
+    command = [sys.executable, "-c", f"{holder}; time.sleep(60)", str(alive / "lock")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert write(toy_source(), tmp_path).complete
+        assert (alive.exists(), gone.exists()) == (True, False)
+    finally:
+        process.kill()
+        process.wait()
+    write(toy_source(), tmp_path)
+    assert not (tmp_path / ".partial").exists()
+    verify(tmp_path)
+
+
+def without(folder: Path, shard: str, file: str) -> None:
+    """Take a file out of a finished export, out of its list, and out of the list's checksum."""
+    path = folder / "checksums" / f"{shard}.sha256"
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if file not in line))
+    (folder / file).unlink()
+    manifest = (folder / "manifest.json").read_text()
+    after = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(manifest.replace(before, after))
+
+
+def test_verify_counts_the_samples_of_each_shard(tmp_path: Path) -> None:
+    write(toy_source(), tmp_path / "folder")
+    good = tree(tmp_path / "folder")
+    without(tmp_path / "folder", "shard-000001", "view1/unlabelled/0000000023.png")
+    with pytest.raises(
+        ValueError, match=r"does not list all of its samples \(19 of 20 in view1\): run the same"
+    ):
+        verify(tmp_path / "folder")
+    assert write(toy_source(), tmp_path / "folder").written == 20
+    assert tree(tmp_path / "folder") == good
+    without(tmp_path / "folder", "shard-000002", "latents/shard-000002.safetensors")
+    with pytest.raises(ValueError, match=r"\(0 of 8 in latents\)"):
+        verify(tmp_path / "folder")
+
+    write(toy_source(), tmp_path / "tars", "webdataset")
+    tar = tmp_path / "tars" / "shard-000002.tar"
+    checksums = tmp_path / "tars" / "checksums" / "shard-000002.sha256"
+    with tarfile.open(tar) as file:
+        members = [(member, file.extractfile(member).read()) for member in file.getmembers()]  # type: ignore[union-attr]
+    with tarfile.open(tar, "w") as file:
+        for member, data in members[:-4]:
+            file.addfile(member, io.BytesIO(data))
+    manifest = (tmp_path / "tars" / "manifest.json").read_text()
+    before = hashlib.sha256(checksums.read_bytes()).hexdigest()
+    checksums.write_text(f"{hashlib.sha256(tar.read_bytes()).hexdigest()}  shard-000002.tar\n")
+    after = hashlib.sha256(checksums.read_bytes()).hexdigest()
+    (tmp_path / "tars" / "manifest.json").write_text(manifest.replace(before, after))
+    with pytest.raises(ValueError, match=r"\(7 of 8 in json\)"):
+        verify(tmp_path / "tars")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shards": []}, "lists shards of 0 samples in a row, of num_samples=48"),
+        ({"shards": [{"start": 0}]}, "is damaged"),
+        ({"shards": None}, "is damaged"),
+        ({"crops": 7}, "is damaged"),
+        ({"format": []}, "is damaged"),
+        ({"num_samples": 10**12}, "lists shards of 48 samples in a row"),
+    ],
+)
+def test_a_manifest_that_is_not_an_exports_is_one_error(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write(toy_source(), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    with pytest.raises(ValueError, match=message):
+        verify(tmp_path)
+
+
+def planted(kind: str, path: Path, victim: Path) -> None:
+    """What somebody else may have put where an export writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "symlink":
+        path.symlink_to(victim)
+    elif kind == "hard link":
+        path.hardlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(victim.parent, target_is_directory=True)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".partial/lock",
+        ".partial/unfinished.json",
+        ".partial/shard-000000/lock",
+        ".partial/shard-000000.4.ab/files/x.png",
+    ],
+)
+def test_links_and_fifos_in_a_prepared_folder_are_refused(kind: str, name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "home" / "thesis.tex"
+    victim.parent.mkdir()
+    victim.write_text("months of work")
+    planted(kind, tmp_path / "out" / name, victim)
+    with pytest.raises(ValueError, match=r"use another folder \(--out\), or remove it"):
+        write(toy_source(), tmp_path / "out")
+    assert victim.read_text() == "months of work"
+    assert [path.name for path in victim.parent.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "name", [".partial", "checksums", "view0", "view0/unlabelled", "latents", "manifest.json"]
+)
+def test_nothing_is_written_through_links_in_an_unfinished_export(name: str, tmp_path: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    home.mkdir()
+    with pytest.raises(Interrupted):
+        write(interrupt(toy_source(), 1 + IDENTITY), out)
+    planted(
+        "folder" if name != "manifest.json" else "fifo", out / name, home / "x"
+    ) if name != ".partial" else None
+    if name == ".partial":
+        shutil.rmtree(out / name)
+        (out / name).symlink_to(home, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"use another folder \(--out\), or remove it"):
+        write(toy_source(), out)
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("entry", ["../home/thesis.tex", "/dev/zero", "a/../../home/thesis.tex"])
+def test_a_list_of_checksums_reaches_nothing_outside(entry: str, tmp_path: Path) -> None:
+    victim, out = tmp_path / "home" / "thesis.tex", tmp_path / "out"
+    victim.parent.mkdir()
+    victim.write_text("months of work")
+    with pytest.raises(Interrupted):
+        write(interrupt(toy_source(), 4 + IDENTITY), out)
+    checksum = hashlib.sha256(victim.read_bytes()).hexdigest()
+    (out / "checksums" / "shard-000000.sha256").write_text(f"{checksum}  {entry}\n")
+    assert write(toy_source(), out).written == 48
+    assert victim.read_text() == "months of work"
+    verify(out)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_have_the_permissions_that_the_umask_leaves(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write(toy_source(), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~umask}
 
 
 def test_views_are_raw_unless_asked_for_and_the_source_is_left_as_it_was(tmp_path: Path) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import io
+import json
 import math
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from torch import Tensor, nn
 
 import mlviews
 from mlviews import sampling
+from mlviews.identity import generator_identity
 from mlviews.impact import measure_distances
 from mlviews.impact.measure import measure_impact
 from mlviews.impact.sweep import Condition, Critic, SweepOptions, _monotone, _solved, _told, sweep
@@ -36,14 +41,15 @@ from mlviews.impact.walkers import WINDOW, TrainedWalker, WalkerOptions, _Log, t
 from mlviews.latents import interpolate
 from mlviews.mi.critics import ImageCritic, ImageTrunk
 from mlviews.perturb import Normal, Resample, Walker, matched
-from mlviews.runs.checkpoint import Checkpoint
+from mlviews.runs.checkpoint import Checkpoint, differences
 from mlviews.runs.files import fingerprint
+from mlviews.runs.processes import launch
 
 SMALL: dict[str, Any] = {"pairs": 8, "width": 8, "monte_carlo": 200, "progress": False}
 GAME: dict[str, Any] = {**SMALL, "warmup": 30, "steps": 20, "patience": 5}
 
 
-# -- distances ------------------------------------------------------------------------------------------
+# -- distances -----------------------------------------------------------------------------------------------
 
 
 def test_distances_are_those_of_the_distribution() -> None:
@@ -99,7 +105,7 @@ def test_distances_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) 
     assert parts.diversity == pytest.approx(whole.diversity, abs=1e-6)
 
 
-# -- the generator's part -------------------------------------------------------------------------------
+# -- the generator's part ------------------------------------------------------------------------------------
 
 
 def test_decoding_goes_on_from_a_state() -> None:
@@ -133,7 +139,7 @@ def test_noise_is_that_of_a_sources_positives() -> None:
         torch.testing.assert_close(batch.latents[view][1], batch.latents[0][1] + noise, rtol=0, atol=0)
 
 
-# -- critics --------------------------------------------------------------------------------------------
+# -- critics -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,7 @@ def test_a_critic_is_told_its_condition() -> None:
         assert all((embedding - previous).abs().max() > 1e-3 for previous in earlier)
 
 
-# -- the stopping rule ----------------------------------------------------------------------------------
+# -- the stopping rule ---------------------------------------------------------------------------------------
 
 
 def play(log: _Log, losses: list[float], distance: float = 1.0, **changes: Any) -> _Log:
@@ -233,7 +239,7 @@ def test_a_stall_above_the_target_is_not_one() -> None:
     assert play(_Log(), [0.0] * WINDOW + [0.9] * 400, patience=1000).status == ""
 
 
-# -- walkers --------------------------------------------------------------------------------------------
+# -- walkers -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +269,7 @@ def test_a_walker_comes_with_its_history_and_files(whole: tuple[TrainedWalker, P
     again = Walker.load(out / "walker.safetensors")
     z = torch.randn(3, 6)
     assert again([z])[0].equal(walker([z])[0])
+    assert again.provenance["fingerprint"] == fingerprint(Toy())
     for key, value in {
         "levels": [1],
         "target_loss": 0.7,
@@ -357,8 +364,113 @@ def test_other_settings_or_another_generator_do_not_go_on_from_it(whole: tuple[T
         ValueError, match=r"a run with target_loss=0.7, not 0.5: use another folder, or resume=False"
     ):
         train_walker(Toy(), [1], 0.5, whole[1], **GAME)
-    with pytest.raises(ValueError, match="a run with fingerprint="):
+    with pytest.raises(ValueError, match=r"a run with generator.levels.l2=\[5\], not \[7\]"):
         train_walker(Toy(dims=(4, 6, 7)), [1], 0.7, whole[1], **GAME)
+
+
+class Brighter(Toy):
+    """A subclass that differs by a constant alone, in no tensor and no option."""
+
+    shift = 0.01
+
+    def to_image(self, state: Any) -> Tensor:
+        return (super().to_image(state) * (1 - self.shift)) + self.shift
+
+
+def around(seed: int) -> mlviews.MLVGM:
+    """A lambda around a network, as a notebook has it: the network is not a part of the generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Linear(4, 64)
+    levels = [("coarse", (2,)), ("fine", (2,))]
+    return mlviews.wrap_generator(
+        lambda z: net(torch.cat(z, 1)).sigmoid().view(-1, 1, 8, 8), levels=levels, image_shape=(1, 8, 8)
+    )
+
+
+def named(**options: Any) -> mlviews.MLVGM:
+    return mlviews.load_generator("fashion-nvae", **options)
+
+
+def style(tmp_path: Path, **options: Any) -> mlviews.MLVGM:
+    return mlviews.load_generator(
+        "stylegan2", weights=external("stylegan2-cars", tmp_path / "g.pkl"), groups=4, **options
+    )
+
+
+def brighter(shift: float) -> mlviews.MLVGM:
+    generator = Brighter()
+    generator.shift = shift
+    return generator
+
+
+def moved(offset: float) -> mlviews.MLVGM:
+    generator = Toy()
+    generator.blocks[0].linear.weight.data[0, 0] += offset  # type: ignore[union-attr, operator]
+    return generator
+
+
+SLOW = ("truncation_psi", "sweep")  # for the size of its images alone
+
+
+# Two generators that make other images, and what the message says of them.
+OTHERS: dict[str, tuple[Callable[[Path], tuple[mlviews.MLVGM, mlviews.MLVGM]], str]] = {
+    "a lambda around a retrained network": (lambda path: (around(0), around(1)), "generator.samples of"),
+    "a constant of a subclass": (lambda path: (brighter(0.01), brighter(0.02)), "generator.samples of"),
+    "a subclass": (lambda path: (Toy(), brighter(0.01)), "generator.name='Toy', not 'Brighter'"),
+    "one weight": (lambda path: (moved(0.0), moved(1e-6)), "generator.weights="),
+    "the truncation": (lambda path: (Toy(), Toy(truncation=None)), "generator.truncation=2.0, not None"),
+    "temperature": (
+        lambda path: (named(), named(temperature=0.2)), "generator.options.temperature=None, not '0.2'"
+    ),
+    "levels": (lambda path: (named(), named(levels="group")), "generator.options.levels=None, not"),
+    "truncation_psi": (
+        lambda path: (style(path), style(path, truncation_psi=0.5)),
+        "generator.options.truncation_psi=None, not '0.5'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [(case, method) for case in OTHERS for method in ("sweep", "walker") if (case, method) != SLOW],
+)
+def test_a_generator_that_makes_something_else_does_not_go_on_from_it(
+    case: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, difference = OTHERS[case]
+    first, second = make(tmp_path)
+    path = tmp_path / ("sweep.pt" if method == "sweep" else "checkpoint.pt")
+    brief = {"width": 8, "progress": False}
+
+    def run(generator: mlviews.MLVGM) -> None:
+        if method == "sweep":
+            sweep(generator, 0.7, launch(generator, "cpu", 1), tmp_path, steps=10, **brief)
+        else:
+            train_walker(generator, [0], 0.7, tmp_path, pairs=4, **brief)
+
+    def stop(checkpoint: Checkpoint) -> None:  # before anything is trained
+        checkpoint.save({})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "load", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(first)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=re.escape(f"{path} belongs to a run with {difference}")):
+        run(second)
+    assert path.read_bytes() == before
+
+
+def test_a_generators_identity_is_the_same_in_another_process_and_on_another_processor() -> None:
+    settings = generator_identity(around(0))
+    again = json.loads(json.dumps(settings))
+    assert differences(again, generator_identity(around(0))) == []
+    again["samples"] = [number * (1 + 1e-5) + 1e-5 for number in again["samples"]]
+    assert differences(again, settings) == []
+    again["samples"][0] += 1e-3
+    assert len(differences(again, settings)) == 1
 
 
 def test_several_levels_and_the_remedies(whole: tuple[TrainedWalker, Path]) -> None:
@@ -430,7 +542,7 @@ def test_a_hostile_walker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not Path("fired").exists()
 
 
-# -- the sweep ------------------------------------------------------------------------------------------
+# -- the sweep -----------------------------------------------------------------------------------------------
 
 
 def test_the_monotone_curve_is_the_nearest_one() -> None:
@@ -559,7 +671,7 @@ def test_a_walkers_report(tmp_path: Path) -> None:
     torch.testing.assert_close(grid[:, -1].float() / 255, Toy()(moved), atol=0.003, rtol=0)
 
 
-# -- mistakes -------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------------------
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
@@ -644,6 +756,96 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is no checkpoint of a measurement"):
         train_walker(Toy(), [0], out=tmp_path, **GAME)
+
+
+def flipped(content: dict[str, Any], data: bytes) -> bytes:
+    """The same file with the sign of one weight changed."""
+    weight = content["state"]["parts"]["game"]["walker.net.2.weight"].numpy().tobytes()
+    place = data.index(weight) + 3
+    return data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :]
+
+
+def stored(content: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def zipped(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def state(content: dict[str, Any], **changes: Any) -> bytes:
+    return stored({**content, "state": {**content["state"], **changes}})
+
+
+def log(content: dict[str, Any], **changes: Any) -> bytes:
+    return state(content, log={**content["state"]["log"], **changes})
+
+
+DAMAGED: dict[str, Callable[[dict[str, Any], bytes], bytes]] = {
+    "a flipped bit": flipped,
+    "cut short": lambda content, data: data[: len(data) // 2],
+    "nothing": lambda content, data: b"",
+    "garbage": lambda content, data: b"garbage",
+    "a pickle": lambda content, data: pickle.dumps(content["settings"]),
+    "a pickle before an archive": lambda content, data: pickle.dumps(3) + data,
+    "a list": lambda content, data: stored([1]),
+    "settings that are a list": lambda content, data: stored({"settings": [1], "state": {}}),
+    "no settings": lambda content, data: stored(content["state"]),
+    "no state": lambda content, data: stored({"settings": content["settings"]}),
+    "a class": lambda content, data: stored({**content, "more": Path("x")}),
+    "no log": lambda content, data: stored({**content, "state": {"parts": {}, "seconds": 0.0}}),
+    "a log of other lengths": lambda content, data: log(content, losses=[0.1]),
+    "a log of texts": lambda content, data: log(content, losses=["x"], smoothed=["x"], distances=["x"]),
+    "a status that is none": lambda content, data: log(content, status="lost"),
+    "another key in the log": lambda content, data: log(content, more=1),
+    "missing parts": lambda content, data: state(content, parts={}),
+    "parts that are a number": lambda content, data: state(content, parts=3),
+    "time that is a text": lambda content, data: state(content, seconds="long"),
+    "another archive": lambda content, data: zipped({"a": b"b"}),
+    "a bomb": lambda content, data: zipped({"a": bytes(1 << 24)}, zipfile.ZIP_DEFLATED),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a step of the walker."""
+    out = tmp_path_factory.mktemp("short")
+    train_walker(Toy(), [1], 0.7, out, **{**GAME, "steps": 1})
+    return out
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_checkpoint_is_one_clear_error(case: str, short: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(short, tmp_path / "run")
+    path = out / "checkpoint.pt"
+    path.write_bytes(DAMAGED[case](torch.load(path, weights_only=True), path.read_bytes()))
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(ValueError, match="is no checkpoint of a measurement") as caught:
+        train_walker(Toy(), [1], 0.7, out, **{**GAME, "steps": 1})
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert "weights_only" not in message
+    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("changes", [{"step": "3"}, {"step": 99}, {"parts": {}}, {"seconds": None}], ids=str)
+def test_a_sweeps_checkpoint_is_not_merely_believed(changes: dict[str, Any], tmp_path: Path) -> None:
+    def run() -> None:
+        sweep(Toy(), 0.7, launch(Toy(), "cpu", 1), tmp_path, steps=10, pairs=8, train_pairs=8, evaluations=2,
+              width=8, progress=False)  # fmt: skip
+
+    run()
+    path = tmp_path / "sweep.pt"
+    path.write_bytes(state(torch.load(path, weights_only=True), **changes))
+    with pytest.raises(ValueError, match=r"sweep.pt is no checkpoint of a measurement .*; delete it"):
+        run()
 
 
 def test_fingerprints_tell_weights_apart() -> None:

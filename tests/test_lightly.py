@@ -103,6 +103,28 @@ def test_the_example_runs(method: str, tmp_path: Path, monkeypatch: pytest.Monke
     ) == pytest.approx(record["scores"]["trained"], abs=0.01)
 
 
+@pytest.mark.parametrize("broken", ["lightly-simclr.json", "lightly-simclr.pt"])
+def test_a_record_that_cannot_be_written_leaves_the_one_before(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.save(tmp_path, "simclr", {"seed": 0}, nn.Linear(2, 2))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(part: Any, *_: object) -> None:
+        Path(part).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    if broken.endswith("json"):
+        monkeypatch.setattr(Path, "write_text", fail)
+    else:
+        monkeypatch.setattr(torch, "save", lambda state, part: fail(part))
+    with pytest.raises(OSError, match="No space left"):
+        train.save(tmp_path, "simclr", {"seed": 1}, nn.Linear(2, 2))
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert after[broken] == before[broken]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_epoch_has_each_sample_once_and_none_of_another(method: str, fashion: MLVGM) -> None:
     source, seen = views(fashion), Recorder()

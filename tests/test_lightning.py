@@ -382,7 +382,7 @@ def test_by_hand() -> None:
     loader = data.train_dataloader()
     starts = [[int(batch[0][0]) for batch in loader] for _ in range(2)]
     assert starts == [[*range(0, 48, 8)]] * 2
-    assert data.state_dict() == {"seed": 3, "epoch": 0, "position": 48}
+    assert data.state_dict() == {"seed": 3, "epoch": 1, "position": 48}  # nobody named an epoch
     with pytest.raises(ValueError, match="seed=4"):
         data.load_state_dict({"seed": 4, "epoch": 0, "position": 0})
     state = {"seed": 3, "epoch": 1, "position": 16}
@@ -390,6 +390,160 @@ def test_by_hand() -> None:
     assert data.state_dict() == state
     loader.set_epoch(1)
     assert [int(batch[0][0]) for batch in loader] == [*range(16, 48, 8)]
+
+
+def beside(kind: str, make: Any, mode: str = "min_size") -> tuple[str, Any]:
+    """A source of 6 batches beside a loader of 9 real ones, as the argument of Trainer.fit that takes it."""
+    framework = importlib.import_module("lightning.pytorch")
+    longer = DataLoader(TensorDataset(torch.arange(18.0)), batch_size=2)
+
+    def together(views: Any) -> Any:
+        if kind == "dict":
+            return {"views": views, "real": longer}
+        return framework.utilities.CombinedLoader({"views": views, "real": longer}, mode)
+
+    if make is solo:
+        return "train_dataloaders", together(solo())
+
+    class Both(MLViewDataModule):
+        def train_dataloader(self) -> Any:
+            return together(super().train_dataloader())
+
+    return "datamodule", Both(solo())
+
+
+def fit_beside(
+    framework: Any, loaders: tuple[str, Any], folder: Path, resume: str | None = None, **options: Any
+) -> Any:
+    """A model trained for two epochs on views beside real images; with views left, it remembers them."""
+
+    class Model(Recording, framework.LightningModule):
+        def training_step(self, batch: dict[str, Any], index: int) -> torch.Tensor:
+            if batch["views"] is None:
+                self.seen.append((self.current_epoch, []))
+                self.first_pixels.append(-1.0 - len(self.seen))
+                return self.layer.weight.sum()
+            return super().training_step(batch["views"], index)
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "devices": 1}
+    saving = framework.callbacks.ModelCheckpoint(
+        folder, filename="{step}", save_top_k=-1, every_n_train_steps=1
+    )
+    trainer = framework.Trainer(
+        **{"max_epochs": 2, "accelerator": "cpu", "callbacks": [saving], **quiet, **options}
+    )
+    name, argument = loaders
+    model = Model()
+    trainer.fit(model, **{name: argument}, ckpt_path=resume)
+    return model
+
+
+@pytest.mark.parametrize("make", [solo, module])
+@pytest.mark.parametrize("kind", ["dict", "min_size", "max_size", "max_size_cycle"])
+def test_beside_another_loader_and_on_from_there(kind: str, make: Any, tmp_path: Path) -> None:
+    framework = importlib.import_module("lightning.pytorch")
+
+    def loaders() -> tuple[str, Any]:
+        return beside(kind, make, "max_size_cycle" if kind == "dict" else kind)
+
+    whole = fit_beside(framework, loaders(), tmp_path)
+    batches = 6 if kind == "min_size" else 9
+    assert len(whole.seen) == 2 * batches
+    assert len(set(whole.first_pixels)) == len(whole.seen)  # no sample twice
+    # In the middle of a first round, at its end, in a second round, and in the second epoch.
+    for step in {3, 6, 8, batches, batches + 2, batches + 7} - set(range(2 * batches, 99)):
+        rest = fit_beside(framework, loaders(), tmp_path / "rest", str(tmp_path / f"step={step}.ckpt"))
+        assert rest.seen == whole.seen[step:], step
+        views = [pixel for pixel in rest.first_pixels if pixel >= 0]
+        assert views == [pixel for pixel in whole.first_pixels[step:] if pixel >= 0]
+
+
+@pytest.mark.parametrize("make", [solo, module])
+@pytest.mark.parametrize(
+    "options",
+    [{"limit_train_batches": 4}, {"reload_dataloaders_every_n_epochs": 1}, {"limit_train_batches": 0.5}],
+)
+def test_beside_another_loader_in_short_epochs(options: dict[str, Any], make: Any, tmp_path: Path) -> None:
+    framework = importlib.import_module("lightning.pytorch")
+    model = fit_beside(
+        framework, beside("max_size_cycle", make, "max_size_cycle"), tmp_path, max_epochs=4, **options
+    )
+    assert len(set(model.first_pixels)) == len(model.seen) >= 16
+
+
+def test_a_step_that_failed_in_a_second_round_is_made_again(tmp_path: Path) -> None:
+    framework = importlib.import_module("lightning.pytorch")
+    data = ("max_size_cycle", module, "max_size_cycle")
+    whole = fit_beside(framework, beside(*data), tmp_path / "whole")
+    name, loaders = beside(*data)
+    saving = framework.callbacks.OnExceptionCheckpoint(tmp_path)
+    calls = iter(range(99))
+
+    class Failing(framework.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            if next(calls) == 7:
+                raise RuntimeError("an accident")
+
+    with pytest.raises(RuntimeError, match="an accident"):
+        fit_beside(framework, (name, loaders), tmp_path / "part", callbacks=[saving, Failing()])
+    rest = fit_beside(framework, beside(*data), tmp_path / "rest", saving.ckpt_path)
+    assert rest.first_pixels == whole.first_pixels[7:]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"limit_train_batches": 4}, {"reload_dataloaders_every_n_epochs": 1}]
+)
+@pytest.mark.parametrize("kind", ["DataLoader", "StatefulDataLoader"])
+def test_in_a_loader_of_torch(kind: str, options: dict[str, Any], pl: Any, tmp_path: Path) -> None:
+    """Each epoch has its own samples; torchdata's loader has a place too."""
+    loader: Any = DataLoader
+    if kind == "StatefulDataLoader":
+        loader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    whole = pl.model()
+    saving = pl.saving(tmp_path, every_n_train_steps=1)
+    pl.trainer(tmp_path, max_epochs=3, **options, **saving).fit(whole, loader(solo(), batch_size=None))
+    assert len(set(whole.first_pixels)) == len(whole.seen) == 3 * options.get("limit_train_batches", 6)
+    if kind == "StatefulDataLoader":
+        for step in (2, 8):
+            rest = pl.model()
+            checkpoint = str(tmp_path / f"step={step}.ckpt")
+            pl.trainer(tmp_path, max_epochs=3, **options).fit(
+                rest, loader(solo(), batch_size=None), ckpt_path=checkpoint
+            )
+            assert not set(rest.first_pixels) & set(whole.first_pixels[:step]), step
+            if (
+                "limit_train_batches" not in options
+            ):  # else what an epoch left over comes first, torchdata's habit
+                assert rest.first_pixels == whole.first_pixels[step:], step
+
+
+@pytest.mark.parametrize("step", [2, 6, 8])
+def test_torchdatas_loader_in_a_plain_loop(step: int) -> None:
+    loader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    whole = loader(solo(), batch_size=None)
+    batches, states = [], []
+    for _ in range(3):
+        for batch in whole:
+            batches.append(float(batch[1][0][0, 0, 0, 0]))
+            states.append(whole.state_dict())
+    assert len(set(batches)) == 18
+    rest = loader(solo(), batch_size=None)
+    rest.load_state_dict(states[step - 1])
+    again = [float(batch[1][0][0, 0, 0, 0]) for _ in range(3) for batch in rest]
+    assert again[: 18 - step] == batches[step:]
+
+
+def test_torchs_loader_is_told_that_checkpoints_have_no_place(pl: Any, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="do not hold the place of a torch DataLoader"):
+        pl.trainer(tmp_path, max_epochs=1).fit(pl.model(), DataLoader(solo(), batch_size=None))
+
+
+def test_one_source_for_training_and_validation_is_one_error(pl: Any, tmp_path: Path) -> None:
+    source = solo()
+    with pytest.raises(RuntimeError, match="another pass began"):
+        pl.trainer(tmp_path, max_epochs=1, val_check_interval=2, num_sanity_val_steps=0).fit(
+            pl.model(), source, source
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -514,7 +668,7 @@ def test_two_processes(tmp_path: Path) -> None:
     source, data, resumed = zip(
         *(json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)), strict=True
     )
-    for name, ranks in (("MLViewSource", source), ("_Loader", data)):
+    for name, ranks in (("TrainerEpochs", source), ("_Loader", data)):
         assert epochs_of(ranks) == {0: list(range(48)), 1: list(range(48))}
         assert [rank["batches"] for rank in ranks] == [6, 6]
         assert ranks[0]["weight"] == ranks[1]["weight"]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +34,12 @@ def losses(text: str) -> dict[int, float]:
 
 
 def weights(out: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(out)["net"]
+    state: dict[str, Tensor] = torch.load(out)["state"]["net"]
     return state
 
 
 def test_script_is_short() -> None:
-    assert len(SCRIPT.read_text().splitlines()) <= 64
+    assert len(SCRIPT.read_text().splitlines()) <= 68
 
 
 def test_it_learns_and_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +76,62 @@ def test_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for name, value in ranks[0]["parameters"].items():
         assert torch.equal(value, ranks[1]["parameters"][name])
         assert torch.equal(value, weights(out)[name])
-    assert torch.load(out)["source"] == {"seed": 0, "epoch": 2, "position": 0}
+    assert torch.load(out)["state"]["source"] == {"seed": 0, "epoch": 2, "position": 0}
     assert set(run(out, 3, capsys)) == {2}  # a third epoch in one process
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda data: b"", lambda data: b"no checkpoint"])
+def test_a_damaged_checkpoint_is_one_line(
+    damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "net.pt"
+    run(out, 1, capsys)
+    out.write_bytes(damage(out.read_bytes()))
+    damaged = out.read_bytes()
+    command = [sys.executable, str(SCRIPT), *SMALL, "--epochs", "2", "--out", str(out)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"train.py: {out} is no checkpoint of a measurement, or is damaged (")
+    assert process.stderr.count("\n") == 1
+    assert out.read_bytes() == damaged
+
+
+def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "net.pt"
+    torch.save({"net": {}}, out)
+    with pytest.raises(ValueError, match="is no checkpoint of a measurement"):
+        run(out, 1, capsys)
+    out.unlink()
+    run(out, 1, capsys)
+    with pytest.raises(ValueError, match="preset='fashion-ml-random', not 'fashion-none'"):
+        train.main("fashion-none", 2, 128, 16, out)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "net.pt"
+    run(out, 1, capsys)
+    before = out.read_bytes()
+
+    def fail(content: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(out, 2, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+    assert out.read_bytes() == before
 
 
 def test_the_pages_commands_are_right() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import math
+
+import pytest
 import torch
 
 from mlviews import MLViewSource
 from mlviews.evaluation.data import Labelled, bundled_slice
-from mlviews.evaluation.probe import RATES, Encoder, embed, evaluate, initial, train
+from mlviews.evaluation.probe import RATES, Encoder, embed, evaluate, initial, run_probe, train
 
 
 def source() -> MLViewSource:
@@ -36,6 +40,41 @@ def test_training_goes_through_epochs() -> None:
     views = source()
     train(views, 5)
     assert views.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "Invalid steps=0"),
+        ({"lr": math.inf}, "Invalid lr=inf"),
+        ({"temperature": math.nan}, "Invalid temperature=nan"),
+        ({"lr": 1e30}, "The loss is nan at step"),
+    ],
+)
+def test_a_training_that_cannot_be_is_an_error(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(source(), **({"steps": 3} | arguments))
+
+
+def test_run_probe_reports_what_was_trained_and_how_it_scores() -> None:
+    fit, test = bundled_slice()
+    rows = torch.arange(0, 2500, 10)
+    images = (Labelled(fit.images[rows], fit.labels[rows]), Labelled(test.images[rows], test.labels[rows]))
+    report = run_probe(source(), 3, temperature=0.5, images=images)
+
+    assert (report.steps, report.batch_size, report.views, report.repeats) == (3, 16, 3 * 16 * 2, False)
+    assert (report.probe_images, report.test_images, report.temperature) == (250, 250, 0.5)
+    assert report.chance == math.log(31)
+    assert len(report.losses) == 3
+    assert list(report.scores) == ["raw pixels", "untrained encoder", "encoder trained on views"]
+    for scores in report.scores.values():
+        assert 20 < scores.linear[1.0] < 95
+        assert 20 < scores.knn < 95
+    assert report.scores["raw pixels"] == evaluate(None, *images)
+    assert not report.encoder.training
+    assert report.table().row_count == 3
+    assert report.summary.startswith("3 steps on 96 views, none seen twice: ")
+    assert json.loads(json.dumps(report.record()))["training"]["lr"] == RATES["simclr"]
 
 
 def test_encoder_size() -> None:

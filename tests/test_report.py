@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import copy
 import csv
 import json
@@ -10,6 +11,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -329,6 +331,65 @@ def test_names_with_special_characters(tmp_path: Path) -> None:
     assert ImpactReport.load(tmp_path) == replace(odd, grids={})
 
 
+HOSTILE = "=cmd|' /C calc'!A0\n# a heading\r\n| a | row |\x1b[31m\u202e\x07"
+
+
+def test_names_with_line_breaks_formulas_and_escape_sequences(saved: Saved, tmp_path: Path) -> None:
+    path = damaged_copy(saved, tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["generator"] = content["impacts"][0]["name"] = content["levels"][0][0] = HOSTILE
+    content["environment"] = {HOSTILE: HOSTILE}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    odd = ImpactReport.load(tmp_path)
+    markdown = odd.markdown().splitlines()
+    assert [line for line in markdown if line.startswith("#")] == markdown[:1]
+    assert len([line for line in markdown if line.startswith("|")]) == 6
+    texts = (odd.markdown(), odd.latex(), odd.html({}), str(odd), odd.title, *odd.headline, odd.snippet)
+    for text in (*texts, *(part for fact in odd.facts for part in fact)):
+        assert not set(text) & set("\x1b\r\x07\u202e")
+    rows = odd.frame().to_csv(index=False).splitlines()
+    assert len(rows) == 5
+    assert rows[1].startswith("0,'=cmd|' /C calc'!A0 #")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "＝1"])
+def test_no_cell_of_a_table_is_a_formula(name: str) -> None:
+    odd = replace(sweep(), impacts=(replace(sweep().impacts[0], name=name),))
+    cell = odd.frame()["name"][0]
+    assert cell == "'" + name.replace("\t", " ")
+    assert replace(sweep()).frame()["name"][0] == "4x4"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": 'x"); import os; os.system("id"); ("'},
+        {"crop": "\\"},
+        {"groups": "a\nimport os"},
+        {"x); import os; (y": 1},
+        {"class": 1, "a b": 2},
+        {"name": "x"},
+    ],
+    ids=str,
+)
+def test_a_snippet_is_the_call_that_it_says(options: dict[str, Any]) -> None:
+    odd = replace(sweep(), generator="stylegan2", options={"generator": options})
+    tree = ast.parse(odd.snippet)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert len(imports) == 2
+    (call,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load_generator"
+    ]
+    assert [ast.literal_eval(argument) for argument in call.args] == ["stylegan2"]
+    values: dict[str, Any] = {}
+    for keyword in call.keywords:
+        value = ast.literal_eval(keyword.value)
+        values |= value if keyword.arg is None else {keyword.arg: value}
+    assert values == {"weights": "FILE"} | {key: options[key] for key in options if key != "name"}
+
+
 def test_the_configuration_says_what_the_report_found() -> None:
     values = yaml.safe_load(sweep().configuration)
     assert values["generator"] == "fashion"
@@ -438,6 +499,62 @@ def test_damaged_reports(saved: Saved, tmp_path: Path) -> None:
         path.write_text(json.dumps({**content, key: value}), encoding="utf-8")
         with pytest.raises(ValueError, match=rf"impact\.json is damaged: .*{message}"):
             ImpactReport.load(path)
+
+
+UNFIT: list[tuple[str, Any, str]] = [
+    ("impacts", [], "impacts is []: it must be one row or more"),
+    ("temperature", 0.0, "temperature is 0.0: it must be a number above 0"),
+    ("target_loss", -1.0, "target_loss is -1.0"),
+    ("pairs", 1, "pairs is 1: it must be an integer of at least 2"),
+    ("pairs", 10**30, "pairs is 'enormous': it must be an integer of at least 2"),
+    ("method", "magic", "method is 'magic': it must be one of sweep, walker"),
+    ("image_shape", [1, 32, 0], "image_shape[2] is 0"),
+    ("seconds", -1.0, "seconds is -1.0"),
+    ("options", {"generator": [1]}, "options.generator is [1]: it must be a mapping"),
+    ("options", {"generator": "x"}, "options.generator is 'x'"),
+    ("impacts.0.levels", [], "impacts[0].levels is []"),
+    ("impacts.0.levels", [4], "impacts[0].levels is [4]: it must be indices of the 4 levels"),
+    ("impacts.0.levels", [-1], "impacts[0].levels is [-1]"),
+    ("impacts.0.status", "=1", "impacts[0].status is '=1'"),
+    ("impacts.0.interval", [2.0, 1.0], "impacts[0].interval is [2.0, 1.0]"),
+    ("impacts.0.distances.prior", 0.0, "impacts[0].distances.prior is 0.0: it must be a number above 0"),
+    ("impacts.0.distances.prior", 5e-324, "impacts[0].distances.prior is 5e-324"),
+    ("impacts.0.distances.mean", -1.0, "impacts[0].distances.mean is -1.0"),
+    ("impacts.0.distances.count", 0, "impacts[0].distances.count is 0"),
+    ("impacts.0.distances.edges", [0.0], "impacts[0].distances.edges is [0.0]"),
+    ("impacts.0.distances.counts", [-1, 1], "impacts[0].distances.counts[0] is -1"),
+    ("impacts.0.history.losses", [], "impacts[0].history.losses is []"),
+    ("impacts.0.history.distances", [1.0], "impacts[0].history.distances is [1.0]"),
+    ("impacts.0.history.warmup", 99, "impacts[0].history.warmup is 99"),
+    ("impacts.0.curve", {"magnitudes": [], "losses": [], "stderrs": [], "monotone": [], "resample": 1.0,
+                         "resample_stderr": 0.1}, "impacts[0].curve.losses is []"),
+    ("impacts.0.curve", {"magnitudes": [0.0], "losses": [1.0], "stderrs": [1.0], "monotone": [1.0],
+                         "resample": 1.0, "resample_stderr": 0.1}, "impacts[0].curve.magnitudes is [0.0]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value", "message"), UNFIT, ids=[f"{a} {b!r:.20}" for a, b, _ in UNFIT])
+def test_figures_that_nothing_can_be_made_of(
+    saved: Saved, tmp_path: Path, place: str, value: Any, message: str
+) -> None:
+    path = damaged_copy(saved, tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    target, *keys = content, *(int(key) if key.isdigit() else key for key in place.split("."))
+    for key in keys[:-1]:
+        target = target[key]
+    target[keys[-1]] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"impact\.json") as caught:
+        ImpactReport.load(path)
+    assert "\n" not in str(caught.value)
+    assert f"is damaged: report.{message}" in str(caught.value)
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".part-abc").mkdir()
+    (tmp_path / ".part-abc" / "impact.json").write_text("{")
+    files = sweep().save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
 
 
 def test_reports_without_a_key(saved: Saved, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def multi_crop(*sizes: tuple[int, int]) -> list[dict[str, Any]]:
     return [{**PIPELINE, "crop_size": size, "num_crops": count} for size, count in sizes]
 
 
-# -- without solo-learn ----------------------------------------------------------------------------------
+# -- without solo-learn --------------------------------------------------------------------------------------
 
 
 def test_a_pipeline_is_read_as_solo_learn_reads_it() -> None:
@@ -84,6 +84,29 @@ def test_a_pipeline_is_read_as_solo_learn_reads_it() -> None:
     assert (actual.scale, actual.jitter, actual.normalize) == (None, (0.0, 0.0, 0.0, 0.0), ((0.5,), (0.25,)))
     with pytest.raises(ValueError, match=r"lacks grayscale\.prob"):
         augmentation(OmegaConf.create({**PIPELINE, "grayscale": {}}))
+
+
+@pytest.mark.parametrize("size", [28, [28, 28], [28]])
+def test_a_crop_size_is_read_as_torchvision_reads_it(size: object) -> None:
+    pipeline = OmegaConf.create({**PIPELINE, "crop_size": size})
+    assert augmentation(pipeline).size == 28
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ([224, 112], r"Invalid crop_size=\[224, 112\] of a pipeline of augmentations: crops are square"),
+        ([], r"Invalid crop_size=\[\]"),
+        ([28, 28, 28], r"Invalid crop_size=\[28, 28, 28\]"),
+        ("28", "Invalid crop_size='28': it must be an integer"),
+        (["a", "a"], "Invalid crop_size='a'"),
+        (28.5, "Invalid crop_size=28.5"),
+        (True, "Invalid crop_size=True"),
+    ],
+)
+def test_a_crop_size_is_named_as_the_user_wrote_it(size: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Views(configuration(augmentations=[{**PIPELINE, "crop_size": size}]))
 
 
 def test_two_crops_are_an_anchor_and_a_positive() -> None:
@@ -222,7 +245,7 @@ def test_the_ready_configurations_are_whole() -> None:
             )
 
 
-# -- with solo-learn -------------------------------------------------------------------------------------
+# -- with solo-learn -----------------------------------------------------------------------------------------
 
 CHECKOUT = os.environ.get("SOLO_LEARN")
 needs_solo_learn = pytest.mark.skipif(

@@ -16,6 +16,7 @@ from torch import Tensor
 import mlviews
 from mlviews import MLViewSource, perturb
 from mlviews.generators import winograd
+from mlviews.generators.stylegan import reading
 from mlviews.generators.stylegan.reading import load as load_stylegan2
 from mlviews.generators.stylegan.stylegan2 import StyledConvolution, StyleGAN2, StyleGAN2Config
 from mlviews.weights.checkpoints import Checkpoint
@@ -28,7 +29,7 @@ def checkpoint(
 ) -> Checkpoint:
     """Return a small network in the TensorFlow layout: 16 channels at 32 pixels, or base / 32."""
     facts = parity.tf(resolution, base, 64, classes, dim=8, layers=2, **facts)
-    tensors = parity.weights(parity.variables(facts, concatenated), 1)
+    tensors = parity.random_weights(parity.variables(facts, concatenated), 1)
     return Checkpoint("stylegan2-tf", tensors, facts, "small.pkl")
 
 
@@ -58,7 +59,9 @@ def test_images_are_the_official_ones(path: Path) -> None:
         seed = int(golden["seed"])
         psi = float(golden["psi"])
         images = torch.from_numpy(golden["images"])
-    g = load_stylegan2(Checkpoint(layout, parity.weights(shapes, seed), facts, path.name), truncation_psi=psi)
+    g = load_stylegan2(
+        Checkpoint(layout, parity.random_weights(shapes, seed), facts, path.name), truncation_psi=psi
+    )
     labels = g.sample_labels(range(len(images)), seed) if g.num_classes else None
     actual = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
     torch.testing.assert_close(actual, images, atol=1e-4, rtol=0)
@@ -284,7 +287,9 @@ def test_autocast_is_close(crop: int | None) -> None:
 
 
 def test_half_precision_does_not_overflow() -> None:
-    """Large styles and weights cancel in demodulation, but only if they are scaled down before the convolution."""
+    """Large styles and weights cancel in demodulation, but only if they are scaled down before the
+    convolution.
+    """
     stored = checkpoint()
     for name, value in stored.tensors.items():
         if name.endswith(("Conv/mod_bias", "Conv1/mod_bias", "Conv1/weight")):
@@ -313,7 +318,7 @@ def test_random_networks_need_no_file() -> None:
     assert images.std() > 0.01
 
 
-# -- files --------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
 
@@ -322,9 +327,9 @@ Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
     ("change", "message"),
     [
         (lambda t, f: t.clear(), "no pixels"),
-        (lambda t, f: t.pop("G_synthesis/8x8/Conv1/weight"), "conv1.weight is missing"),
-        (lambda t, f: t.pop("G_synthesis/noise2"), "noise_const is missing"),
-        (lambda t, f: t.pop("G_mapping/Dense0/weight"), "mapping.fc0.weight is missing"),
+        (lambda t, f: t.pop("G_synthesis/8x8/Conv1/weight"), "G_synthesis/8x8/Conv1/weight is missing"),
+        (lambda t, f: t.pop("G_synthesis/noise2"), "G_synthesis/noise2 is missing"),
+        (lambda t, f: t.pop("G_mapping/Dense0/weight"), "G_mapping/Dense0/weight is missing"),
         (
             lambda t, f: [
                 t.pop(name) for name in list(t) if "8x8" in name or name.endswith(("noise1", "noise2"))
@@ -340,12 +345,15 @@ Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
         ),
         (
             lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(9)}),
-            "expected .any, any, 3, 3.",
+            r"G_synthesis/8x8/Conv1/weight has shape \(9,\), expected \(64, 64, 3, 3\)",
         ),
-        (lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(3, 3, 0, 5)}), "is empty"),
+        (
+            lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.zeros(3, 3, 0, 5)}),
+            r"shape \(5, 0, 3, 3\)",
+        ),
         (
             lambda t, f: t.update({"G_synthesis/8x8/Conv1/weight": torch.ones(3, 3, 5, 64)}),
-            "conv.weight has shape",
+            r"Conv1/weight has shape \(64, 5, 3, 3\)",
         ),
         (
             lambda t, f: t.update({"G_synthesis/8x8/Conv1/bias": torch.zeros(64, dtype=torch.int64)}),
@@ -417,11 +425,159 @@ def test_facts_are_not_trusted() -> None:
 def test_variants_of_the_official_network_are_refused_by_name(name: str, message: str) -> None:
     with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
         shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
-    tensors = parity.weights(shapes, 0) | {name: torch.eye(4)}
+    tensors = parity.random_weights(shapes, 0) | {name: torch.eye(4)}
     with pytest.raises(mlviews.WeightsError, match=message):
         load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
     tensors = {name: value for name, value in tensors.items() if "torgb" not in name or "b16" in name}
     with pytest.raises(mlviews.WeightsError, match="'orig'" if "skip" not in name else "'resnet'"):
+        load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+
+
+def test_names_are_translated_back_for_messages() -> None:
+    for translate, untranslate, count in (
+        (reading._translate_tensorflow, reading._tensorflow_name, 58),
+        (reading._translate_rosinality, reading._rosinality_name, 50),
+    ):
+        names = checkpoint().tensors if count == 58 else rosinality()
+        assert len(names) > 30
+        for name, value in names.items():
+            translation = translate(name, value)
+            assert translation is not None
+            assert untranslate(translation[0]) == name
+
+
+def rosinality() -> dict[str, Tensor]:
+    with np.load(next(path for path in GOLDENS if "rosinality" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    return parity.random_weights(shapes, 0)
+
+
+def test_a_file_without_noise_gets_the_same_one_at_each_load() -> None:
+    tensors = {name: value for name, value in rosinality().items() if not name.startswith("noises.")}
+    one, other = (
+        load_stylegan2(Checkpoint("stylegan2-rosinality", dict(tensors), {}, "x")) for _ in range(2)
+    )
+    z = one.sample_latents(range(2))
+    assert torch.equal(one(z), other(z))
+    drawn = reading._drawn_noise(4, 256, 256)
+    assert abs(drawn.mean()) < 0.02
+    assert abs(drawn.std() - 1) < 0.02
+    assert (drawn - reading._drawn_noise(3, 256, 256)).std() > 1
+    half = tensors | {"noises.noise_0": torch.zeros(1, 1, 4, 4)}
+    with pytest.raises(mlviews.WeightsError, match=r"noises\.noise_1 is missing"):
+        load_stylegan2(Checkpoint("stylegan2-rosinality", half, {}, "x"))
+
+
+def test_a_file_without_the_mean_w_takes_no_truncation() -> None:
+    tensors = {name: value for name, value in rosinality().items() if name != "latent_avg"}
+    stored = Checkpoint("stylegan2-rosinality", tensors, {}, "x")
+    assert load_stylegan2(stored).image_shape == (3, 16, 16)
+    with pytest.raises(mlviews.WeightsError, match=r"no mean w.*use truncation_psi=1"):
+        load_stylegan2(stored, truncation_psi=0.7)
+
+
+def test_a_filter_of_ones_own() -> None:
+    """The layers that do not upsample keep StyleGAN2-ADA's default filter, and do not use it."""
+    with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    tensors = parity.random_weights(shapes, 0)
+    axes = {name: torch.tensor(taps) for name, taps in (("1", [1.0, 3, 3, 1]), ("0", [1.0, 2, 2, 1]))}
+    taps = {name: torch.outer(axis, axis) / axis.sum() ** 2 for name, axis in axes.items()}
+    for name in tensors:
+        if name.endswith("resample_filter"):
+            tensors[name] = taps["1" if "conv1" in name else "0"]
+    assert any("conv1.resample_filter" in name for name in tensors)
+    g = load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
+    layer = next(part for part in g.modules() if isinstance(part, StyledConvolution) and part.filter)
+    assert layer.filter is not None
+    assert layer.filter.rows == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 3])
+
+
+# -- images that are not square ------------------------------------------------------------------------------
+
+
+def plainly(g: StyleGAN2, w: Tensor) -> Tensor:
+    """Return the images of a generator, layer by layer as the papers write them."""
+    taps = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 16
+
+    def styled(layer: StyledConvolution, x: Tensor) -> Tensor:
+        style = layer.style(w)[:, None, :, None, None]
+        kernels = layer.weight * style
+        kernels = (
+            kernels
+            * (kernels.square().sum((2, 3, 4), keepdim=True) + layer.epsilon[:, None, None, None]).rsqrt()
+        )
+        images = []
+        for sample, kernel in zip(x, kernels, strict=True):
+            if layer.filter is None:
+                images.append(F.conv2d(sample[None], kernel, padding=1))
+                continue
+            spread = F.pad(F.conv_transpose2d(sample[None], kernel.transpose(0, 1), stride=2), (1, 1, 1, 1))
+            images.append(F.conv2d(spread, taps.expand(len(kernel), 1, 4, 4), groups=len(kernel)))
+        y = torch.cat(images) + layer.noise + layer.bias[:, None, None]
+        return F.leaky_relu(y, 0.2) * 2**0.5
+
+    x = image = None
+    for step in (step for block in g.blocks for step in block.steps):
+        if hasattr(step, "const"):
+            x = styled(step.conv, step.const.expand(len(w), -1, -1, -1) if x is None else x)
+            continue
+        weight = step.image.weight * step.image.style(w)[:, None, :]
+        part = torch.einsum("boi,bihw->bohw", weight, x) + step.image.bias[:, None, None]
+        if image is not None:
+            colors = image.shape[1]
+            upsampled = F.conv_transpose2d(
+                image, taps.expand(colors, 1, 4, 4), stride=2, padding=1, groups=colors
+            )
+            part = part + upsampled
+        image = part
+        x = None if step.conv is None else styled(step.conv, x)
+    assert image is not None
+    return (image * 0.5 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("start", [(4, 4), (4, 2), (2, 4), (4, 6), (3, 1)])
+@pytest.mark.parametrize("channels", [(8, 8, 4), (64, 64, 64, 64, 64)])
+def test_images_that_are_not_square(start: tuple[int, int], channels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = StyleGAN2Config(channels=channels, z_dim=4, w_dim=4, mapping=(4, 4), start=start)
+    g = StyleGAN2(config, groups=3)
+    for layer in g.modules():
+        if isinstance(layer, StyledConvolution):
+            layer.noise.normal_(std=0.1)
+            layer.derive()
+    rows, columns = (side << (len(channels) - 1) for side in start)
+    assert g.image_shape == (3, rows, columns)
+    z = g.sample_latents(range(2))
+    images = g(z)
+    expected = plainly(g, g.condition(z, None)[0])
+    torch.testing.assert_close(images, expected, atol=2e-4, rtol=0)
+    # Crop and size are rows and columns.
+    crop = (rows // 4 * 2, columns // 2 * 2)
+    cropped = StyleGAN2(config, groups=3, crop=crop)
+    cropped.load_state_dict(g.state_dict())
+    above, left = (rows - crop[0]) // 2, (columns - crop[1]) // 2
+    part = images[:, :, above : above + crop[0], left : left + crop[1]]
+    torch.testing.assert_close(cropped(z), part, atol=2e-4, rtol=0)
+    assert StyleGAN2(config, size=(rows // 2, columns)).image_shape == (3, rows // 2, columns)
+    with pytest.raises(ValueError, match=rf"must be an integer from 1 to {columns}"):
+        StyleGAN2(config, crop=(rows, columns + 2))
+
+
+def test_a_file_of_people(tmp_path: Path) -> None:
+    """StyleGAN-Human's networks: half as wide as they are high, in StyleGAN2-ADA's names."""
+    with np.load(next(path for path in GOLDENS if "ada-16px" in path.stem)) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    tensors = parity.random_weights(shapes, 0)
+    for name, value in tensors.items():
+        if name.endswith((".const", ".noise_const")):
+            tensors[name] = value[..., : value.shape[-1] // 2].contiguous()
+    g = load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"), groups=4)
+    assert g.image_shape == (3, 16, 8)
+    z = g.sample_latents(range(2))
+    torch.testing.assert_close(g(z), plainly(g, g.condition(z, None)[0]), atol=2e-4, rtol=0)
+    tensors["synthesis.b4.const"] = torch.zeros(len(tensors["synthesis.b4.const"]), 4, 1000)
+    with pytest.raises(mlviews.WeightsError, match=r"synthesis\.b4\.const has 4x1000 pixels"):
         load_stylegan2(Checkpoint("stylegan2-ada", tensors, {}, "x"))
 
 

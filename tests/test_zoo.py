@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from typer.testing import CliRunner
 
 from mlviews import load_generator
 from mlviews.evaluation.classifier import cached_classifier
-from mlviews.evaluation.data import Labelled
+from mlviews.evaluation.data import Labelled, load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.generators.nvae.network import NVAEConfig
+from mlviews.runs.checkpoint import Checkpoint
 from mlviews.weights.files import read_safetensors
-from mlviews.zoo import FOLDER
+from mlviews.zoo import FOLDER, train_nvae
 from mlviews.zoo import evaluate as quality
-from mlviews.zoo.train import RECIPES, Discriminator, Trainer, equalise
+from mlviews.zoo.train import RECIPES, BaseTrainer, Discriminator, Trainer, equalise
+from mlviews.zoo.train import run as run_training
 
 SMALL = dataclasses.replace(
     RECIPES["fashion"],
@@ -54,6 +58,53 @@ def test_the_parts_of_a_checkpoint_have_the_names_of_earlier_runs() -> None:
     assert "blocks.0.linear.parametrizations.weight.original" in state["average"]
 
 
+def small(kind: str = "film", **changes: Any) -> BaseTrainer:
+    """A trainer whose checkpoint holds a few parameters."""
+    options = {"total": 80, "seed": 1, "bf16": False} | changes
+    images = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
+    images[0] = options.pop("pixel", 0)
+    lr = options.pop("lr", 2e-3)
+    if kind == "film":
+        return Trainer(dataclasses.replace(SMALL, lr=lr), images, **options)
+    model = NVAEConfig(groups=(1,), latents=(2,), encoder=(8, 8), decoder=(8, 8))
+    return train_nvae.Trainer(train_nvae.Recipe(model, lr=lr), images, **options)
+
+
+@pytest.mark.parametrize("kind", ["film", "nvae"])
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"lr": 1e-3}, "recipe.lr=0.002, not 0.001"),
+        ({"total": 160}, "images=80, not 160"),
+        ({"seed": 2}, "seed=1, not 2"),
+        ({"bf16": True}, "bf16=False, not True"),
+        ({"pixel": 1}, "data="),
+    ],
+    ids=str,
+)
+def test_a_training_of_other_settings_is_not_gone_on_from(
+    kind: str, changes: dict[str, Any], difference: str, tmp_path: Path
+) -> None:
+    run_training(small(kind), "x", 0, tmp_path, 64, {})
+    Checkpoint(tmp_path / "checkpoint.pt", small(kind).settings(), True).save(small(kind).state_dict())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"belongs to a run with {difference}.*delete it to start anew"):
+        run_training(small(kind, **changes), "x", 0, tmp_path, 64, {})
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_checkpoints_of_earlier_versions_are_gone_on_from_and_damaged_ones_are_not(tmp_path: Path) -> None:
+    earlier = trainer()
+    earlier.step()
+    torch.save(earlier.state_dict(), tmp_path / "checkpoint.pt")
+    training = trainer()
+    run_training(training, "x", 8, tmp_path, 64, {})
+    assert training.steps == 1
+    torch.save({"steps": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is no checkpoint of a .* training.*KeyError"):
+        run_training(trainer(), "x", 8, tmp_path, 64, {})
+
+
 def test_a_classifier_is_trained_once(tmp_path: Path) -> None:
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(256, (128, 1, 32, 32), generator=noise).to(torch.uint8)
@@ -62,11 +113,23 @@ def test_a_classifier_is_trained_once(tmp_path: Path) -> None:
     model, settings = cached_classifier(
         tmp_path / "c.safetensors", data, seed=3, epochs=1, advance=advanced.append
     )
-    again, same = cached_classifier(tmp_path / "c.safetensors", data, seed=4, advance=advanced.append)
+    again, same = cached_classifier(
+        tmp_path / "c.safetensors", data, seed=3, epochs=1, advance=advanced.append
+    )
     assert advanced == [64, 64]
     assert settings == same
     assert (settings["seed"], settings["epochs"]) == (3, 1)
     assert torch.equal(model(images / 255)[1], again(images / 255)[1])
+    others: list[tuple[Labelled, dict[str, Any], str]] = [
+        (data, {"seed": 4}, "seed=3, not 4"),
+        (data, {"epochs": 2}, "epochs=1, not 2"),
+        (data, {"bf16": True}, "bf16=False, not True"),
+        (Labelled(images.flip(0), data.labels), {}, "data="),
+        (Labelled(images, data.labels.flip(0)), {}, "data="),
+    ]
+    for other, changes, difference in others:
+        with pytest.raises(ValueError, match=f"holds a classifier of {difference}"):
+            cached_classifier(tmp_path / "c.safetensors", other, **{"seed": 3, "epochs": 1} | changes)
 
 
 def test_the_learning_rate_decays_to_a_tenth() -> None:
@@ -177,7 +240,8 @@ def test_a_short_training_and_evaluation_from_the_command_line(
 
     out = tmp_path / "run"
     options = ("fashion", "--data", str(data), "--out", str(out), "--snapshots", "64")
-    run(train.main, *options, "--images", "64")
+    job = train.Trainer(train.RECIPES["fashion"], load_fashion_mnist(data, "train").images, 128, 0, False)
+    train.run(job, "fashion", 64, out, 64, {})  # and stopped
     run(train.main, *options, "--images", "128")
     assert sorted(path.name for path in out.glob("*.safetensors")) == [
         "00000064.safetensors",

@@ -62,13 +62,19 @@ def ada(
 
 
 def tf(
-    resolution: int, base: int, largest: int = 512, classes: int = 0, dim: int = 512, layers: int = 8
+    resolution: int,
+    base: int,
+    largest: int = 512,
+    classes: int = 0,
+    dim: int = 512,
+    layers: int = 8,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return arguments of the TensorFlow releases' generator."""
     return {
         "latent_size": dim, "label_size": classes, "dlatent_size": dim, "mapping_fmaps": dim,
         "resolution": resolution, "num_channels": 3, "mapping_layers": layers,
-        "fmap_base": base // 2, "fmap_max": largest,
+        "fmap_base": base // 2, "fmap_max": largest, **options,
     }  # fmt: skip
 
 
@@ -103,14 +109,17 @@ CASES = (
 )
 
 
-def random_weights(shapes: Mapping[str, tuple[int, ...]], kernel: Tensor | None = None) -> dict[str, Tensor]:
+def random_weights(
+    shapes: Mapping[str, tuple[int, ...]], seed: int = SEED, kernel: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return weights by name, in any of the layouts: N(0, 1) before their gain, as training would leave them.
 
     Args:
         shapes: names and shapes.
+        seed: an integer; other seeds give other values.
         kernel: the filter that images are resampled with; None for the usual one.
     """
-    weights = fill(shapes, SEED)
+    weights = fill(shapes, seed)
     if kernel is None:
         axis = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         kernel = torch.outer(axis, axis)
@@ -147,7 +156,7 @@ def load_ada(checkout: Path, facts: dict[str, Any]) -> Official:
     with imported(checkout) as load:
         network = load("training.networks").Generator(**facts).eval().requires_grad_(False)
     tensors = network.state_dict()
-    weights = random_weights(shapes_of(tensors), tensors["synthesis.b8.resample_filter"])
+    weights = random_weights(shapes_of(tensors), kernel=tensors["synthesis.b8.resample_filter"])
     network.load_state_dict(weights)
     return Official(weights, decode_ada(network))
 

@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from mlviews.checks import integer
+from mlviews.identity import generator_identity, projections
 from mlviews.integrations.files.formats import Format, Samples, choose, pixels
-from mlviews.integrations.files.shards import Folder
+from mlviews.integrations.files.shards import PACKED, TRANSFORMED, VIEWS, Folder
 from mlviews.runs.files import fingerprint
 from mlviews.runs.processes import resolve_rank
 from mlviews.runs.progress import bar
 from mlviews.source import MLViewSource
 from mlviews.transforms import unnormalized
 
-PACKED = "views"  # the name of the one file that ffcv's shards become
-
-Range = tuple[int, int]
-"""The first sample of a shard, and the one after its last."""
+VERSION = 2  # of the settings; 1 knew a generator by its weights alone
 
 
 class Export(NamedTuple):
@@ -92,30 +91,19 @@ def export(
     shard_size = integer("shard_size", shard_size, 1)
     source = _prepared(source, augmented)
     folder = Folder(out, _settings(source, format, writer, shard_size))
-    shards = {
-        f"shard-{number:06d}": (start, min(start + shard_size, source.num_samples))
-        for number, start in enumerate(range(0, source.num_samples, shard_size))
-    }
-    written = _write_shards(source, folder, format, writer, shards, progress)
-    sizes = [path.stat().st_size for path in _finish(folder, writer, shards, preset)]
+    written = _write_shards(source, folder, format, writer, progress)
+    sizes = [path.stat().st_size for path in _finish(folder, writer, preset)]
     seconds = time.perf_counter() - begin
     return Export(folder.path, bool(sizes), written, len(source.crops), seconds, len(sizes), sum(sizes))
 
 
-def _write_shards(
-    source: MLViewSource,
-    folder: Folder,
-    format: str,
-    writer: Format,
-    shards: dict[str, Range],
-    progress: bool,
-) -> int:
+def _write_shards(source: MLViewSource, folder: Folder, format: str, writer: Format, progress: bool) -> int:
     """Write those of this rank's shards that are not whole yet; return the number of samples written."""
     rank, world_size = resolve_rank(*source.requested_rank)
-    rank_shards = dict(list(shards.items())[rank::world_size])
+    rank_shards = dict(list(folder.shards.items())[rank::world_size])
     if writer.pack is not None and folder.keep(PACKED):
         rank_shards = {}
-    total = sum(stop - start for start, stop in rank_shards.values())
+    total = sum(len(samples) for samples in rank_shards.values())
     completed = written = 0
     with bar(f"export ({format})", total=total, show=progress and rank == 0) as show:
 
@@ -124,36 +112,40 @@ def _write_shards(
             completed += count
             show(completed, "")
 
-        for name, (start, stop) in rank_shards.items():
+        for name, samples in rank_shards.items():
             # Shards that are missing because another rank has packed them are not made again: the packed file
             # is listed before they are removed.
             if folder.keep(name) or folder.is_listed(PACKED):
-                advance(stop - start)
+                advance(len(samples))
                 continue
-            with folder.writing(name) as stage:
-                writer.write(stage, name, _samples(source, start, stop, advance))
-            written += stop - start
+            with folder.staging(name) as stage:
+                writer.write(stage, name, _samples(source, samples.start, samples.stop, advance))
+                if folder.place(name, stage):
+                    written += len(samples)
     return written
 
 
-def _finish(folder: Folder, writer: Format, shards: dict[str, Range], preset: str | None) -> list[Path]:
+def _finish(folder: Folder, writer: Format, preset: str | None) -> list[Path]:
     """Write the manifest if all shards are in the folder; return all files of the export then, else none."""
+    shards = folder.shards
+    files: list[Path]
     with folder.lock():
         if writer.pack is None:
             if not all(map(folder.is_listed, shards)):
                 return []
             files = folder.finish(shards, preset=preset)
         else:
-            total = max(stop for _, stop in shards.values())
+            total = max(samples.stop for samples in shards.values())
             if not folder.is_listed(PACKED):
                 if not all(map(folder.is_whole, shards)):
                     return []
                 paths = [folder.path / "shards" / f"{name}.safetensors" for name in shards]
-                with folder.writing(PACKED) as stage:
+                with folder.staging(PACKED) as stage:
                     writer.pack(stage, paths, total)
+                    folder.place(PACKED, stage)
             for name in shards:
                 folder.remove(name)
-            files = folder.finish({PACKED: (0, total)}, preset=preset)
+            files = folder.finish({PACKED: range(total)}, preset=preset)
         folder.leave()
     return files
 
@@ -170,7 +162,11 @@ def _prepared(source: MLViewSource, augmented: bool) -> MLViewSource:
 
 
 def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int) -> dict[str, Any]:
-    """Return everything that the bytes depend on."""
+    """Return everything that the bytes depend on.
+
+    Not all of it can be read from the source (a perturber may hold tensors, or be a closure), so the settings
+    hold numbers that follow from its first samples too.
+    """
     generator, anchor = source.generator, source.anchor
     device = source.prepare().type  # moves the generator to the source's device, before its weights are read
     transforms = None
@@ -178,13 +174,9 @@ def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int
         transforms = [_described(transform) for transform in source.transforms]
     sizes = ("num_samples", "num_views", "pool", "seed", "epoch", "batch_size", "micro_batch_size")
     return {
-        "export": 1,
+        "export": VERSION,
         "format": format,
-        "generator": {
-            "name": generator.name,
-            "options": generator.options,
-            "weights": fingerprint(generator),
-        },
+        "generator": generator_identity(generator),
         "levels": {level.name: level.shape for level in generator.levels},
         "image_shape": generator.image_shape,
         "anchor": {"std": anchor.std, "truncation": anchor.truncation, "mean": anchor.mean},
@@ -200,7 +192,24 @@ def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int
         "versions": {
             name: importlib.metadata.version(name) for name in ("mlviews", "torch", *writer.packages)
         },
+        # Last, as a setting that differs by its name says more.
+        VIEWS: _projections(source.replace(transform=None, crops=None)),
+        TRANSFORMED: None if transforms is None else _projections(source),
     }
+
+
+def _projections(source: MLViewSource) -> dict[str, list[float]]:
+    """Return numbers that follow from the first two samples; none if these are not the same each time.
+
+    A T_x of the user's own may draw from torch's global random numbers, which are left as they were.
+    """
+    draws = []
+    devices = [source.device] if source.device.type == "cuda" else []
+    for _ in range(2):
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            draws.append(projections(source.batch(0, min(2, source.num_samples)).views))
+    return {"samples": draws[0]} if draws[0] == draws[1] else {}
 
 
 def _described(part: object) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,10 @@ class Format(NamedTuple):
     # (folder, files of all shards, number of samples): makes one file of them; None if the shards stay
     pack: Callable[[Path, Sequence[Path], int], None] | None
     packages: tuple[str, ...]  # packages whose versions decide about the bytes
+    # (folder of the export, files of a shard): the samples in each part of the shard, as its files tell
+    indices: Callable[[Path, Sequence[str]], dict[str, list[int]]]
+    parts: tuple[str, ...]  # the parts beside the views'
+    view: str  # the name of a view's part
 
 
 def choose(name: str) -> Format:
@@ -225,8 +230,82 @@ def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
+def lacking(format: Format, folder: Path, files: Sequence[str], samples: range, images: int) -> str:
+    """Say what a shard lacks of its samples, or has beside them; return an empty text if nothing.
+
+    Args:
+        format: the shard's format.
+        folder: the folder of the export.
+        files: the shard's files, by their paths in the folder.
+        samples: the samples that it must hold.
+        images: the images of each sample.
+
+    Raises:
+        ValueError: if a file is not of the format.
+    """
+    expected = {*format.parts, *(format.view.format(view) for view in range(images))}
+    parts = format.indices(folder, files)
+    for part in sorted(expected | parts.keys()):
+        indices = parts.get(part, [])
+        if part not in expected:
+            return f"{part} is no part of it"
+        if sorted(indices) != list(samples):
+            return f"{len(set(indices) & set(samples))} of {len(samples)} in {part}"
+    return ""
+
+
+def _indices_in_folder(folder: Path, files: Sequence[str]) -> dict[str, list[int]]:
+    """Return the samples of each view by the names of its images, and those of the latents."""
+    parts: dict[str, list[int]] = {}
+    for file in files:
+        path = PurePosixPath(file)
+        if path.suffix == ".safetensors":
+            parts["latents"] = _stored_indices(folder / file, LATENTS)
+        else:
+            parts.setdefault(path.parts[0], []).append(_number(path.stem))
+    return parts
+
+
+def _indices_in_tar(folder: Path, files: Sequence[str]) -> dict[str, list[int]]:
+    """Return the samples that a tar has each kind of file of."""
+    parts: dict[str, list[int]] = {}
+    for file in files:
+        try:
+            with tarfile.open(folder / file, "r:") as tar:
+                names = tar.getnames()
+        except tarfile.TarError as error:
+            raise ValueError(f"{folder / file} is no whole tar file ({error}).") from error
+        for name in names:
+            key, _, part = name.partition(".")
+            parts.setdefault(part, []).append(_number(key))
+    return parts
+
+
+def _indices_of_rows(folder: Path, files: Sequence[str]) -> dict[str, list[int]]:
+    """Return the samples of a shard before it is packed; a row holds all of a sample."""
+    return {"rows": [index for file in files for index in _stored_indices(folder / file, ROWS)]}
+
+
+def _stored_indices(path: Path, format: str) -> list[int]:
+    """Return the samples that a safetensors file says it holds."""
+    tensors, _ = read_safetensors(path, format)
+    return [int(index) for index in tensors["index"].flatten().tolist()] if "index" in tensors else []
+
+
+def _number(text: str) -> int:
+    """Return a sample's index from a name of ten digits; -1 if it is none."""
+    return int(text) if len(text) <= 10 and text.isdecimal() else -1
+
+
 FORMATS = {
-    "folder": Format(_write_folder, None, ("pillow",)),
-    "webdataset": Format(_write_tar, None, ("pillow", "webdataset")),
-    "ffcv": Format(_write_rows, _pack_beton, ("ffcv",)),
+    "folder": Format(_write_folder, None, ("pillow",), _indices_in_folder, parts=("latents",), view="view{}"),
+    "webdataset": Format(
+        _write_tar,
+        None,
+        ("pillow", "webdataset"),
+        _indices_in_tar,
+        parts=("latents.npz", "json"),
+        view="view{}.png",
+    ),
+    "ffcv": Format(_write_rows, _pack_beton, ("ffcv",), _indices_of_rows, parts=("rows",), view="rows"),
 }

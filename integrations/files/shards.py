@@ -1,26 +1,36 @@
 """The folder of an export: shards that appear whole or not at all, and a manifest that is written last.
 
-A shard is written in ``.partial/NAME``, and its files are then moved into place. Its list of checksums,
-``checksums/NAME.sha256`` (as ``sha256sum`` writes it), comes after them and says that the shard is complete.
-So a run may be killed at any moment, and ranks need no messages: whichever finds all lists in place writes
-the manifest.
+A process writes a shard in a stage of its own, ``.partial/NAME.PID.TOKEN``, whose lock it holds as long as it
+lives. Under the folder's lock the files are then moved into place, unless another process has been faster.
+The shard's list of checksums, ``checksums/NAME.sha256`` (as ``sha256sum`` writes it), comes last and says
+that the shard is complete. So a run may be killed at any moment, two runs may work in one folder, and ranks
+need no messages: whichever finds all lists in place writes the manifest.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mlviews.checks import path_of
+from mlviews.integrations.files.formats import FORMATS, lacking
+from mlviews.runs.checkpoint import differences
 from mlviews.runs.files import sha256
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+PACKED = "views"  # the name of the one file that ffcv's shards become
+VIEWS, TRANSFORMED = "views", "transformed"  # settings that hold numbers which follow from samples
+
+_LONGEST = 300  # characters of a message that come from a file
 
 
 class Folder:
@@ -31,21 +41,31 @@ class Folder:
         settings: everything that the bytes depend on, as JSON can hold it.
 
     Raises:
-        ValueError: if the folder holds something else, or an export with other settings.
+        ValueError: if the folder holds something else, an export with other settings, or links and the like
+            that somebody else has put where an export writes.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = path_of(path, "output folder")
         self.partial = self.path / ".partial"
         self.settings = json.loads(json.dumps(settings, default=str))
+        total, size = settings["num_samples"], settings["shard_size"]
+        # The samples of each shard, by its name.
+        self.shards = {
+            f"shard-{number:06d}": range(start, min(start + size, total))
+            for number, start in enumerate(range(0, total, size))
+        }
+        self._lock: FileLock | None = None
         self._check()  # before anything is written to the folder
         with self.lock():
             self._check()
+            self._sweep()
             if not (self.path / UNFINISHED).exists():
                 self._write_json(self.path / UNFINISHED, self.settings)
 
     def _check(self) -> None:
         """Raise a ValueError if the folder is not this export's."""
+        self._refuse_links()
         entries = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         # In this order, as the manifest takes the place of unfinished.json.
         settings = _read_json(self.path / UNFINISHED) or _read_json(self.path / MANIFEST)
@@ -55,26 +75,51 @@ class Folder:
                     f"{self.path} has files and is not an export: use another folder (--out), or empty it."
                 )
             return
-        for key, value in self.settings.items():
-            if settings.get(key) != value:
-                raise ValueError(
-                    f"{self.path} holds an export with {key}={settings.get(key)!r}, not {value!r}: "
-                    f"use another folder (--out), or the settings it was begun with."
-                )
+        if settings.get("export") != self.settings["export"]:
+            raise ValueError(
+                f"{self.path} holds an export of an earlier or later version of mlviews, which knows its "
+                f"generator by other facts: use another folder (--out), or that version."
+            )
+        # The manifest says more than the settings.
+        changed = differences({key: settings.get(key) for key in self.settings}, self.settings)
+        if changed:
+            raise ValueError(
+                f"{self.path} holds an export with {_one_line(_told(changed[0]))}: "
+                f"use another folder (--out), or the settings it was begun with."
+            )
+
+    def _refuse_links(self) -> None:
+        """Raise a ValueError for what would be written through, or waited for: links, FIFOs, devices.
+
+        Nothing is opened for it. Another process may remove entries meanwhile.
+        """
+        for path in _entries(self.path):
+            _refuse_link(path)
+        _refuse_link(self.path / "checksums", folder=True)
+        _refuse_link(self.partial, folder=True)
+        for path in _entries(self.path / "checksums"):
+            _refuse_link(path)
+        for folder, folders, files in os.walk(self.partial):
+            for name in (*folders, *files):
+                _refuse_link(Path(folder, name), links=1)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep all other processes out of the block.
+        """Keep all other processes out of the block. A block within the block is fine.
 
         The system frees the lock of a process that is killed.
         """
-        lock = self._locked()
+        if self._lock is not None:
+            yield
+            return
+        self._lock = self._acquired()
         try:
             yield
         finally:
+            lock, self._lock = self._lock, None
             lock.release()
 
-    def _locked(self) -> FileLock:
+    def _acquired(self) -> FileLock:
         """Return the folder's lock, acquired."""
         while True:
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -94,10 +139,15 @@ class Folder:
         return self.list_path(name).exists()
 
     def is_whole(self, name: str) -> bool:
-        """Has the shard been written, and is every file still as it was then?"""
+        """Has the shard been written with all its samples, and is every file still as it was then?"""
         try:
             checksums = _read_list(self.list_path(name))
-            return all(sha256(self.path / file) == checksum for file, checksum in checksums.items())
+            for file, checksum in checksums.items():
+                path = self.path / file
+                if not path.is_file() or sha256(path) != checksum:
+                    return False
+            samples = range(self.settings["num_samples"]) if name == PACKED else self.shards[name]
+            return not _lacking(self.settings, self.path, list(checksums), samples, packed=name == PACKED)
         except (FileNotFoundError, ValueError):
             return False
 
@@ -112,24 +162,64 @@ class Folder:
         return whole
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """Write a shard.
+    def staging(self, name: str) -> Iterator[Path]:
+        """Make a stage for a shard, which is removed after the block.
 
         Yields:
-            An empty folder for the shard's files. After the block they are moved into place and listed.
+            An empty folder of this process's own, for :meth:`place`.
         """
-        stage = self.partial / name
-        shutil.rmtree(stage, ignore_errors=True)  # a run that was killed may have left it
-        stage.mkdir(parents=True)
-        yield stage
+        with self.lock():  # else another process could take the stage for one that was left, before its lock
+            root = self.partial / f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+            root.mkdir()
+            lock = FileLock(root / "lock")
+            lock.acquire()
+        try:
+            stage = root / "files"
+            stage.mkdir()
+            yield stage
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+            lock.release()
+
+    def place(self, name: str, stage: Path) -> bool:
+        """Move a shard's files into place, and list them.
+
+        Returns:
+            Whether they were moved; False if another process has placed the shard meanwhile.
+        """
         files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         lines = [f"{sha256(stage / file)}  {file.as_posix()}\n" for file in files]
-        for file in files:
-            (self.path / file).parent.mkdir(parents=True, exist_ok=True)
-            (stage / file).replace(self.path / file)
-        shutil.rmtree(stage)  # before the shard counts as written, as no run comes back to it then
-        self.list_path(name).parent.mkdir(exist_ok=True)
-        self._write(self.list_path(name), "".join(lines))
+        with self.lock():
+            if self.is_whole(name):
+                return False
+            self.list_path(name).unlink(missing_ok=True)
+            for folder in sorted({file.parent for file in files}):
+                self._make_folder(folder)
+            mode = stage.stat().st_mode & 0o666  # what the user's umask leaves
+            for file in files:
+                (stage / file).chmod(mode)  # some libraries write files for their owner only
+                (stage / file).replace(self.path / file)
+            self._make_folder(Path("checksums"))
+            self._write(self.list_path(name), "".join(lines))
+        return True
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the export; raise a ValueError if a link leads elsewhere."""
+        path = self.path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        if path.resolve() != self.path.resolve() / folder:
+            raise ValueError(f"{path} is a link to elsewhere: use another folder (--out), or remove it.")
+
+    def _sweep(self) -> None:
+        """Remove the stages that processes which are gone have left. Call it under the lock."""
+        for root in _entries(self.partial):
+            if not root.is_dir():
+                continue
+            lock = FileLock(root / "lock", timeout=0)
+            with suppress(Timeout, OSError):  # its process is alive, or has just removed it
+                lock.acquire()
+                shutil.rmtree(root, ignore_errors=True)
+                lock.release()
 
     def remove(self, name: str) -> None:
         """Remove a shard, its list last."""
@@ -140,11 +230,11 @@ class Folder:
                     (self.path / file).parent.rmdir()
         self.list_path(name).unlink(missing_ok=True)
 
-    def finish(self, shards: Mapping[str, tuple[int, int]], **more: Any) -> list[Path]:
+    def finish(self, shards: Mapping[str, range], **more: Any) -> list[Path]:
         """Write the manifest. Call it under the lock, and when all of these shards are listed.
 
         Args:
-            shards: the first sample of each shard and the one after its last, by the shard's name.
+            shards: the samples of each shard, by its name.
             more: what the manifest says beside the settings.
 
         Returns:
@@ -152,10 +242,12 @@ class Folder:
         """
         facts = []
         files = [self.path / MANIFEST]
-        for name, (start, stop) in shards.items():
+        for name, samples in shards.items():
             path = self.list_path(name)
             file = path.relative_to(self.path).as_posix()
-            facts.append({"start": start, "stop": stop, "checksums": file, "sha256": sha256(path)})
+            facts.append(
+                {"start": samples.start, "stop": samples.stop, "checksums": file, "sha256": sha256(path)}
+            )
             files += [path, *(self.path / file for file in _read_list(path))]
         self._write_json(self.path / MANIFEST, {**self.settings, **more, "shards": facts})
         (self.path / UNFINISHED).unlink(missing_ok=True)
@@ -163,19 +255,22 @@ class Folder:
 
     def leave(self) -> None:
         """Remove what only an unfinished export needs. Call it under the lock."""
+        self._sweep()
         (self.partial / "lock").unlink(missing_ok=True)
-        with suppress(OSError):  # another rank is still mending a shard
+        with suppress(OSError):  # another process is still writing a shard
             self.partial.rmdir()
 
     def _write(self, path: Path, text: str) -> None:
-        """Write a file that is whole or not there.
+        """Write a file that is whole or not there. Call it under the lock.
 
         It is written in ``.partial``, under a name that is the same for all processes: a run that goes on
         replaces what a killed one has left, and the finished export has no stray file. (The names of
         :func:`mlviews.runs.files.whole` differ from process to process.)
         """
         part = self.partial / path.name
-        part.write_text(text)
+        part.unlink(missing_ok=True)
+        with part.open("x") as file:  # a new file: nothing is written through a link
+            file.write(text)
         part.replace(path)
 
     def _write_json(self, path: Path, value: Any) -> None:
@@ -184,7 +279,7 @@ class Folder:
 
 
 def verify(out: str | Path) -> int:
-    """Check every file of a finished export against its checksum.
+    """Check every file of a finished export against its checksum, and that no sample is missing.
 
     Args:
         out: the export's folder.
@@ -204,14 +299,12 @@ def verify(out: str | Path) -> int:
         )
     if manifest is None:
         raise FileNotFoundError(f"No export in {folder}: it has no {MANIFEST}.")
-    listed = {folder / MANIFEST}
-    for shard in manifest["shards"]:
-        path = folder / shard["checksums"]
-        _check_file(path, shard["sha256"], MANIFEST)
-        checksums = _read_list(path)
-        for file, checksum in checksums.items():
-            _check_file(folder / file, checksum, shard["checksums"])
-        listed |= {path, *(folder / file for file in checksums)}
+    try:
+        listed = _checked_files(folder, manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / MANIFEST} is damaged ({error!r}): use another folder (--out), or delete this one."
+        ) from error
     strays = sorted(path for path in folder.rglob("*") if path.is_file() and path not in listed)
     if strays:
         raise ValueError(
@@ -219,6 +312,93 @@ def verify(out: str | Path) -> int:
             f"readers take whatever lies among the images for one."
         )
     return len(listed)
+
+
+def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> set[Path]:
+    """Return every file of a finished export; raise a ValueError for the first that is not as it was."""
+    listed = {folder / MANIFEST}
+    position = 0  # samples in the shards before
+    for shard in manifest["shards"]:
+        start, stop = shard["start"], shard["stop"]
+        if start != position or not start < stop <= manifest["num_samples"]:
+            break
+        position = stop
+        path = folder / _inside(shard["checksums"])
+        _check_file(path, shard["sha256"], MANIFEST)
+        checksums = _read_list(path)
+        for file, checksum in checksums.items():
+            _check_file(folder / file, checksum, shard["checksums"])
+        packed = path.name == f"{PACKED}.sha256"
+        missing = _lacking(manifest, folder, list(checksums), range(start, stop), packed=packed)
+        if missing:
+            raise ValueError(
+                f"{path} does not list all of its samples ({missing}): "
+                f"run the same export again, which writes anew what is damaged."
+            )
+        listed |= {path, *(folder / file for file in checksums)}
+    if position != manifest["num_samples"]:
+        raise ValueError(
+            f"{folder / MANIFEST} lists shards of {position} samples in a row, "
+            f"of num_samples={manifest['num_samples']}: run the same export again."
+        )
+    return listed
+
+
+def _lacking(
+    settings: Mapping[str, Any], folder: Path, files: Sequence[str], samples: range, *, packed: bool
+) -> str:
+    """Say what a shard's files lack of its samples; empty if nothing."""
+    if packed:  # its samples were counted in the shards that it was packed from
+        return "" if len(files) == 1 else f"{len(files)} files, not 1"
+    problem: str = lacking(FORMATS[settings["format"]], folder, files, samples, len(settings["crops"]))
+    return problem
+
+
+def _told(change: str) -> str:
+    """Return what changed in words, where it was seen only from samples."""
+    for key, cause in ((VIEWS, "perturber"), (TRANSFORMED, "transform")):
+        if change.startswith(f"{key}.samples"):
+            return f"other views of the same generator: its {cause} has changed"
+    return change
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted; nothing if it is no folder, or is being removed."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _refuse_link(path: Path, *, folder: bool = False, links: int | None = None) -> None:
+    """Raise a ValueError unless the path is an ordinary file or folder, or is not there.
+
+    Args:
+        path: it is not followed.
+        folder: whether it must be a folder.
+        links: how many names a file may have; None: any number.
+    """
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return
+    problem = ""
+    if stat.S_ISLNK(facts.st_mode):
+        problem = "is a symbolic link"
+    elif not (stat.S_ISDIR(facts.st_mode) or (stat.S_ISREG(facts.st_mode) and not folder)):
+        problem = "is no folder" if folder else "is no ordinary file or folder"
+    elif links is not None and stat.S_ISREG(facts.st_mode) and facts.st_nlink > links:
+        problem = "is a file that has another name too"
+    if problem:
+        raise ValueError(
+            f"{_one_line(str(path))} {problem}, which no export makes: "
+            f"use another folder (--out), or remove it."
+        )
+
+
+def _one_line(text: str) -> str:
+    """Return a text that may come from a file so that a message can show it."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable if len(printable) <= _LONGEST else f"{printable[:_LONGEST]}…"
 
 
 def _check_file(path: Path, checksum: str, list_name: str) -> None:
@@ -230,27 +410,40 @@ def _check_file(path: Path, checksum: str, list_name: str) -> None:
     else:
         return
     raise ValueError(
-        f"{path} {problem} in {list_name}: run the same export again, which writes anew what is damaged."
+        f"{_one_line(str(path))} {problem} in {list_name}: "
+        f"run the same export again, which writes anew what is damaged."
     )
 
 
 def _read_list(path: Path) -> dict[str, str]:
-    """Return the checksums of a list by the paths of their files."""
-    pairs = [line.split("  ", 1) for line in path.read_text().splitlines()]
+    """Return the checksums of a list by the paths of their files, all of them within the export."""
+    try:
+        pairs = [line.split("  ", 1) for line in path.read_text().splitlines()]
+    except UnicodeDecodeError:
+        pairs = []
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{path} is not a list of checksums.")
-    return {file: checksum for checksum, file in pairs}
+    return {_inside(file): checksum for checksum, file in pairs}
+
+
+def _inside(file: str) -> str:
+    """Return a path that a file gives, if it stays within the export; else raise a ValueError."""
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts or "\0" in file:
+        raise ValueError(f"{_one_line(file)!r} is not within the export that lists it.")
+    return file
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the content of a file; None if there is no file."""
+    _refuse_link(path)  # a FIFO would be waited for
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): use another folder (--out), or delete this one."
+            f"{path} is damaged ({_one_line(str(error))}): use another folder (--out), or delete this one."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not of an export: use another folder (--out).")

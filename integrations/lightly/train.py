@@ -29,6 +29,7 @@ from mlviews import MLViewSource, list_presets
 from mlviews.checks import integer
 from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
 from mlviews.evaluation.probe import RATES, Encoder, embed
+from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
 try:
@@ -373,10 +374,12 @@ def versions(device: torch.device) -> dict[str, Any]:
 
 
 def save(folder: Path, method: str, record: dict[str, Any], backbone: nn.Module) -> list[Path]:
-    """Write the record and the backbone's weights; return their paths."""
+    """Write the record and the backbone's weights, each whole or not at all; return their paths."""
     figures, weights = folder / f"lightly-{method}.json", folder / f"lightly-{method}.pt"
-    figures.write_text(json.dumps(record, indent=1) + "\n")
-    torch.save(backbone.state_dict(), weights)
+    with whole(weights) as part:
+        torch.save(backbone.state_dict(), part)
+    with whole(figures) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
     return [figures, weights]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mlviews.config import load_config
+from mlviews.source import _ROUND as ROUND
 from mlviews.source import MLViewSource
 
 __all__ = ["MLViewDataModule"]
@@ -101,9 +102,7 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
         Raises:
             ValueError: before :meth:`setup`.
         """
-        if self._loader is None:
-            raise ValueError("The data module is not set up: Trainer.fit does it, or call setup('fit').")
-        return self._loader
+        return self._ready()
 
     def val_dataloader(self) -> Any:
         """Return what to validate on."""
@@ -118,7 +117,7 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
 
         It has ``seed``, ``epoch`` (the Trainer's), and ``position`` in samples over all ranks.
         """
-        return self.train_dataloader().state_dict()
+        return self._ready().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Make training go on from a checkpoint's place.
@@ -126,7 +125,13 @@ class MLViewDataModule(_Base):  # type: ignore[misc]
         Raises:
             ValueError: if the state is incomplete, belongs to another seed, or lies beyond this epoch's end.
         """
-        self.train_dataloader().load_state_dict(state_dict)
+        self._ready().load_state_dict(state_dict)
+
+    def _ready(self) -> _Loader:
+        """Return the module's own loader: a subclass may hand out others beside it."""
+        if self._loader is None:
+            raise ValueError("The data module is not set up: Trainer.fit does it, or call setup('fit').")
+        return self._loader
 
 
 class _Loader:
@@ -144,27 +149,17 @@ class _Loader:
     def __init__(self, source: MLViewSource, trainer: Any) -> None:
         self.source = source
         self._trainer = trainer
-        self._epoch = 0  # the Trainer's
+        self._offset = 0  # the source's epoch minus the Trainer's
         self._state: dict[str, int] | None = None  # a loaded state that training has not gone on from yet
-        self._trained = (
-            0  # samples of this epoch, over all ranks, that were trained on before the latest batch
-        )
-        self._is_over = False  # the epoch that was loaded has no batch left
+        self._trained = source.state_dict()  # the source's place before the latest batch
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Any]:
-        if self._is_over:
-            return
         for batch in self.source:
             yield batch
-            self._trained = self._position
-
-    @property
-    def _position(self) -> int:
-        """The samples of this epoch that were handed out, over all ranks."""
-        return self.source.state_dict()["position"]
+            self._trained = self.source.state_dict()
 
     @property
     def sampler(self) -> _Loader:
@@ -172,33 +167,31 @@ class _Loader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the Trainer's epoch. Lightning calls it before each of its epochs."""
+        """Set the Trainer's epoch. Lightning calls it before each of its epochs.
+
+        Passes after the first one in it are rounds of it (:class:`mlviews.source.Cursor`).
+        """
         state, self._state = self._state, None
-        self._epoch = epoch
-        self._is_over = False
         overfits = self._trainer is not None and self._trainer.overfit_batches
-        source_epoch = 0 if overfits else epoch
-        if state is None:
-            self.source.set_epoch(source_epoch)
-        else:
-            position = state["position"] if state["epoch"] == epoch else 0
-            place = {"seed": self.source.seed, "epoch": source_epoch, "position": position}
-            self.source.load_state_dict(place)
-            batches_left = self.source.batches_after(position)
-            self._is_over = batches_left == 0
-            self._recount(len(self) - batches_left)
-        self._trained = self._position
+        self._offset = -epoch if overfits else 0
+        if state is not None:
+            goes_on = state["epoch"] % ROUND == epoch
+            place = state["epoch"] if goes_on else epoch, state["position"] if goes_on else 0
+            self.source.load_state_dict(state | {"epoch": place[0] + self._offset, "position": place[1]})
+            self._recount(len(self) - self.source.batches_after(place[1]))
+        self.source.set_epoch(epoch + self._offset, by_trainer=True)
+        self._trained = self.source.state_dict()
 
     def state_dict(self) -> dict[str, int]:
         """Return the place after the last batch that was trained on."""
         if self._state is not None:
             return dict(self._state)
-        position = self._position
+        place = self.source.state_dict()
         if self._batches is not None:
             count = self._batches.current
             if count.ready > count.processed:  # the step of the latest batch was interrupted
-                position = self._trained
-        return self.source.state_dict() | {"epoch": self._epoch, "position": position}
+                place = self._trained
+        return place | {"epoch": place["epoch"] - self._offset}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Keep the state until Lightning says which epoch it goes on with."""
@@ -213,9 +206,10 @@ class _Loader:
     def _recount(self, batches: int) -> None:
         """Set Lightning's count of this epoch's batches, which decides when the epoch ends.
 
-        The restored count is in batches of the checkpoint's size, or of the checkpoint's epoch.
+        The restored count is in batches of the checkpoint's size, or of the checkpoint's epoch. Beside other
+        loaders it is not the source's alone, and is left as it is.
         """
-        if self._batches is None:
+        if self._batches is None or self._trainer.train_dataloader is not self:
             return
         self._batches.is_last_batch = False
         count = self._batches.current

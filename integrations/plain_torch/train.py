@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mlviews
 from mlviews.evaluation.probe import Encoder
-from mlviews.runs.files import whole
+from mlviews.runs.checkpoint import Checkpoint
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--preset", default="fashion-ml-random", help="a preset's name, or a YAML file")
@@ -36,8 +36,10 @@ def main(preset: str, epochs: int, num_samples: int, batch_size: int, out: Path)
         model = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if gpu else net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "source": source}
-    if out.exists():
-        for name, state in torch.load(out, map_location=device, weights_only=True).items():
+    checkpoint = Checkpoint(out, {"preset": preset}, resume=True)  # whole or not there, and checked when read
+    states = checkpoint.load() or {}
+    with checkpoint.reading():
+        for name, state in states.items():
             parts[name].load_state_dict(state)
     for epoch in range(source.epoch, epochs):
         total = torch.zeros((), device=device)
@@ -53,11 +55,13 @@ def main(preset: str, epochs: int, num_samples: int, batch_size: int, out: Path)
             dist.all_reduce(total)
         if os.environ.get("RANK", "0") == "0":
             print(f"epoch {epoch}: loss {total.item():.4f}", flush=True)
-            with whole(out) as path:  # a run that is killed here leaves the previous checkpoint
-                torch.save({name: part.state_dict() for name, part in parts.items()}, path)
+            checkpoint.save({name: part.state_dict() for name, part in parts.items()})
     if ranks > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"train.py: {error}") from None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mlviews.checks import integer
 from mlviews.config import source_arguments
 from mlviews.errors import listing
 from mlviews.source import MLViewSource, solo_layout
@@ -59,7 +60,7 @@ def augmentation(pipeline: DictConfig) -> Augmentation:
             get(f"color_jitter.{name}") for name in ("brightness", "contrast", "saturation", "hue")
         )
     return Augmentation(
-        size=get("crop_size"),
+        size=_side(get("crop_size")),
         scale=scale,
         flip=get("horizontal_flip.prob"),
         jitter=jitter,
@@ -70,6 +71,23 @@ def augmentation(pipeline: DictConfig) -> Augmentation:
         equalize=get("equalization.prob"),
         normalize=(_channels(pipeline.get("mean", IMAGENET[0])), _channels(pipeline.get("std", IMAGENET[1]))),
     )
+
+
+def _side(crop_size: Any) -> int:
+    """Return the side of square crops, which solo-learn also takes as two equal numbers.
+
+    Raises:
+        ValueError: for a rectangle, or something else that has no side, as the user wrote it.
+    """
+    if not OmegaConf.is_list(crop_size):
+        return integer("crop_size", crop_size, 1)
+    sizes = list(crop_size)
+    if not 1 <= len(sizes) <= 2 or sizes[0] != sizes[-1]:
+        raise ValueError(
+            f"Invalid crop_size={sizes!r} of a pipeline of augmentations: crops are square, "
+            f"so give their side in pixels."
+        )
+    return integer("crop_size", sizes[0], 1)
 
 
 class LoaderSource(MLViewSource):

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlviews.evaluation.data import CLASSES, Labelled
+from mlviews.runs.checkpoint import differences
+from mlviews.runs.files import digest
+from mlviews.runs.modes import plain
 from mlviews.weights.files import fit, read_safetensors, write_safetensors
 
 FORMAT = "mlviews.classifier"
@@ -46,6 +49,7 @@ class Classifier(nn.Module):
         return features, self.logits(features)
 
 
+@plain()
 def train_classifier(
     data: Labelled,
     *,
@@ -141,7 +145,7 @@ def cached_classifier(
 
     Args:
         path: the file.
-        data: images and labels to train on; not looked at if there is a file.
+        data: images and labels to train on.
         seed, epochs, bf16, advance: as of :func:`train_classifier`.
 
     Returns:
@@ -149,17 +153,24 @@ def cached_classifier(
 
     Raises:
         WeightsError: if the file is damaged or holds something else.
+        ValueError: if the classifier in it was trained on other data, or otherwise; the message says how.
     """
+    key = {"seed": seed, "epochs": epochs, "bf16": bf16, "data": digest(data._asdict())}
     if not path.exists():
         begin = time.perf_counter()
         model = train_classifier(data, seed=seed, epochs=epochs, bf16=bf16, advance=advance)
         settings = {
-            "seed": seed,
-            "epochs": epochs,
-            "bf16": bf16,
+            **key,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "seconds": round(time.perf_counter() - begin, 1),
         }
         save_classifier(model, path, settings)
-    return load_classifier(path)
+    model, stored = load_classifier(path)
+    # Files of earlier versions do not tell all of it.
+    changed = differences(stored, stored | {name: key[name] for name in key if name in stored})
+    if changed:
+        raise ValueError(
+            f"{path} holds a classifier of {changed[0]}: use another file, or delete it to train anew."
+        )
+    return model, stored

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import sys
+import zlib
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ SLICE = Path(str(files("mlviews"))) / "zoo" / "fashion_mnist_slice.npz"
 SIDE = 28
 """The side of Fashion-MNIST's images, in pixels."""
 
+_MOST_BYTES = 1 << 28  # of an idx file's values; the largest of Fashion-MNIST has a sixth of it
 _FILES = {"train": "train", "test": "t10k"}  # how the names of a split's two idx files begin
 
 
@@ -48,23 +51,30 @@ def read_idx(path: Path) -> Tensor:
         FileNotFoundError: if the file is missing.
         ValueError: if it is not such a file, or is shorter than its header says.
     """
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"No file {path}.")
+    opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        # The header: two zero bytes, the values' type (8: unsigned bytes), the number of sizes, the sizes.
-        zero, kind, rank = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{rank}I", content, 4)
-        if zero or kind != 8:
-            raise ValueError("no idx header for unsigned bytes")
-        values = np.frombuffer(content, np.uint8, count=int(np.prod(shape)), offset=4 + 4 * rank)
-    except (struct.error, ValueError, OSError, EOFError) as error:
+        with opened(path, "rb") as file:
+            # The header: two zero bytes, the values' type (8: unsigned bytes), the number of sizes, sizes.
+            zero, kind, rank = struct.unpack(">HBB", file.read(4))
+            if zero or kind != 8 or rank > 4:
+                raise ValueError("no idx header for unsigned bytes")
+            shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+            count = math.prod(shape)
+            if count > _MOST_BYTES:
+                raise ValueError(f"{count} values are more than the {_MOST_BYTES} that are read")
+            content = file.read(count)  # no more is decompressed
+    except (struct.error, ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} is not a whole idx file of unsigned bytes ({error}); download it again."
         ) from error
-    return torch.from_numpy(values.reshape(shape).copy())
+    if len(content) < count:
+        raise ValueError(
+            f"{path} is not a whole idx file of unsigned bytes ({len(content)} of {count}); "
+            "download it again."
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())
 
 
 def load_fashion_mnist(folder: str | Path, split: str, size: int = 32) -> Labelled:
@@ -89,6 +99,11 @@ def load_fashion_mnist(folder: str | Path, split: str, size: int = 32) -> Labell
     root = path_of(folder, "folder")
     images = read_idx(_idx_file(root, f"{_FILES[split]}-images-idx3-ubyte"))  # [N, 28, 28]
     labels = read_idx(_idx_file(root, f"{_FILES[split]}-labels-idx1-ubyte"))  # [N]
+    if images.shape[1:] != (SIDE, SIDE) or labels.shape != images.shape[:1] or not len(labels):
+        raise ValueError(
+            f"The images of {root} are {tuple(images.shape)} and their labels {tuple(labels.shape)}: "
+            f"Fashion-MNIST's are (N, {SIDE}, {SIDE}) and (N,)."
+        )
     before = (size - SIDE) // 2
     after = size - SIDE - before
     return Labelled(F.pad(images[:, None], (before, after, before, after)), labels.long())

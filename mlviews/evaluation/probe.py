@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlviews.checks import integer
+from mlviews.checks import integer, positive
 from mlviews.errors import did_you_mean, listing
 from mlviews.evaluation.data import Labelled, real_images
 from mlviews.mi.critics import Residual
@@ -93,8 +94,7 @@ class Learner(nn.Module):
                 f"Invalid method={method!r}: it must be one of "
                 f"{listing(METHODS)}.{did_you_mean(method, METHODS)}"
             )
-        if not temperature > 0:
-            raise ValueError(f"Invalid temperature={temperature!r}: it must be above 0.")
+        temperature = positive("temperature", temperature)
         self.method = method
         self.encoder = Encoder()
         width = Encoder.features
@@ -179,12 +179,12 @@ def train(
         The encoder in eval mode, and the loss of every step.
 
     Raises:
-        ValueError: for an unknown method, a value that is not positive, or a source that does not give pairs
-            of 3 channels.
+        ValueError: for an unknown method, a value that is not positive, a source that does not give pairs
+            of 3 channels, or a loss that is not finite.
     """
     steps = integer("steps", steps, 1)
-    if lr is not None and not lr > 0:
-        raise ValueError(f"Invalid lr={lr!r}: it must be above 0.")
+    if lr is not None:
+        lr = positive("lr", lr)
     if source.num_views < 2:
         raise ValueError(
             f"Invalid num_views={source.num_views}: training takes two views; make the source with "
@@ -212,6 +212,8 @@ def train(
         schedule.step()
         learner.after_step(step / steps)
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"The loss is {losses[-1]} at step {step}: lower lr={lr!r}.")
         on_step(step, losses[-1])
     return learner.encoder.eval(), losses
 
@@ -465,10 +467,13 @@ def run_probe(
 def _lightly() -> SimpleNamespace:
     """Return what is used of lightly, or raise an error whose one line says how to install it."""
     try:
-        import sklearn  # noqa: F401 (the linear probe's)
-        from lightly import loss
-        from lightly.models.modules import heads
-        from lightly.utils.benchmarking.knn import knn_predict
+        with warnings.catch_warnings():
+            # torchmetrics', where an old setuptools is there too: it would stand before every line of a run.
+            warnings.filterwarnings("ignore", message=".*pkg_resources")
+            import sklearn  # noqa: F401 (the linear probe's)
+            from lightly import loss
+            from lightly.models.modules import heads
+            from lightly.utils.benchmarking.knn import knn_predict
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"Training and probing an encoder needs {error.name}: pip install 'mlviews[lightly]'.",

@@ -15,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlviews.checks import choice, flag, integer
 from mlviews.generators.base import MLVGM, Level
 from mlviews.weights import configs
+
+_MOST_LEVELS = 10  # 2048 pixels
+_WIDEST = 1 << 27  # channels, or scalars of a latent; products of them have to fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,27 @@ class FilmConfig:
     image_channels: int = 1
     groups: int = 8  # of the group norms
     upsample: str = "bilinear"  # or "nearest"
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError unless the parts fit together, and the layers take them.
+
+        What a file says is bounded before anything is made of it.
+        """
+        if not 1 <= len(self.dims) == len(self.channels) <= _MOST_LEVELS:
+            raise ValueError(
+                f"Invalid dims and channels of {len(self.dims)} and {len(self.channels)} levels: "
+                f"they are as many, from 1 to {_MOST_LEVELS}."
+            )
+        integer("groups", self.groups, 1, _WIDEST)
+        integer("image_channels", self.image_channels, 1, _WIDEST)
+        for dim in self.dims:
+            integer("dims", dim, 1, _WIDEST)
+        for width in self.channels:
+            integer("channels", width, 1, _WIDEST)
+            if width % self.groups:
+                raise ValueError(f"Invalid channels={width}: they must be divisible by groups={self.groups}.")
+        flag("deep_first", self.deep_first)
+        choice("upsampling", self.upsample, ("bilinear", "nearest"))
 
     @property
     def image_size(self) -> int:

@@ -21,6 +21,7 @@ from mlviews.generators.film import FilmGenerator
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.stylegan import reading as stylegan
+from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
 
@@ -149,15 +150,10 @@ def load_generator(
         weights = entry.bundled
     elif not isinstance(weights, nn.Module):
         weights = path_of(weights, "weights file")
-    dtype = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float32)  # whatever the caller's defaults are
-        with torch.device("cpu"):
-            generator = entry.load(weights, **options)
-    finally:
-        torch.set_default_dtype(dtype)
-    generator.name, generator.options, generator.border = name, options, entry.border
-    return generator if target is None else generator.to(target)
+    with plain():
+        generator = entry.load(weights, **options)
+        generator.name, generator.options, generator.border = name, options, entry.border
+        return generator if target is None else generator.to(target)
 
 
 def list_generators() -> list[GeneratorInfo]:

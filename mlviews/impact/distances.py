@@ -15,13 +15,13 @@ from mlviews.impact.figures import Distances
 from mlviews.impact.streams import MONTE_CARLO
 from mlviews.latents import with_levels
 from mlviews.perturb import Perturber
+from mlviews.runs.modes import plain
 from mlviews.sampling import TruncatedNormal
 
 BINS = 60
 _SCALARS = 1 << 21  # drawn at once
 
 
-@torch.no_grad()
 def measure_distances(
     generator: MLVGM,
     levels: Sequence[int],
@@ -47,7 +47,14 @@ def measure_distances(
     count = integer("count", count, 2)
     levels = tuple(integer("level", level, 0, len(generator.levels) - 1) for level in levels)
     perturber.check([generator.levels[level] for level in levels])
-    draw = Sampler(generator, anchor, seed)
+    with plain(generator.device), torch.no_grad():
+        return _measured(generator, levels, perturber, count, Sampler(generator, anchor, seed))
+
+
+def _measured(
+    generator: MLVGM, levels: Sequence[int], perturber: Perturber, count: int, draw: Sampler
+) -> Distances:
+    """Measure the distances of arguments that have been checked; see :func:`measure_distances`."""
     law = perturber.law(draw.law)
     distances: list[Tensor] = []
     prior_distances: list[Tensor] = []

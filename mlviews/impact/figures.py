@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -28,7 +29,10 @@ COLLAPSED = 0.1
 OFF_PRIOR = 1.5
 """The ratio of norms above which a perturbation has left what the generator was trained on."""
 
+METHODS = ("sweep", "walker")
+STATUSES = ("reached", "resample", "under-used")
 VERDICTS = ("over-used", "balanced", "weak", "under-used")
+LONGEST = 1000  # characters of a text from elsewhere
 TEXT = ("level", "name", "verdict")  # the columns that are no numbers
 TOGETHER = (
     "Each level was measured alone, with all others fixed. Levels moved together cost more than any one of "
@@ -117,6 +121,11 @@ class LevelImpact(Stored):
         names = [item.name for item in fields(self) if item.name != "perturber"]
         same_figures = all(getattr(self, name) == getattr(other, name) for name in names)
         return same_figures and _equal(self.perturber, other.perturber)
+
+    @property
+    def label(self) -> str:
+        """The name as a line of plain text."""
+        return plain_text(self.name)
 
     @property
     def verdict(self) -> str:
@@ -258,9 +267,14 @@ class Measurement(Stored):
     # -- words ------------------------------------------------------------------------------------------
 
     @property
+    def label(self) -> str:
+        """The generator's name as a line of plain text."""
+        return plain_text(self.generator)
+
+    @property
     def title(self) -> str:
         """What was measured, in a line."""
-        return f"Impact of the levels of {self.generator} ({self.method}, target {self.target_loss:.3g} nats)"
+        return f"Impact of the levels of {self.label} ({self.method}, target {self.target_loss:.3g} nats)"
 
     @property
     def headline(self) -> list[str]:
@@ -268,12 +282,12 @@ class Measurement(Stored):
         groups = []
         for verdict in VERDICTS:
             members = [
-                f"{impact.key} ({impact.name})" for impact in self.impacts if impact.verdict == verdict
+                f"{impact.key} ({impact.label})" for impact in self.impacts if impact.verdict == verdict
             ]
             if members:
                 verb = "is" if len(members) == 1 else "are"
                 groups.append(f"{_joined(members)} {verb} {verdict}")
-        sentences = [f"Of {self.generator}'s {len(self.levels)} levels, {_joined(groups)}."]
+        sentences = [f"Of {self.label}'s {len(self.levels)} levels, {_joined(groups)}."]
         moved = [impact for impact in self.impacts if impact.status != "under-used"]
         if len(moved) > 1:
             sentences.append(self._trend(moved))
@@ -309,13 +323,13 @@ class Measurement(Stored):
     def facts(self) -> list[tuple[str, str]]:
         """What the run was: names and values as text."""
         levels = [
-            f"{index}: {name} [{'×'.join(map(str, shape))}]"
+            f"{index}: {plain_text(name)} [{'×'.join(map(str, shape))}]"
             for index, (name, shape) in enumerate(self.levels)
         ]
         paper_target = to_paper_scale(self.target_loss, self.temperature)
         counts = sorted({f"{impact.distances.count:,}" for impact in self.impacts})
         return [
-            ("generator", f"{self.generator}, images {'×'.join(map(str, self.image_shape))}"),
+            ("generator", f"{self.label}, images {'×'.join(map(str, self.image_shape))}"),
             ("levels", "; ".join(levels)),
             ("method", self.method),
             ("target loss", f"{self.target_loss:g} nats ({paper_target:.2f} on the paper's scale)"),
@@ -343,7 +357,7 @@ class Measurement(Stored):
         sigma_low, sigma_high = impact.interval or (None, None)
         return {
             "level": impact.key,
-            "name": impact.name,
+            "name": impact.label,
             "verdict": impact.verdict,
             "status": impact.status,
             "loss_nats": impact.loss,
@@ -402,11 +416,7 @@ class Measurement(Stored):
         arguments = self._generator
         setup, generator = ["generator = ...  # the one that was measured"], "generator"
         if arguments:
-            values = [f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments.values()]
-            options = [
-                f"{key}={value}" for key, value in zip(arguments, values, strict=True) if key != "name"
-            ]
-            setup, generator = [], f"mlviews.load_generator({', '.join([values[0], *options])})"
+            setup, generator = [], f"mlviews.load_generator({_call(arguments)})"
         return "\n".join(
             [
                 "import mlviews",
@@ -452,7 +462,9 @@ class Measurement(Stored):
         if self.generator not in bundled:
             return None
         weights = {} if bundled[self.generator] else {"weights": "FILE"}
-        return {"name": self.generator, **weights, **self.options.get("generator", {})}
+        options = dict(self.options.get("generator", {}))
+        options.pop("name", None)
+        return {"name": self.generator, **weights, **options}
 
     @property
     def _crop(self) -> int:
@@ -473,6 +485,33 @@ def _equal(first: Perturber, second: Perturber) -> bool:
 
 
 # -- text -----------------------------------------------------------------------------------------------
+
+
+def plain_text(text: str) -> str:
+    """Return a text from elsewhere as one line without control characters, of at most 1000 characters.
+
+    Line breaks end a table's row, and escape sequences are a terminal's commands.
+    """
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _call(arguments: Mapping[str, Any]) -> str:
+    """Return the arguments of a call as Python, the first one without its name.
+
+    Values and names may be from a file: they are quoted.
+    """
+    names = [name for name in arguments if name.isidentifier() and not keyword.iskeyword(name)]
+    words = [_quoted(next(iter(arguments.values())))]
+    words += [f"{name}={_quoted(arguments[name])}" for name in names[1:]]
+    unnamed = {name: value for name, value in arguments.items() if name not in names}
+    return ", ".join([*words, f"**{unnamed!r}"] if unnamed else words)
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as Python; plain texts stand between double quotes."""
+    is_plain = isinstance(value, str) and value.isprintable() and not set(value) & set('"\\')
+    return f'"{value}"' if is_plain else repr(value)
 
 
 def digits(value: float, scale: float | None = None) -> str:
@@ -546,7 +585,7 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
             facts += _flat(value)
             continue
         items = value if isinstance(value, list | tuple) else [value]
-        facts.append((name.replace("_", " "), ", ".join(map(_text, items))))
+        facts.append((plain_text(name.replace("_", " ")), plain_text(", ".join(map(_text, items)))))
     return facts
 
 

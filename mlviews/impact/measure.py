@@ -23,6 +23,7 @@ from mlviews.impact.sweep import HIGH, SweepOptions, Swept, sweep
 from mlviews.impact.walkers import WalkerOptions, check_levels, train_walker
 from mlviews.latents import interpolate
 from mlviews.perturb import Normal, Resample, Walker
+from mlviews.runs.modes import plain
 from mlviews.runs.processes import launch
 from mlviews.runs.records import environment
 from mlviews.sampling import TruncatedNormal
@@ -43,8 +44,6 @@ ANCHORS, VIEWS = 4, 8  # of a level's picture
 ENDS = 10_000  # anchors for the distances at the ends of an interval
 
 
-@torch.inference_mode(False)  # whatever the caller's modes are
-@torch.enable_grad()
 def measure_impact(
     generator: MLVGM,
     method: str = "sweep",
@@ -100,10 +99,12 @@ def measure_impact(
     fabric = launch(generator.freeze(), device or generator.device, devices)
     run = _Run(generator, groups, target, folder, fabric, law, seed, monte_carlo)
     begin = time.perf_counter()
-    impacts = _by_walker(run, options) if method == "walker" else _by_sweep(run, options)
-    seconds = time.perf_counter() - begin
+    with plain(fabric.device):
+        impacts = _by_walker(run, options) if method == "walker" else _by_sweep(run, options)
+        seconds = time.perf_counter() - begin
+        grids = {impact.name: _grid(generator, impact, law, seed) for impact in impacts}
     defaults = {field.name: field.default for field in dataclasses.fields(METHODS[method])}
-    values = defaults | options
+    values: dict[str, Any] = {**defaults, **options}
     return ImpactReport(
         generator=generator.name,
         image_shape=generator.image_shape,
@@ -123,7 +124,7 @@ def measure_impact(
             "processes": fabric.world_size,
             **{name: value for name, value in values.items() if name not in NAMED + RUN_ONLY},
         },
-        grids={impact.name: _grid(generator, impact, law, seed) for impact in impacts},
+        grids=grids,
     )
 
 

@@ -41,7 +41,7 @@ def markdown(measurement: Measurement) -> str:
 
 def _markdown_advice(impact: LevelImpact) -> str:
     advice = " ".join([impact.advice, *impact.warnings])
-    return f"- **Level {impact.key} ({impact.name.translate(MARKDOWN)}).** {advice.translate(MARKDOWN)}"
+    return f"- **Level {impact.key} ({impact.label.translate(MARKDOWN)}).** {advice.translate(MARKDOWN)}"
 
 
 # -- LaTeX ----------------------------------------------------------------------------------------------

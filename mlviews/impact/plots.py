@@ -66,7 +66,7 @@ def draw(measurement: Measurement, folder: Path) -> dict[Path, str]:
 
 
 def _title(impact: LevelImpact) -> str:
-    return f"level {impact.key} ({impact.name})"
+    return f"level {impact.key} ({impact.label})"
 
 
 def _panels(measurement: Measurement, height: float, most: int) -> tuple[Figure, list[Axes]]:
@@ -103,7 +103,7 @@ def _magnitude(measurement: Measurement) -> tuple[Figure, str]:
     for x, impact in enumerate(impacts):
         _magnitude_mark(axis, x, impact)
     _magnitude_legend(axis)
-    labels = [f"{impact.key}\n{impact.name}" for impact in impacts]
+    labels = [f"{impact.key}\n{impact.label}" for impact in impacts]
     axis.set_xticks(range(len(impacts)), labels, rotation=45 * many)
     axis.set(xlim=(-0.6, len(impacts) - 0.4), xlabel="level", ylabel="L2 distance of positive from anchor")
     low, high = axis.get_ylim()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlviews.checks import path_of
-from mlviews.impact import pages, stored
+from mlviews.impact import pages, stored, validity
 from mlviews.impact.figures import Curve, Distances, History, LevelImpact, Measurement
 from mlviews.perturb import Walker
+from mlviews.runs.files import new_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,11 +40,13 @@ class ImpactReport(Measurement):
     def frame(self) -> pd.DataFrame:
         """Return one row per impact, with flat columns that name their units.
 
-        A figure that the method does not have is NaN.
+        A figure that the method does not have is NaN. A name that a spreadsheet would take for a formula
+        begins with an apostrophe.
         """
         import pandas as pd  # half a second that measuring need not wait for
 
-        return pd.DataFrame(self.rows()).astype(dict.fromkeys(NUMBERS_OR_NONE, float))
+        rows = [row | {"name": _no_formula(row["name"])} for row in self.rows()]
+        return pd.DataFrame(rows).astype(dict.fromkeys(NUMBERS_OR_NONE, float))
 
     def table(self) -> Table:
         """Return the table for a terminal: both ``print`` and a rich console show it."""
@@ -83,14 +85,13 @@ class ImpactReport(Measurement):
 
         Raises:
             ValueError: for a figure that is not finite, or a perturber that cannot be written.
+            OSError: if the folder cannot be written to, e.g. as the disk is full.
         """
         from mlviews.impact.plots import draw  # matplotlib takes a second
 
         folder = path_of(folder, "folder")
         content = self._content()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as name:
-            part = Path(name)
+        with new_files(folder) as part:
             walkers = self._save_walkers(part)
             texts = {
                 "impact.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -147,9 +148,16 @@ class ImpactReport(Measurement):
         content = _read_json(path)
         try:
             _check_keys(content)
-            return stored.read(cls, content, path.parent, "report")
-        except ValueError as error:
+            report = stored.read(cls, content, path.parent, "report")
+            validity.check(report)
+            return report
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error} Copy it again, or measure again.") from error
+
+
+def _no_formula(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else text
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mlviews import checks, sampling
 from mlviews.anchors import Sampler
 from mlviews.checks import integer, output_folder, positive
 from mlviews.generators.base import MLVGM
+from mlviews.identity import generator_identity
 from mlviews.impact.figures import Curve
 from mlviews.impact.streams import EVALUATE, TRAIN
 from mlviews.latents import with_levels
@@ -33,7 +34,7 @@ from mlviews.mi.critics import ImageTrunk
 from mlviews.mi.infonce import info_nce, reachable
 from mlviews.perturb import Normal
 from mlviews.runs.checkpoint import Checkpoint
-from mlviews.runs.files import fingerprint
+from mlviews.runs.modes import plain
 from mlviews.runs.processes import mean, rows, share
 from mlviews.runs.progress import bar
 from mlviews.sampling import TruncatedNormal
@@ -297,9 +298,10 @@ def sweep(
     checks.options("sweep", options, [item.name for item in dataclasses.fields(SweepOptions)])
     chosen = SweepOptions(**options)
     target = reachable(target_loss, chosen.pairs)
-    training = _Training(generator, output_folder(out), chosen, fabric)
-    training.train()
-    losses = training.measure()
+    with plain(fabric.device):
+        training = _Training(generator, output_folder(out), chosen, fabric)
+        training.train()
+        losses = training.measure()
     curves = _solved(losses, training.grid, target, chosen.seed)
     return Sweep(curves, chosen.steps, time.perf_counter() - training.begin)
 
@@ -330,8 +332,7 @@ class _Training:
         """Return what the training depends on: a checkpoint with other values belongs to another run."""
         options = self.options
         return {
-            "generator": self.generator.name,
-            "fingerprint": fingerprint(self.generator),
+            "generator": generator_identity(self.generator),
             "train_pairs": options.train_pairs,
             "temperature": options.temperature,
             "steps": options.steps,
@@ -346,7 +347,7 @@ class _Training:
     def _make_critics(self) -> None:
         """Make the critics, their optimizer and schedule, and their moving averages."""
         options, generator = self.options, self.generator
-        with torch.random.fork_rng(devices=[]):
+        with plain(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed % (1 << 63))
             self.model = Critics(options.critics, generator.image_shape, len(generator.levels), options.width)
         self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr, betas=(0.9, 0.99))
@@ -358,11 +359,15 @@ class _Training:
 
     def _restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        state = self.checkpoint.load() or {"step": 0, "seconds": 0.0, "parts": {}}
-        for name, saved in state["parts"].items():
-            self._parts()[name].load_state_dict(saved)
-        self.first_step: int = state["step"]
-        self.begin = time.perf_counter() - state["seconds"]
+        self.first_step, seconds = 0, 0.0
+        state = self.checkpoint.load()
+        if state is not None:
+            with self.checkpoint.reading():
+                self.first_step = integer("step", state["step"], 1, self.options.steps)
+                seconds = float(state["seconds"])
+                for name, part in self._parts().items():
+                    part.load_state_dict(state["parts"][name])
+        self.begin = time.perf_counter() - seconds
 
     def _parts(self) -> dict[str, Any]:
         return {

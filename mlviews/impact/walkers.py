@@ -13,7 +13,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from mlviews import checks
 from mlviews.anchors import Sampler
 from mlviews.checks import integer, is_number, output_folder, positive
 from mlviews.generators.base import MLVGM
+from mlviews.identity import generator_identity
 from mlviews.impact.distances import measure_distances
 from mlviews.impact.figures import Distances, History
 from mlviews.impact.streams import EVALUATE, TRAIN
@@ -33,7 +34,8 @@ from mlviews.mi.critics import ImageCritic
 from mlviews.mi.infonce import info_nce, mi_bound, reachable
 from mlviews.perturb import Fixed, Walker
 from mlviews.runs.checkpoint import Checkpoint
-from mlviews.runs.files import fingerprint, whole
+from mlviews.runs.files import whole
+from mlviews.runs.modes import plain
 from mlviews.runs.processes import launch, mean, rows, share
 from mlviews.runs.progress import bar
 from mlviews.runs.records import environment
@@ -48,6 +50,7 @@ APART = 3.0  # weight of the penalty on shifts that lie in fewer directions than
 REACH = 10.0  # times the prior's own distance: farther out a walker says nothing about the prior any more
 STALL = 300  # steps without a larger smoothed loss after which a level is given up
 EVALUATIONS = 32  # batches of fresh pairs on which the final loss is measured
+STATUSES = ("", "reached", "under-used")  # of a game: it goes on, or how it ended
 PRIOR_ANCHORS = 2000  # anchors for the prior's own distance, which REACH is counted in
 
 
@@ -114,7 +117,7 @@ class TrainedWalker(Walker):
     """
 
     def __init__(self, walker: Walker, run: WalkerRun) -> None:
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and not used
+        with plain(), torch.random.fork_rng(devices=[]):  # its first weights are drawn, and not used
             super().__init__(walker.width, walker.provenance, walker.keep_norm)
         self.net = walker.net
         self.run = run
@@ -248,8 +251,6 @@ class Game(nn.Module):
         return crowded
 
 
-@torch.inference_mode(False)  # whatever the caller's modes are
-@torch.enable_grad()
 def train_walker(
     generator: MLVGM,
     levels: Sequence[int],
@@ -315,9 +316,10 @@ def train_walker(
     target = reachable(target_loss, chosen.pairs)
     if fabric is None:
         fabric = launch(generator.freeze(), device or generator.device, devices)
-    training = _Training(generator, levels, target, output_folder(out), chosen, fabric)
-    training.play()
-    return training.finish()
+    with plain(fabric.device):
+        training = _Training(generator, levels, target, output_folder(out), chosen, fabric)
+        training.play()
+        return training.finish()
 
 
 class _Training:
@@ -355,8 +357,7 @@ class _Training:
         """Return what the run depends on: a checkpoint with other values belongs to another run."""
         options = self.options
         return {
-            "generator": self.generator.name,
-            "fingerprint": fingerprint(self.generator),
+            "generator": generator_identity(self.generator),
             "levels": list(self.levels),
             "target_loss": self.target,
             "pairs": options.pairs,
@@ -379,7 +380,7 @@ class _Training:
         """Make both networks and their optimizers."""
         generator, options = self.generator, self.options
         sizes = [generator.levels[level].size for level in self.levels]
-        with torch.random.fork_rng(devices=[]):
+        with plain(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed % (1 << 63))
             self.walker = Walker(sizes[0] if generator.tied else sum(sizes), keep_norm=options.keep_norm)
             critic = ImageCritic(generator.image_shape, options.width)
@@ -392,11 +393,15 @@ class _Training:
 
     def _restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        state = self.checkpoint.load() or {}
-        for name, saved in state.get("parts", {}).items():
-            self._parts()[name].load_state_dict(saved)
-        self.log = _Log(**state["log"]) if state else _Log()
-        self.begin = time.perf_counter() - state.get("seconds", 0.0)
+        self.log, seconds = _Log(), 0.0
+        state = self.checkpoint.load()
+        if state is not None:
+            with self.checkpoint.reading():
+                self.log = _Log.restore(state["log"])
+                seconds = float(state["seconds"])
+                for name, part in self._parts().items():
+                    part.load_state_dict(state["parts"][name])
+        self.begin = time.perf_counter() - seconds
 
     def _parts(self) -> dict[str, Any]:
         return {"game": self.game, "climb": self.climb, "descend": self.descend}
@@ -495,8 +500,11 @@ class _Training:
         """Return what the walker's file says about its training."""
         distances = dataclasses.asdict(run.distances)
         del distances["edges"], distances["counts"]
+        identity = self.settings["generator"]
         return {
             **self.settings,
+            "generator": identity["name"],
+            "fingerprint": identity["weights"],
             "status": run.status,
             "loss": run.loss,
             "stderr": run.stderr,
@@ -517,6 +525,22 @@ class _Log:
     begun: int = 0  # the step at which the walker began to climb; 0: not yet
     held: int = 0  # steps at which the smoothed loss was at the target
     status: str = ""  # how the game ended; empty while it goes on
+
+    @classmethod
+    def restore(cls, values: Mapping[str, Any]) -> _Log:
+        """Return the log that a checkpoint holds.
+
+        Raises:
+            ValueError: if its values do not fit each other.
+        """
+        log = cls(**values)
+        counts = {len(figures) for figures in (log.losses, log.smoothed, log.distances)}
+        numbers = (*log.losses, *log.smoothed, *log.distances)
+        if len(counts) > 1 or not all(map(is_number, numbers)):
+            raise ValueError("its log has no number for every step")
+        if not 0 <= log.begun <= len(log.losses) or log.status not in STATUSES:
+            raise ValueError(f"its log says begun={log.begun!r}, status={log.status!r}")
+        return log
 
     @property
     def climbed(self) -> list[float]:

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from mlviews.checks import described, integer
 from mlviews.mi.critics import ImageCritic
 from mlviews.mi.infonce import one_sided_info_nce
+from mlviews.runs.modes import plain
 from mlviews.sampling import check_seed
 from mlviews.source import MLViewSource
 
@@ -138,12 +139,7 @@ def estimate_mi(
             x, y = _collect(x, 2 * pairs)
         is_fresh = len(x) == 2 * pairs
     x, y = _checked(x, y)
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(x.device.type, enabled=False),
-    ):
+    with plain(), torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the networks' weights and all orders: both are drawn on the CPU
         if is_fresh:
             training, evaluation = torch.arange(len(x)).chunk(2)

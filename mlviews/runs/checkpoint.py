@@ -1,8 +1,10 @@
-"""The checkpoint that a long measurement goes on from."""
+"""The checkpoint that a long run goes on from."""
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mlviews.checks import is_number
 from mlviews.runs.files import whole
 
 ROUNDED = "samples"
@@ -19,6 +22,8 @@ ROUNDED = "samples"
 """
 
 _TOLERANCE = 2e-4
+_MOST_LETTERS = 80  # of a value in a message
+_ZIP = b"PK\x03\x04"
 
 
 class Checkpoint:
@@ -28,55 +33,89 @@ class Checkpoint:
         path: the file; None keeps nothing.
         settings: what the run depends on, as JSON can hold it; a file with other settings is refused.
         resume: whether to go on from the file if there is one; False starts anew and replaces it.
+        remedy: how the user starts anew, for the message.
+        bare: whether a file that is a state alone, without settings, is gone on from: runs of earlier
+            versions wrote such files.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        resume: bool,
+        remedy: str = "resume=False (--no-resume)",
+        bare: bool = False,
+    ) -> None:
         self.path, self.settings, self.resume = path, dict(settings), resume
+        self.remedy, self.bare = remedy, bare
 
     def load(self) -> dict[str, Any] | None:
         """Return the state, or None for a new run.
 
         Raises:
             ValueError: if the file belongs to a run with other settings, is damaged, or is no checkpoint.
+            OSError: if it cannot be read.
         """
         if self.path is None or not self.resume or not self.path.exists():
             return None
+        data = self.path.read_bytes()
         with self.reading():
-            # torch compares no checksums. It also reads files that are no zip archives, which may run code up
-            # to torch 2.5.
-            with zipfile.ZipFile(self.path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"{Path(damaged).name} in it is not what was written")
-            content = torch.load(self.path, weights_only=True, map_location="cpu")
+            content = _read(data)
+            if self.bare and "settings" not in content:
+                return content
             settings, state = dict(content["settings"]), dict(content["state"])
-        changed = differences(settings, self.settings)
+            changed = differences(settings, self.settings)
         if changed:
             raise ValueError(
                 f"{self.path} belongs to a run with {changed[0]}: use another folder, "
-                "or resume=False (--no-resume) to start anew."
+                f"or {self.remedy} to start anew."
             )
         return state
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn whatever a damaged or foreign file raises, also while its state is taken over, into one clear
-        error.
+        """Turn whatever a damaged or foreign file raises into one clear ValueError.
+
+        A run takes its state over within it, too.
         """
         try:
             yield
         except Exception as error:
-            reason = str(error).partition("\n")[0][:120] or type(error).__name__
+            reason = str(error).partition("\n")[0][:120] or "no reason given"
             raise ValueError(
-                f"{self.path} is no checkpoint of a measurement, or is damaged ({type(error).__name__}: "
-                f"{reason}); "
-                "delete it, or use another folder."
+                f"{self.path} is no checkpoint of a measurement or a training, or is damaged "
+                f"({type(error).__name__}: {reason}); delete it, or use another folder."
             ) from error
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the file."""
+        """Replace the file.
+
+        Raises:
+            OSError: if it cannot be written, e.g. as the disk is full.
+        """
         if self.path is not None:
+            content = io.BytesIO()  # torch's errors do not tell a full disk from others
+            torch.save({"settings": self.settings, "state": dict(state)}, content)
             with whole(self.path) as part:
-                torch.save({"settings": self.settings, "state": dict(state)}, part)
+                part.write_bytes(content.getbuffer())
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    """Return the content of a file that :func:`torch.save` wrote; raise any exception if it is another."""
+    # torch would also read files that are no zip archives, which may run code up to torch 2.5.
+    if not data.startswith(_ZIP):
+        raise ValueError("not a file that torch.save writes")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # torch compresses nothing: what is larger than the file would take memory out of proportion.
+        if sum(part.file_size for part in archive.infolist()) > len(data):
+            raise ValueError("its parts are larger than the file")
+        if damaged := archive.testzip():  # torch compares no checksums
+            raise ValueError(f"{Path(damaged).name} in it is not what was written")
+    try:
+        return dict(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+    except pickle.UnpicklingError as error:
+        # torch's message advises to read the file without weights_only, which would run what is in it.
+        raise ValueError("it holds something else than tensors, numbers and texts") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -97,14 +136,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             if not _close(before, after):
                 changed.append(f"{name} of another generator (what it makes has changed)")
         elif before != after:
-            changed.append(f"{name}={before!r}, not {after!r}")
+            changed.append(f"{name}={_brief(before)}, not {_brief(after)}")
     return changed
+
+
+def _brief(value: Any) -> str:
+    """Return a value for a message."""
+    text = repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def _close(before: Any, after: Any) -> bool:
     """Are two lists of numbers the same up to what processors round differently?"""
     if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after):
         return False
-    return all(
+    return all(map(is_number, [*before, *after])) and all(
         math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) for a, b in zip(before, after, strict=True)
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mlviews.checks import integer
 from mlviews.errors import did_you_mean, listing
+from mlviews.runs.modes import plain
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -58,6 +59,17 @@ def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             f"Invalid rank={rank}, world_size={world_size}{origin}: ranks count from 0 to world_size - 1."
         )
     return rank, world_size
+
+
+def rank_of_run() -> int:
+    """Return this process's rank among those that :func:`launch` has started; 0 where it is the only one.
+
+    ``RANK`` is not asked: it may be left over from another job, while a measurement that runs as one process
+    has to print and save its report.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0
 
 
 @functools.cache  # once is enough
@@ -148,9 +160,15 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
     devices = integer("devices", devices, 1)
     device = check_device(device)
     local, nodes = devices, 1  # processes on this machine, and machines
-    if TorchElasticEnvironment.detect():  # torchrun
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // local
+    if TorchElasticEnvironment.detect():
+        local, nodes = _torchrun_processes()
+    elif devices > 1 and "LOCAL_RANK" in os.environ and "MASTER_PORT" not in os.environ:
+        # Fabric would start no other process, and wait for them. In those that it starts, both are set.
+        raise ValueError(
+            f"Invalid devices={devices}: LOCAL_RANK={os.environ['LOCAL_RANK']} in the environment says that "
+            "a launcher has started the processes, but MASTER_PORT is not set; unset LOCAL_RANK, or use "
+            "torchrun."
+        )
     if device.type == "cuda" and local > torch.cuda.device_count():
         raise ValueError(f"Invalid devices={local}: this machine has {torch.cuda.device_count()} GPU(s).")
     fabric = Fabric(
@@ -170,8 +188,47 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
             )
     if fabric.world_size > 1:
         end_gently()
-    module.to(fabric.device)
+    with plain():  # moved in inference mode, its weights could not be trained through
+        module.to(fabric.device)
     return fabric
+
+
+def _torchrun_processes() -> tuple[int, int]:
+    """Return how many processes torchrun has started on this machine, and the number of machines.
+
+    Raises:
+        ValueError: if its environment variables are missing, or do not fit each other.
+    """
+    local = _of_torchrun("LOCAL_WORLD_SIZE", 1)
+    processes = _of_torchrun("WORLD_SIZE", 1)
+    _of_torchrun("LOCAL_RANK", 0, local - 1)
+    _of_torchrun("RANK", 0, processes - 1)
+    if processes % local:
+        raise ValueError(
+            f"Invalid WORLD_SIZE={processes} in the environment: it must be a multiple of "
+            f"LOCAL_WORLD_SIZE={local}; {_UNSET}"
+        )
+    return local, processes // local
+
+
+_UNSET = "unset TORCHELASTIC_RUN_ID if torchrun did not start this process."
+
+
+def _of_torchrun(name: str, low: int, high: int | None = None) -> int:
+    """Return the integer that torchrun has set an environment variable to.
+
+    Raises:
+        ValueError: if it is none from ``low`` to ``high``.
+    """
+    text = os.environ.get(name)
+    try:
+        return integer(name, int(text or ""), low, high)
+    except ValueError:
+        setting = f"No {name}" if text is None else f"Invalid {name}={text}"
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(
+            f"{setting} in the environment, where torchrun sets an integer {allowed}; {_UNSET}"
+        ) from None
 
 
 def share(pairs: int, fabric: Fabric) -> int:

@@ -1,6 +1,6 @@
-"""Progress bars of long jobs.
+"""Progress of long jobs: bars in a terminal, plain lines elsewhere.
 
-rich is imported where a bar is shown: the import takes a number from Python's global random state.
+rich is imported where progress is shown: the import takes a number from Python's global random state.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def columns(unit: str | None = "") -> list[ProgressColumn]:
 def bars(console: Console | None, show: bool = True, unit: str | None = "") -> Iterator[Progress]:
     """Show bars on a console while the block runs.
 
+    Where the console is no terminal (a log, CI, nohup), it gets a line about every half minute instead
+    (:class:`mlviews.runs.lines.Lines`).
+
     Args:
         console: where to show them; None: on stderr.
         show: whether to show them at all.
@@ -53,7 +56,13 @@ def bars(console: Console | None, show: bool = True, unit: str | None = "") -> I
 
     if console is None:
         console = Console(stderr=True)
-    with Progress(*columns(unit), console=console, disable=not show) as progress:
+    if show and not console.is_interactive and not console.is_jupyter:
+        from mlviews.runs.lines import Lines
+
+        progress: Progress = Lines(console, unit)
+    else:
+        progress = Progress(*columns(unit), console=console, disable=not show)
+    with progress:
         yield progress
 
 
@@ -61,7 +70,7 @@ def bars(console: Console | None, show: bool = True, unit: str | None = "") -> I
 def bar(
     description: str, total: int, start: int = 0, show: bool = True
 ) -> Iterator[Callable[[int, str], None]]:
-    """Show one bar on stderr while the block runs.
+    """Show one bar on stderr while the block runs, or lines as :func:`bars` does.
 
     Args:
         description: the text before the bar.

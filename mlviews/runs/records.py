@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,39 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "device": str(device),
     }
     return {"versions": versions, "machine": machine}
+
+
+def set_aside(
+    record: Path, new: Mapping[str, Any], settings: Collection[str], companions: Sequence[Path]
+) -> list[Path]:
+    """Rename a folder's record, and the files that belong to it, if it is of a run with other settings.
+
+    ``result.json`` becomes ``result-1.json``, or has the first number that no file has yet. A file there that
+    is no record is renamed too: it may be someone's.
+
+    Args:
+        record: the record's path; nothing is done where there is none.
+        new: what will be written there.
+        settings: the keys that tell runs apart.
+        companions: the paths of the files that belong to the record.
+
+    Returns:
+        The new paths; none if nothing was renamed.
+    """
+    if not record.exists():
+        return []
+    try:
+        old = json.loads(record.read_text())
+        if all(old[key] == new[key] for key in settings):
+            return []
+    except (ValueError, LookupError, TypeError):
+        pass
+    files = [path for path in (*companions, record) if path.exists()]
+    for number in itertools.count(1):
+        names = [path.with_name(f"{path.stem}-{number}{path.suffix}") for path in files]
+        if not any(name.exists() for name in names):
+            break
+    return [path.rename(name) for path, name in zip(files, names, strict=True)]
 
 
 def _commit(root: Path) -> str | None:

@@ -10,20 +10,25 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError, listing
 from mlviews.weights import unpickle
-from mlviews.weights.files import write_safetensors
-from mlviews.weights.unpickle import Name, Record, Refused
+from mlviews.weights.files import (
+    MOST_TENSORS,
+    Refused,
+    parse,
+    printable,
+    reading,
+    to_float32,
+    write_safetensors,
+)
+from mlviews.weights.unpickle import Name, Record
 
 LAYOUTS = {
     "stylegan2-ada": "StyleGAN2 as stylegan2-ada-pytorch and stylegan3 save it (.pkl with G_ema)",
@@ -34,9 +39,20 @@ LAYOUTS = {
     "nvae-nvlabs": "NVAE as NVlabs/NVAE saves it (.pt with args, arch_instance and state_dict)",
 }
 FORMAT = "mlviews.checkpoint"
-_MOST_TENSORS = 20_000  # more than any generator has; a file may nest one module in itself without end
+_MARKERS = {
+    "shared.weight": ("biggan", "linear.weight"),
+    "mapping.fc0.weight": ("stylegan2-ada", "synthesis.b4.const"),
+    "style.1.weight": ("stylegan2-rosinality", "input.input"),
+}
+"""Layouts by a tensor of the generator's, each with another one that is beside it."""
+
+_AVERAGES = ("G_ema", "g_ema", "ema")
+"""What projects call the running average of a generator."""
+
+_NETWORKS = ("state_dict", "model", "generator", "netG", "G", "g")
+"""What projects call a generator, or all of a training's networks."""
+
 _LONGEST_NAME = 250  # letters of a tensor's full name
-_LARGEST_HEADER = 16 << 20  # of a safetensors file, bytes; ten times what so many tensors need
 
 
 @dataclass(frozen=True)
@@ -67,15 +83,17 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
     else:
         file = path_of(source, "weights file")
         path = str(file)
-        with _reading(file) as data:
+        with reading(file) as data:
             if data[8:9] == b"{":
                 content, checkpoint = _read_safetensors(data, path)
             else:
                 content = unpickle.read(data)
                 checkpoint = _recognised(content, path)
     if checkpoint is None:
+        remedy = f" A state dict has one of {listing(_MARKERS)}." if isinstance(content, Mapping) else ""
         raise WeightsError(
             f"{path} holds {_describe(content)}; mlviews reads generators of these kinds: {listing(LAYOUTS)}."
+            + remedy
         )
     return checkpoint
 
@@ -91,7 +109,7 @@ def read_walker(path: Path) -> tuple[dict[str, Tensor], str]:
         FileNotFoundError: if there is no such file.
         mlviews.WeightsError: if the file is damaged or holds something else.
     """
-    with _reading(path) as data:
+    with reading(path) as data:
         content = unpickle.read(data)
         module = content.get("nn_walker", content) if isinstance(content, dict) else content
         if isinstance(module, Record):
@@ -110,7 +128,8 @@ def read_walker(path: Path) -> tuple[dict[str, Tensor], str]:
         for name in ("g_type", "start", "stop"):
             if isinstance(attributes.get(name), str | int):
                 facts[name] = attributes[name]
-    return {f"net.{name}": tensor.float() for name, tensor in tensors.items()}, json.dumps(facts)
+    floats = {f"net.{name}": to_float32(tensor, name, path) for name, tensor in tensors.items()}
+    return floats, json.dumps(facts)
 
 
 def convert(source: str | Path | nn.Module, out: str | Path) -> Checkpoint:
@@ -202,6 +221,10 @@ def _rosinality(content: Any, path: str) -> Checkpoint | None:
     if not isinstance(content, dict) or not isinstance(content.get("g_ema"), dict):
         return None
     tensors = _tensors(content["g_ema"])
+    if "style.1.weight" not in tensors:
+        other = _named(tensors, {}, path)  # somebody's own dictionary of another project's tensors
+        if other is not None:
+            return other
     mean = unpickle.tensor(content.get("latent_avg"))
     if mean is not None:
         tensors["latent_avg"] = mean
@@ -223,15 +246,29 @@ def _nvae(content: Any, path: str) -> Checkpoint | None:
 
 
 def _flat(content: Any, path: str) -> Checkpoint | None:
-    """Recognise a state dict alone."""
-    return _named(_tensors(content), {}, path) if isinstance(content, Mapping) else None
+    """Recognise a state dict alone, or the only one among those of a training."""
+    if not isinstance(content, Mapping):
+        return None
+    for key in _AVERAGES:
+        if isinstance(content.get(key), dict):
+            checkpoint = _named(_tensors(content[key]), {}, path)
+            if checkpoint is not None:
+                return checkpoint
+    checkpoint = _named(_tensors(content), {}, path)
+    if checkpoint is not None:
+        return checkpoint
+    inner = [_tensors(content[key]) for key in _NETWORKS if isinstance(content.get(key), dict)]
+    candidates = [checkpoint for tensors in inner if (checkpoint := _named(tensors, {}, path))]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Checkpoint | None:
     """Recognise a state dict's layout by its names.
 
+    The names may have a prefix: of a wrapper, or of the generator's place in a larger module.
+
     Raises:
-        WeightsError: if it is of a kind that mlviews knows, but does not have.
+        WeightsError: if it is of a kind that mlviews knows, but does not have, or has several generators.
     """
     if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in tensors):
         raise WeightsError(
@@ -242,15 +279,28 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
             f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; "
             "use a BigGAN file."
         )
-    layouts = {
-        "shared.weight": "biggan",
-        "mapping.fc0.weight": "stylegan2-ada",
-        "style.1.weight": "stylegan2-rosinality",
-    }
-    for name, layout in layouts.items():
-        if name in tensors:
+    for marker, (layout, _) in _MARKERS.items():
+        if marker in tensors:
             return Checkpoint(layout, tensors, facts, path)
-    return None
+    places = [
+        (name.removesuffix(marker), layout)
+        for name in tensors
+        for marker, (layout, neighbor) in _MARKERS.items()
+        if name.endswith(f".{marker}") and name.removesuffix(marker) + neighbor in tensors
+    ]
+    # The running average is the one to generate with.
+    averages = [place for place in places if any(part in _AVERAGES for part in place[0].split("."))]
+    places = averages if len(averages) == 1 else places
+    if len(places) > 1:
+        prefixes = listing(printable(repr(prefix), 60) for prefix, _ in places[:4])
+        raise WeightsError(
+            f"{path} holds several generators, under {prefixes}; keep the tensors of one, without the prefix."
+        )
+    if not places:
+        return None
+    prefix, layout = places[0]
+    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Checkpoint(layout, inside, facts, path)
 
 
 # -- tensors of pickled modules ------------------------------------------------------------------------------
@@ -273,7 +323,7 @@ def _collect(
         prefix, module = waiting.pop()
         for name, part in parts(module):
             steps += 1
-            if steps > _MOST_TENSORS:
+            if steps > MOST_TENSORS:  # a file may nest one module in itself
                 raise Refused("modules nested without end")
             if isinstance(part, Record):
                 waiting.append((_full(prefix, name) + separator, part))
@@ -323,26 +373,6 @@ def _description(record: Record) -> Mapping[Any, Any]:
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[bytes]:
-    """Yield the file's bytes, and make one WeightsError of whatever goes wrong with them in the block."""
-    if not file.is_file():
-        raise FileNotFoundError(f"No weights file {file}.")
-    try:
-        yield file.read_bytes()
-    except WeightsError:
-        raise
-    except Refused as error:
-        raise WeightsError(f"{file} is no weights file: it holds {_printable(str(error))}.") from error
-    except OSError as error:
-        raise WeightsError(f"{file} cannot be read: {error.strerror}.") from error
-    except Exception as error:  # a damaged or hostile file can raise anything
-        problem = f"{type(error).__name__}: {_printable(str(error))}"
-        raise WeightsError(
-            f"{file} is damaged, or no weights file ({problem}); copy or download it again."
-        ) from error
-
-
 def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
     """Return the state dict of a module of another project, and what was recognised in it."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
@@ -357,25 +387,14 @@ def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:
         The tensors by their names, or the format's name if it is another one of mlviews; and what was
         recognised in them.
     """
-    # The file begins with the length of its header in 8 bytes; the header is JSON.
-    size = int.from_bytes(data[:8], "little")
-    if size > len(data):
-        raise Refused("safetensors data that is cut short, or something else; copy or download it again")
-    if size > _LARGEST_HEADER:
-        raise Refused(f"a header of {size:,} bytes")
-    header = json.loads(data[8 : 8 + size])
-    if len(header) > _MOST_TENSORS:
-        raise Refused(f"more than {_MOST_TENSORS:,} tensors")
-
-    metadata = header.get("__metadata__") or {}
-    tensors = {_full("", name): tensor for name, tensor in safetensors.torch.load(data).items()}
+    content, metadata = parse(data)
+    tensors = {_full("", name): tensor for name, tensor in content.items()}
     layout = metadata.get("layout")
     format = metadata.get("format", "")
     if format == FORMAT and layout in LAYOUTS:
         facts = _arguments(json.loads(metadata.get("facts", "{}")))
         return tensors, Checkpoint(layout, tensors, facts, path)
-    content = format if format.startswith("mlviews.") else tensors
-    return content, _named(_unwrapped(tensors), {}, path)
+    return format if format.startswith("mlviews.") else tensors, _named(_unwrapped(tensors), {}, path)
 
 
 # -- parts of their content ----------------------------------------------------------------------------------
@@ -383,8 +402,8 @@ def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a pickled state dict, by their names without a wrapper's prefix."""
-    if len(content) > _MOST_TENSORS:
-        raise Refused(f"more than {_MOST_TENSORS:,} tensors")
+    if len(content) > MOST_TENSORS:
+        raise Refused(f"more than {MOST_TENSORS:,} tensors")
     tensors = {}
     for name, value in content.items():
         tensor = unpickle.tensor(value)
@@ -429,7 +448,7 @@ def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
         return _describe_mapping(content)
     if isinstance(content, Record | Name):
-        return f"an object of class {_class_name(content)[:80]!r}"
+        return f"an object of class {printable(_class_name(content), 80)!r}"
     if isinstance(content, str):
         return repr(content[:80])
     kind = type(content).__name__
@@ -438,7 +457,7 @@ def _describe(content: Any) -> str:
 
 def _describe_mapping(content: Mapping[Any, Any]) -> str:
     """Return the first keys of a mapping, as far as they are texts."""
-    names = [repr(name[:40]) for name in itertools.islice(content, 4) if isinstance(name, str)]
+    names = [repr(printable(name, 40)) for name in itertools.islice(content, 4) if isinstance(name, str)]
     if not names:
         return "a dictionary"
     rest = ", ..." if len(content) > 4 else ""
@@ -452,8 +471,3 @@ def _class_name(content: Record | Name) -> str:
         if isinstance(name, str):
             return name
     return content.path
-
-
-def _printable(text: str) -> str:
-    """Return the first letters of a text, with a question mark for each that cannot be printed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:160])

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import queue
 import re
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import torch
+from filelock import FileLock
 
 from mlviews.errors import WeightsError, listing
 from mlviews.runs.files import sha256, whole
+from mlviews.weights import unpickle
+from mlviews.weights.files import Refused, parse, printable
+
+TIMEOUT = 30.0
+"""Seconds that a server may take to answer, and between two parts of its answer."""
+
+SLOWEST = 1000
+"""Bytes a second that it has to send, on average over ``TIMEOUT``."""
 
 SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth")
 _OFFLINE = "Where there is no network, copy the file here by other means and pass its path: weights=FILE."
@@ -39,6 +54,10 @@ def is_remote(weights: object) -> bool:
 
 def fetch(reference: str) -> Path:
     """Return the local copy of remote weights, which are downloaded unless it is there.
+
+    A download is whole or not there. Of several processes that ask for one URL, one downloads it. Without a
+    checksum, the file has to be one that can be read, each time. A server that does not answer for
+    ``TIMEOUT`` seconds, or sends less than ``SLOWEST`` bytes a second meanwhile, is given up.
 
     Args:
         reference: one of
@@ -75,26 +94,222 @@ def _from_url(reference: str) -> Path:
     checksum = _checksum(url, name, fragment)
 
     file = Path(torch.hub.get_dir()) / "mlviews" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    # The digest of the first download is kept beside the file: a copy that changed since is noticed.
-    record = file.with_name(name + ".sha256")
-    if not (file.is_file() and record.is_file()):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    copy = _Copy(url, file, checksum.lower())
+    if not copy.is_good():
+        # Of several processes that ask for one URL, one downloads it.
+        lock = FileLock(file.with_name(name + ".lock"))
         try:
-            torch.hub.download_url_to_file(url, str(file))
-        except Exception as error:  # urllib's errors, socket's, http.client's
-            problem = f"{type(error).__name__}: {error}"
-            raise FileNotFoundError(f"{url} cannot be downloaded ({problem}). {_OFFLINE}") from error
-        _verify(file, checksum.lower(), url)
-        with whole(record) as part:
-            part.write_text(sha256(file) + "\n")
-    digest = record.read_text().strip()
-    _verify(file, digest, url)
-    if not digest.startswith(checksum.lower()):
-        # The file is as it came: it stays, for a reference that has the right checksum.
-        raise WeightsError(
-            f"{url} has SHA-256 {digest}, not {checksum}: correct the checksum, or the address."
-        )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{url} cannot be downloaded: {file.parent} cannot be written ({error.strerror}). {_OFFLINE}"
+            ) from error
+        with lock:
+            lock.release()  # of the two that are held now
+            copy.refresh()
     return file
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """The local copy of the file at a URL.
+
+    Its digest is kept beside it, so that a copy that changed since is noticed. Without a checksum of the
+    user's, a copy is also one that can be read: a server's error page, or half a file, has a digest as well.
+    """
+
+    url: str
+    file: Path
+    checksum: str  # the first digits of the SHA-256 that the user gave; "" for none
+
+    @property
+    def record(self) -> Path:
+        """The file with the digest."""
+        return self.file.with_name(self.file.name + ".sha256")
+
+    def digest(self) -> str:
+        """Return the digest that was kept; "" if there is none, or its file is damaged."""
+        try:
+            text = self.record.read_bytes().strip()
+        except OSError:
+            return ""
+        return text.decode() if re.fullmatch(b"[0-9a-f]{64}", text) else ""
+
+    def is_good(self) -> bool:
+        """Is it there, as it was downloaded, and what the user asks for?"""
+        try:
+            digest = sha256(self.file)
+        except OSError:
+            return False
+        if digest != self.digest() or not digest.startswith(self.checksum):
+            return False
+        return bool(self.checksum) or not _problem(self.file)
+
+    def refresh(self) -> None:
+        """Make a good copy of whatever is there; the caller holds the lock.
+
+        Raises:
+            FileNotFoundError: if the file cannot be downloaded.
+            WeightsError: if the copy changed since it was downloaded, or what the server gave is damaged, is
+                no weights file, or does not have the checksum.
+        """
+        if self.is_good():  # another process was faster
+            return
+        noted = self.digest()
+        digest = sha256(self.file) if self.file.is_file() else ""
+        if digest and not noted and self.checksum and digest.startswith(self.checksum):
+            self._note(digest)  # the copy is right, only its record is not
+            return
+        if digest and noted and digest != noted:
+            self.file.unlink()
+            self.record.unlink()
+            raise WeightsError(_damaged(self.url, digest, noted))
+        is_intact = digest != "" and digest == noted and not _problem(self.file)
+        try:
+            self._download(is_intact)
+        except FileNotFoundError as error:
+            if not is_intact:
+                raise
+            raise WeightsError(self._mismatch(digest)) from error
+
+    def _download(self, is_intact: bool) -> None:
+        """Put what the server has in the place of the copy.
+
+        Args:
+            is_intact: whether there is a copy as it came, which then stays for references with its checksum,
+                unless the server now has what the user asks for.
+        """
+        with whole(self.file) as part:
+            try:
+                transfer(self.url, part)
+            except (EOFError, http.client.IncompleteRead) as error:
+                raise WeightsError(
+                    f"{self.url} was cut short ({printable(error, 160)}). Nothing was kept; try again."
+                ) from error
+            except Exception as error:  # urllib's errors, socket's, http.client's, the disk's
+                problem = f"{type(error).__name__}: {printable(error, 160)}"
+                raise FileNotFoundError(f"{self.url} cannot be downloaded ({problem}). {_OFFLINE}") from error
+            digest = sha256(part)
+            if not digest.startswith(self.checksum):
+                text = self._mismatch(digest) if is_intact else _damaged(self.url, digest, self.checksum)
+                raise WeightsError(text)
+            problem = "" if self.checksum else _problem(part)
+            if problem:
+                raise WeightsError(
+                    f"{self.url} gave no weights file: it holds {problem}. Nothing was kept; "
+                    "check the address, or try again."
+                )
+            self.record.unlink(missing_ok=True)  # a copy without a record is downloaded again
+        self._note(digest)
+
+    def _note(self, digest: str) -> None:
+        """Write the digest beside the copy."""
+        with whole(self.record) as part:
+            part.write_text(digest + "\n")
+
+    def _mismatch(self, digest: str) -> str:
+        """Return the message for a file that is as it came, but not the one that the user asks for."""
+        return f"{self.url} has SHA-256 {digest}, not {self.checksum}: correct the checksum, or the address."
+
+
+def _damaged(url: str, digest: str, expected: str) -> str:
+    """Return the message for a file that may have been damaged on its way, or since."""
+    return (
+        f"{url} has SHA-256 {digest}, not {expected}: the download was damaged, "
+        "or the file is another one. It was removed; try again, or correct the checksum."
+    )
+
+
+def _problem(file: Path) -> str:
+    """Return what is wrong with a file as one of weights, of whatever kind; "" for nothing."""
+    try:
+        data = file.read_bytes()
+        if data[8:9] == b"{":
+            parse(data)
+        else:
+            unpickle.read(data)
+    except Refused as error:
+        return printable(error, 200)
+    except Exception as error:  # a damaged or hostile file can raise anything
+        return f"damaged data ({type(error).__name__}: {printable(error, 160)})"
+    return ""
+
+
+def transfer(url: str, file: Path) -> None:
+    """Write what a server has at a URL to a file.
+
+    The server is asked in a thread, so that nothing it does or leaves undone (name look-up, headers byte by
+    byte, a body that never ends) keeps the caller longer than ``TIMEOUT`` without ``SLOWEST``.
+
+    Raises:
+        TimeoutError: if the server does not answer, or is too slow.
+        EOFError: if it sends less than it announced.
+        Exception: of other types, from urllib and the modules that it uses.
+    """
+    parts: queue.Queue[bytes | int | Exception | None] = queue.Queue(maxsize=64)
+    abandoned = threading.Event()
+    arguments = (url, parts, abandoned)
+    threading.Thread(target=_ask, args=arguments, daemon=True, name="mlviews-download").start()
+    try:
+        with file.open("wb") as out:
+            _receive(parts, out)
+    finally:
+        abandoned.set()
+
+
+def _receive(parts: queue.Queue[bytes | int | Exception | None], out: BinaryIO) -> None:
+    """Write what :func:`_ask` puts into the queue: the announced length, the parts of the body, and None."""
+    announced: int | None = None
+    length = 0  # of the body so far
+    begin = time.monotonic()
+    since = 0  # bytes since then
+    while True:
+        left = begin + TIMEOUT - time.monotonic()
+        try:
+            part = parts.get(timeout=max(left, 0))
+        except queue.Empty:
+            if since < SLOWEST * TIMEOUT:
+                raise TimeoutError(
+                    f"the server sent {since:,} bytes in {TIMEOUT:g} seconds, after {length - since:,} before"
+                ) from None
+            begin, since = time.monotonic(), 0
+            continue
+        if isinstance(part, Exception):
+            raise part
+        if part is None:
+            break
+        if isinstance(part, int):
+            announced = part
+            continue
+        out.write(part)
+        length += len(part)
+        since += len(part)
+    if announced is not None and length != announced:
+        raise EOFError(f"the server announced {announced:,} bytes and sent {length:,}")
+
+
+def _ask(url: str, parts: queue.Queue[bytes | int | Exception | None], abandoned: threading.Event) -> None:
+    """Ask the server, and put what it says into the queue, until somebody has abandoned that."""
+
+    def put(part: bytes | int | Exception | None) -> None:
+        while not abandoned.is_set():
+            try:
+                return parts.put(part, timeout=0.5)
+            except queue.Full:
+                continue
+
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mlviews"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            announced = response.headers.get("Content-Length", "")
+            if announced.isdecimal():
+                put(int(announced))
+            while not abandoned.is_set() and (part := response.read1(1 << 16)):
+                put(part)
+        put(None)
+    except Exception as error:  # it is raised where the file is written
+        put(error)
 
 
 def _checksum(url: str, name: str, fragment: str) -> str:
@@ -113,17 +328,6 @@ def _checksum(url: str, name: str, fragment: str) -> str:
     # At least one letter is asked for, so that a date is not taken for a checksum.
     match = re.search(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})\.pth?$", name)
     return match[1] if match else ""
-
-
-def _verify(file: Path, checksum: str, origin: str) -> None:
-    """Remove the file, and raise a WeightsError, unless its SHA-256 begins with the checksum."""
-    digest = sha256(file)
-    if not digest.startswith(checksum):
-        file.unlink()
-        raise WeightsError(
-            f"{origin} has SHA-256 {digest}, not {checksum}: the download was damaged, "
-            "or the file is another one. It was removed; try again, or correct the checksum."
-        )
 
 
 # -- by Hugging Face id --------------------------------------------------------------------------------------

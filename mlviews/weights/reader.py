@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.files import check_finite, printable, shape_of, some, to_float32
 
 
 class Reader:
@@ -34,15 +34,19 @@ class Reader:
 
     def error(self, what: str) -> WeightsError:
         """Return what to raise for a file that holds another network."""
-        return WeightsError(f"{self.path} {self.problem}: {what}.")
+        return WeightsError(f"{self.path} {self.problem}: {printable(what)}.")
 
     def damaged(self, what: str) -> WeightsError:
         """Return what to raise for values that no training leaves."""
-        return WeightsError(f"{self.path} is damaged: {what}.")
+        return WeightsError(f"{self.path} is damaged: {printable(what)}.")
 
     def missing(self, name: str) -> WeightsError:
         """Return what to raise for a tensor that is not in the file."""
-        return self.error(f"{name} is missing")
+        return self.error(f"{self.called(name)} is missing")
+
+    def called(self, name: str) -> str:
+        """Return what the file calls a tensor; for a reader that gives tensors other names."""
+        return name
 
     # -- tensors
 
@@ -62,9 +66,11 @@ class Reader:
         if not _agree(shape, sizes):
             expected = listing("any" if size is None else size for size in sizes)
             comma = "," if len(sizes) == 1 else ""
-            raise self.error(f"{name} has shape {shape}, expected ({expected}{comma})")
+            text = shape_of(self.tensors[name])
+            called = printable(self.called(name), 80)
+            raise self.error(f"{called} has shape {text}, expected ({expected}{comma})")
         if 0 in shape:
-            raise self.error(f"{name} has shape {shape}, which is empty")
+            raise self.error(f"{self.called(name)} has shape {shape}, which is empty")
         return shape
 
     def take(self, name: str, *sizes: int | None) -> Tensor:
@@ -75,13 +81,13 @@ class Reader:
             sizes: what its shape has to be, where None stands for any size of at least 1.
 
         Raises:
-            mlviews.WeightsError: if there is no such tensor, its shape is another one, or it holds no floats.
+            mlviews.WeightsError: if there is no such tensor, its shape is another one, it holds no floats, or
+                one that is a NaN or an infinity, in float32.
         """
         self.shape(name, *sizes)
-        value = self.tensors.pop(name).detach()
-        if not value.is_floating_point():
-            raise self.error(f"{name} holds {value.dtype}, expected floating-point numbers")
-        return value.to("cpu", torch.float32)
+        value = to_float32(self.tensors.pop(name), self.called(name), self.path)
+        check_finite(value, self.called(name), self.path)
+        return value
 
     def check_names(self, expected: Iterable[str]) -> None:
         """Raise a WeightsError unless the tensors are those with the expected names, and no others."""
@@ -94,7 +100,7 @@ class Reader:
     def finish(self) -> None:
         """Raise a WeightsError if a tensor was not taken: the network has a part that was not read."""
         if self.tensors:
-            raise self.error(f"unknown {some(sorted(self.tensors))}")
+            raise self.error(f"unknown {some(sorted(map(self.called, self.tensors)))}")
 
     # -- facts
 
@@ -115,14 +121,14 @@ class Reader:
         if value is None:
             return None
         if not is_number(value) or value <= 0:
-            raise self.error(f"{keys[-1]} is {str(value)[:40]!r}, expected a positive number")
+            raise self.error(f"{keys[-1]} is {printable(value, 40)!r}, expected a positive number")
         return float(value)
 
     def expect(self, allowed: str, *keys: str) -> None:
         """Raise a WeightsError if a fact names another variant of the architecture than the one allowed."""
         value = self.fact(*keys)
         if value is not None and value != allowed:
-            raise self.error(f"{keys[-1]} is {str(value)[:40]!r}, and only {allowed!r} is supported")
+            raise self.error(f"{keys[-1]} is {printable(value, 40)!r}, and only {allowed!r} is supported")
 
 
 class Facts:
@@ -160,19 +166,10 @@ class Facts:
 
     def error(self, name: str, expected: str) -> WeightsError:
         """Return what to raise for this setting."""
-        value = repr(self.values[name])[:80] if name in self.values else "missing"
+        value = printable(repr(self.values[name]), 80) if name in self.values else "missing"
         return WeightsError(
             f"{self.path} has no valid configuration: {name} is {value}; expected {expected}."
         )
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first three names and how many there are besides, for a message; "none" for no names."""
-    names = list(names)
-    if not names:
-        return "none"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return listing(names[:3]) + more
 
 
 def _agree(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:

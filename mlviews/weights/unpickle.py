@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlviews.weights.files import Refused
+
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -50,8 +52,10 @@ _LEGACY_VERSION = 1001  # its second pickle
 _MOST_OPERATIONS = 2_000_000
 _MOST_ENTRIES = 100_000  # of an archive: one for each storage
 _MOST_AXES = 16  # of a tensor
+_LARGEST_GAP = 4096  # between the numbers of stored values, which count up
 _LONGEST_NAME = 1000
 _ITEMS = (list, tuple, dict)
+_NOTHING = object()  # in a memo: under a number that was not given
 
 # What a file may begin with that a user takes for a checkpoint, and what to do then.
 _OTHERS = {
@@ -65,10 +69,6 @@ _OTHERS = {
     b"\xff\xd8\xff": "an image",
     b"\x89HDF": "an HDF5 file, which mlviews does not read",
 }
-
-
-class Refused(ValueError):
-    """The content is not what a weights file holds; the message says what it is."""
 
 
 # -- what stands for the names and calls of a file -----------------------------------------------------------
@@ -128,6 +128,41 @@ class _Budget:
         self._operations -= 1
         if self._operations < 0:
             raise Refused(f"more than {_MOST_OPERATIONS:,} operations, which no weights take")
+
+
+class _Memo:
+    """What a pickle has put aside, by the numbers that it gave.
+
+    It is a list: the numbers are the file's, and as keys of a dictionary they could be chosen to collide.
+    """
+
+    def __init__(self, budget: _Budget) -> None:
+        self.budget = budget
+        self.count = 0  # of numbers in use
+        self._values: list[Any] = []
+
+    def put(self, number: int, value: Any) -> None:
+        """Put a value aside.
+
+        Raises:
+            Refused: if the number leaves a gap that is out of proportion to the file.
+        """
+        gap = number - len(self._values)
+        if gap > _LARGEST_GAP:
+            raise Refused("a stored value under a number that no pickle gives")
+        if gap >= 0:
+            self.budget.spend(8 * gap)
+            self._values.extend([_NOTHING] * (gap + 1))
+        if self._values[number] is _NOTHING:
+            self.count += 1
+        self._values[number] = value
+
+    def get(self, number: int) -> Any:
+        """Return what was put aside under a number."""
+        value = self._values[number] if number < len(self._values) else _NOTHING
+        if value is _NOTHING:
+            raise Refused("a reference to something that it did not store")
+        return value
 
 
 @dataclass(eq=False, slots=True)
@@ -241,22 +276,32 @@ def _is_shape(value: Any) -> bool:
     return all(type(size) is int and 0 <= size < 1 << 48 for size in value)
 
 
+@dataclass(eq=False, slots=True)
+class Number:
+    """An integer that is a key of a dictionary; each is a key of its own, even if the numbers are equal."""
+
+    value: int
+
+
 def _key(value: Any) -> Any:
     """Return the key of a dictionary, if looking it up takes no time; else something inert in its place.
 
-    Hashing tuples in tuples takes exponential time. Tuples, and integers from 2**61 - 1 on, can be chosen to
-    have all the same hash. Long texts that are equal, but not the same object, are compared again and again.
+    Hashing tuples in tuples takes exponential time. Long texts that are equal, but not the same object, are
+    compared again and again. Integers of any size can be chosen so that each of them meets thousands of
+    others: their hashes are known, and so is the order in which Python's dictionary looks for a free place.
+    What stands for them has its address for a hash, which no file can choose. (Texts have Python's secret in
+    theirs.)
     """
+    if type(value) is int:
+        return Number(value)
     return value if _is_simple(value) else Record(f"builtins.{type(value).__name__}", (value,))
 
 
 def _is_simple(value: Any) -> bool:
-    """Can it be hashed and compared at once?"""
+    """Can it be hashed and compared at once, and is its hash not for a file to choose?"""
     if isinstance(value, str | bytes):
         return len(value) <= _LONGEST_NAME
-    if isinstance(value, int):
-        return value.bit_length() < 60
-    return value is None or isinstance(value, Name | Record)
+    return value is None or isinstance(value, bool | Name | Record | Number)
 
 
 def _name(path: str) -> Name:
@@ -574,7 +619,7 @@ class _Reader:
         stream.seek(start)
         stack: list[Any] = []
         marks: list[list[Any]] = []  # the stacks below the marks
-        memo: dict[int, Any] = {}
+        memo = _Memo(self.budget)
         items: list[Any] = []  # what stood above the last mark
         argument: Any
         for operation, argument, _ in pickletools.genops(stream):
@@ -585,11 +630,11 @@ class _Reader:
             match name:
                 # The memo: what was on the stack once, and is used again.
                 case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[argument])
+                    stack.append(memo.get(argument))
                 case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
+                    memo.put(memo.count, stack[-1])
                 case "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
+                    memo.put(argument, stack[-1])
 
                 # Values.
                 case name if name in _PUSH_ARGUMENT:
@@ -793,6 +838,8 @@ def _is_short(value: Any) -> bool:
 
 def _mark(value: Any) -> str:
     """Return the mark of a value that has no place in a configuration; numbers, as keys, keep theirs."""
+    if isinstance(value, Number):
+        value = value.value
     if _is_short(value):
         return str(value)
     name = value.path[:80] if isinstance(value, Name | Record) else type(value).__name__

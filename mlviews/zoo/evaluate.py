@@ -30,7 +30,7 @@ import typer
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -42,6 +42,7 @@ from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.film import FilmGenerator
 from mlviews.generators.nvae.network import NVAE
 from mlviews.runs.files import sha256
+from mlviews.runs.progress import bars
 from mlviews.runs.records import environment
 from mlviews.viz import mosaic, save_figure
 from mlviews.weights.files import read_safetensors
@@ -617,8 +618,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     # The stages count different things, images and pairs of them: the bars have no counts.
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars(None, unit=None) as progress:
         path = classifier or out / "classifier.safetensors"
         model, settings = _classifier(path, train, seed, bf16, progress)
         folder = out if grids else None
@@ -651,7 +651,7 @@ def _classifier(
 ) -> tuple[Classifier, dict[str, object]]:
     """Return the cached classifier, or a new one, whose training has a bar."""
     if path.exists():
-        return cached_classifier(path, train)
+        return cached_classifier(path, train, seed=seed, epochs=EPOCHS, bf16=bf16)
     with _stage(progress, "classifier", EPOCHS * len(train.images)) as advance:
         return cached_classifier(path, train, seed=seed, epochs=EPOCHS, bf16=bf16, advance=advance)
 

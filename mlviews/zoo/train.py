@@ -26,14 +26,16 @@ from typing import Annotated, Any, TextIO
 import torch
 import torch.nn.functional as F
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
-from mlviews.runs.files import whole
+from mlviews.runs.checkpoint import Checkpoint
+from mlviews.runs.files import digest
+from mlviews.runs.modes import plain
+from mlviews.runs.progress import bars
 from mlviews.weights.files import write_safetensors
 
 
@@ -173,11 +175,24 @@ class BaseTrainer(ABC):
     PARTS: tuple[str, ...]  # attributes that have a state
     LOSSES: tuple[str, ...]  # what step() returns: columns of the log
 
-    def __init__(self, images: Tensor, batch: int, seed: int) -> None:
+    def __init__(self, recipe: Any, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+        self.recipe = recipe  # a dataclass: what is trained, and how
         self.images = images  # uint8 [N, C, H, W]
-        self.batch = batch
+        self.total = total  # real images to show in all, which learning rates follow
         self.seed = seed
+        self.bf16 = bf16
+        self.batch: int = recipe.batch
         self.steps = 0
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the training depends on: a checkpoint with other values belongs to another run."""
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "images": self.total,
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "data": digest({"images": self.images}),
+        }
 
     @abstractmethod
     def step(self) -> dict[str, float]:
@@ -221,12 +236,10 @@ class Trainer(BaseTrainer):
     PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
     LOSSES = ("loss_d", "loss_g", "info")
 
+    @plain()
     def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
-        super().__init__(images, recipe.batch, seed)
+        super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
-        self.recipe = recipe
-        self.total = total
-        self.bf16 = bf16
         self.generator = FilmGenerator(recipe.model)
         equalise(self.generator).requires_grad_(True).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -251,7 +264,7 @@ class Trainer(BaseTrainer):
         start = self.recipe.decay_from
         if start >= 1:
             return 1.0
-        return 1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start))
+        return float(1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start)))
 
     def step(self) -> dict[str, float]:
         """Update the discriminator and the generator once each, and return the losses."""
@@ -339,6 +352,7 @@ class Trainer(BaseTrainer):
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
+@plain()
 def run(
     trainer: BaseTrainer, name: str, images: int, out: Path, snapshots: int, provenance: dict[str, Any]
 ) -> Path:
@@ -354,35 +368,35 @@ def run(
 
     Returns:
         The path of the final weights.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, or of a training with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
+    checkpoint = Checkpoint(
+        out / "checkpoint.pt", trainer.settings(), resume=True, remedy="delete it", bare=True
+    )
+    state = checkpoint.load()
+    if state is not None:
+        with checkpoint.reading():
+            trainer.load_state_dict(state)
     provenance = provenance | {
         "seed": trainer.seed,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    # The bar has other columns than those of other jobs: it counts images, and with thousands set apart.
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-        TimeRemainingColumn(),
-    )
-    with (out / "log.csv").open("a", newline="") as file, Progress(*columns) as progress:
+    with (out / "log.csv").open("a", newline="") as file, bars(None, unit="images") as progress:
         log = _Log(file, trainer)
         task = progress.add_task(name, total=images, completed=trainer.seen)
         while trainer.seen < images:
             losses = trainer.step()
-            progress.update(task, completed=trainer.seen)
+            note = ", ".join(f"{loss} {value:.2f}" for loss, value in losses.items())
+            progress.update(task, completed=trainer.seen, description=f"{name}, {note}")
             last = trainer.seen >= images
             if trainer.steps % 100 == 0 or last:
                 log.write(losses)
             if last or trainer.seen // snapshots > (trainer.seen - trainer.batch) // snapshots:
-                with whole(checkpoint) as part:
-                    torch.save(trainer.state_dict(), part)
+                checkpoint.save(trainer.state_dict())
                 trainer.export(out / f"{trainer.seen:08d}.safetensors", provenance | {"images": trainer.seen})
     trainer.export(out / f"{name}.safetensors", provenance | {"images": trainer.seen})
     return out / f"{name}.safetensors"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mlviews.generators.nvae.network import NVAE, Cell, NVAEConfig, widen
+from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
 from mlviews.zoo.train import BaseTrainer, average_decay, command, plain_weight, update_average
 
@@ -114,11 +115,9 @@ class Trainer(BaseTrainer):
 
     PARTS = ("network", "average", "optimiser")  # the names are those in checkpoints of earlier runs
 
+    @plain()
     def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
-        super().__init__(images, recipe.batch, seed)
-        self.recipe = recipe
-        self.total = total
-        self.bf16 = bf16
+        super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
         self.network = initialize(NVAE(recipe.model))
         self.network.requires_grad_(True).to(memory_format=torch.channels_last)
@@ -134,7 +133,7 @@ class Trainer(BaseTrainer):
         """Return the step's learning rate."""
         ramp = min(1.0, (self.seen + self.recipe.batch) / self.recipe.ramp)
         cosine = 0.505 + 0.495 * math.cos(math.pi * min(self.seen / self.total, 1.0))
-        return self.recipe.lr * ramp * cosine
+        return float(self.recipe.lr * ramp * cosine)
 
     def step(self) -> dict[str, float]:
         """Update the network, and return the losses.

@@ -53,7 +53,7 @@ def load(checkpoint: Checkpoint, *, label: int | None = None, bn_eps: float | No
         )
     reader = _Reader(checkpoint)
     config = _config(reader)
-    classes = reader.finite("shared.weight", config.num_classes, config.embedding)
+    classes = reader.take("shared.weight", config.num_classes, config.embedding)
     embedding = None if label is None else classes[integer("label", label, 0, config.num_classes - 1)]
 
     tensors = _folded(reader, config, embedding, bn_eps or reader.eps)
@@ -62,6 +62,10 @@ def load(checkpoint: Checkpoint, *, label: int | None = None, bn_eps: float | No
         tensors["classes"] = classes
     else:
         config = dataclasses.replace(config, num_classes=0, embedding=0)
+    for name, value in tensors.items():
+        # Finite values may have products that are not.
+        if not value.isfinite().all():
+            raise reader.damaged(f"its values are so large that {name} holds a NaN or an infinity")
     return _generator(config, tensors)
 
 
@@ -107,21 +111,14 @@ class _Reader(Reader):
             f"{self.path} is not a whole BigGAN generator: {name} is missing (it holds {examples}, ...)."
         )
 
-    def finite(self, name: str, *sizes: int | None) -> Tensor:
-        """Take a tensor, all of it finite."""
-        value = self.take(name, *sizes)
-        if not value.isfinite().all():
-            raise self.damaged(f"{name} holds a NaN or an infinity; copy or download it again")
-        return value
-
     def spectral(self, name: str, *sizes: int | None) -> Tensor:
         """Take a weight, and divide it by its largest singular value.
 
         As in evaluation, it is one step of power iteration from the stored vector.
         """
-        weight = self.finite(f"{name}.weight", *sizes)
+        weight = self.take(f"{name}.weight", *sizes)
         matrix = weight.flatten(1)
-        v = F.normalize(self.finite(f"{name}.u0", 1, len(matrix)) @ matrix)
+        v = F.normalize(self.take(f"{name}.u0", 1, len(matrix)) @ matrix)
         sigma = (v @ matrix.T).norm()
         if not sigma > 0:
             raise self.damaged(f"{name}.weight has no singular value in the direction of {name}.u0")
@@ -130,8 +127,8 @@ class _Reader(Reader):
 
     def statistics(self, name: str, channels: int, eps: float) -> tuple[Tensor, Tensor]:
         """Take a norm's mean and inverse deviation, ``[C]`` each."""
-        mean = self.finite(f"{name}.stored_mean", channels)
-        variance = self.finite(f"{name}.stored_var", channels)
+        mean = self.take(f"{name}.stored_mean", channels)
+        variance = self.take(f"{name}.stored_var", channels)
         if not (variance + eps > 0).all():
             raise self.damaged(f"{name}.stored_var holds negative variances")
         return mean, (variance + eps).rsqrt()
@@ -207,15 +204,15 @@ def _folded(reader: _Reader, config: BigGANConfig, embedding: Tensor | None, eps
         name, target = f"blocks.{level - 1}.0", f"blocks.{level}"
         # The norms, and with the second one the bias before it.
         norm1 = _norm(reader, config, f"{name}.bn1", channels, eps, 0.0, embedding)
-        bias = reader.finite(f"{name}.conv1.bias", out_channels)
+        bias = reader.take(f"{name}.conv1.bias", out_channels)
         norm2 = _norm(reader, config, f"{name}.bn2", out_channels, eps, bias, embedding)
         tensors[f"{target}.style.weight"] = torch.cat([*norm1[0], *norm2[0]])
         tensors[f"{target}.style.bias"] = torch.cat([*norm1[1], *norm2[1]])
         # The shortcut, whose bias is also the second convolution's.
         shortcut = reader.spectral(f"{name}.conv_sc", out_channels, channels, 1, 1)
         tensors[f"{target}.shortcut.weight"] = shortcut.flatten(1)
-        bias = reader.finite(f"{name}.conv2.bias", out_channels)
-        tensors[f"{target}.shortcut.bias"] = bias + reader.finite(f"{name}.conv_sc.bias", out_channels)
+        bias = reader.take(f"{name}.conv2.bias", out_channels)
+        tensors[f"{target}.shortcut.bias"] = bias + reader.take(f"{name}.conv_sc.bias", out_channels)
         # The convolutions.
         tensors[f"{target}.conv1.kernel"] = _channels_last(
             reader.spectral(f"{name}.conv1", out_channels, channels, 3, 3)
@@ -242,7 +239,7 @@ def _first(reader: _Reader, config: BigGANConfig) -> dict[str, Tensor]:
     """Return the linear layer, whose outputs the file orders by channel and the network by pixel."""
     channels, pixels = config.channels[0], config.bottom**2
     weight = reader.spectral("linear", channels * pixels, config.chunk)
-    bias = reader.finite("linear.bias", channels * pixels)
+    bias = reader.take("linear.bias", channels * pixels)
     by_channel = weight.view(channels, pixels, config.chunk)
     return {
         "blocks.0.weight": by_channel.transpose(0, 1).reshape(weight.shape),
@@ -299,17 +296,17 @@ def _attention(reader: _Reader, name: str, channels: int, queries: int, values: 
     key = reader.spectral(f"{name}.phi", queries, channels, 1, 1).flatten(1)
     value = reader.spectral(f"{name}.g", values, channels, 1, 1).flatten(1)
     outer = reader.spectral(f"{name}.o", channels, values, 1, 1).flatten(1)
-    gain = reader.finite(f"{name}.gamma")
+    gain = reader.take(f"{name}.gamma")
     return {"query": query, "answer": torch.cat([key, value]), "outer": outer * gain}
 
 
 def _head(reader: _Reader, channels: int) -> dict[str, Tensor]:
     """Return the weights of what follows the last block; its kernel and bias are doubled."""
     mean, inverse = reader.statistics("output_layer.0", channels, TORCH_EPS)
-    scale = inverse * reader.finite("output_layer.0.gain", channels)
-    shift = reader.finite("output_layer.0.bias", channels) - mean * scale
+    scale = inverse * reader.take("output_layer.0.gain", channels)
+    shift = reader.take("output_layer.0.bias", channels) - mean * scale
     kernel = reader.spectral("output_layer.2", 3, channels, 3, 3)
-    bias = reader.finite("output_layer.2.bias", 3)
+    bias = reader.take("output_layer.2.bias", 3)
     return {
         "scale": scale[:, None, None],
         "shift": shift[:, None, None],

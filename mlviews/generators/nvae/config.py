@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from mlviews.checks import is_number
+
 ROLES = ("pre", "down_pre", "enc", "down_enc", "dec", "up_dec", "post", "up_post")
 """The kinds of cells; those of "down" halve the size, those of "up" double it."""
 
@@ -60,9 +62,16 @@ class NVAEConfig:
             and 1 <= self.mixtures <= 100
             and 1 <= self.bits <= 8
             and set(self.cells) == set(ROLES)
+            and all(1 <= len(kinds) <= 8 for kinds in self.cells.values())
+            and type(self.image_channels) is int
+            and 1 <= self.image_channels <= 1 << 10
+            and type(self.flow_elus) is int
+            and 0 <= self.flow_elus <= 16
+            and is_number(self.floor)
+            and 0 <= self.floor <= 1e6
         )
         if not fits:
-            raise ValueError(f"{self} does not fit together.")
+            raise ValueError(f"{str(self)[:300]} does not fit together.")
 
     @property
     def scales(self) -> int:

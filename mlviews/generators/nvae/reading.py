@@ -10,6 +10,7 @@ with its facts before anything is computed.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -21,6 +22,7 @@ from mlviews.errors import WeightsError, listing
 from mlviews.generators.nvae.network import INVERTED, NVAE, RESIDUAL, ROLES, NVAEConfig, check_options, widen
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.files import MOST_TENSORS, Refused
 from mlviews.weights.reader import Facts, Reader
 
 SIZES = {"mnist": 32, "omniglot": 32, "cifar10": 32, "ffhq": 256}
@@ -29,6 +31,8 @@ SIZES = {"mnist": 32, "omniglot": 32, "cifar10": 32, "ffhq": 256}
 DERIVED = (".num_batches_tracked", ".weight_normalized")
 """Ends of names of tensors that are in some files, and of no use: a counter, and a copy of another tensor."""
 
+_LARGEST_TENSOR = 1 << 32  # values; the largest of a published network has less than 2**26
+
 
 def load(checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
     """Return the generator of a checkpoint of NVlabs/NVAE or SerezD/NVAE-from-scratch.
@@ -36,7 +40,8 @@ def load(checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "gro
     Differences of the two that stay: NVlabs adds 0.01 to every sigma; in SerezD's encoder the groups of a
         scale come in
     the decoder's order. NVlabs' gray models (MNIST, Omniglot) never learned the outer two pixels of their 32:
-    their loss leaves them out.
+    their loss leaves them out. Size and colors of the images are those of the tensors, so that NVlabs' code
+    may have been trained on any data set.
 
     Args:
         checkpoint: of layout "nvae-nvlabs" or "nvae-serezd".
@@ -64,11 +69,14 @@ def convert(checkpoint: Checkpoint) -> tuple[NVAEConfig, dict[str, Tensor]]:
             another shape.
     """
     layout, facts, path = checkpoint.layout, checkpoint.facts, str(checkpoint.path)
-    expected = source_shapes(layout, facts, path)
     reader = _Reader(checkpoint)
+    # Room for a few that are missing, which are then named.
+    most = len(reader.tensors) + 1000
+    images = _images(reader) if layout == "nvae-nvlabs" else None
+    expected = _walk(layout, facts, None, path, most, images).expected
     reader.check_names(expected)
     tensors = {name: reader.take(name, *shape) for name, shape in expected.items()}
-    walk = _walk(layout, facts, tensors, path)
+    walk = _walk(layout, facts, tensors, path, images=images)
     return walk.config, walk.weights
 
 
@@ -88,13 +96,32 @@ def source_shapes(
     return _walk(layout, facts, None, path).expected
 
 
-def _walk(layout: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, path: str) -> Walk:
-    """Return a walk that is through the network."""
+def _walk(
+    layout: str,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None,
+    path: str,
+    most: int = MOST_TENSORS,
+    images: tuple[int, int] | None = None,
+) -> Walk:
+    """Return a walk that is through the network.
+
+    Args:
+        layout: of the checkpoint.
+        facts: what the file says about the network.
+        tensors: of the file; None for a walk without memory.
+        path: of the file, for messages.
+        most: tensors that the network may have.
+        images: what :func:`_images` returned; None for what the facts say.
+    """
     walker = LAYOUTS.get(layout)
     if walker is None:
         raise WeightsError(f"{path} holds {layout!r}, which is no NVAE; expected {listing(LAYOUTS)}.")
-    walk = walker(walker.configuration(Facts(facts, path)), tensors)
-    walk.walk()
+    walk = walker(walker.configuration(Facts(facts, path), images), tensors, most)
+    try:
+        walk.walk()
+    except Refused as error:
+        raise WeightsError(f"{path} has no valid configuration: it describes {error}.") from error
     return walk
 
 
@@ -195,17 +222,29 @@ class Walk(ABC):
     Args:
         config: the architecture.
         tensors: of the file, in float32; None to learn only what it must hold, on the meta device.
+        most: tensors that the network may have. Each setting is bounded, but their product is what counts: a
+            short file can describe a network of millions.
     """
 
-    def __init__(self, config: NVAEConfig, tensors: Mapping[str, Tensor] | None) -> None:
-        self.config, self.tensors = config, tensors
+    def __init__(
+        self, config: NVAEConfig, tensors: Mapping[str, Tensor] | None, most: int = MOST_TENSORS
+    ) -> None:
+        self.config, self.tensors, self.most = config, tensors, most
         self.expected: dict[str, tuple[int, ...]] = {}  # shapes of the file's tensors
         self.weights: dict[str, Tensor] = {}  # ours
         self.num_blocks = len(config.encoder) - config.scales  # of pre-processing, and of post-processing
 
     def read(self, name: str, *shape: int) -> Tensor:
-        """Return a tensor of the file."""
+        """Return a tensor of the file.
+
+        Raises:
+            Refused: if the network has more tensors than the file, or one that is larger than any.
+        """
         self.expected[name] = shape
+        if len(self.expected) > self.most:
+            raise Refused(f"a network of more than {self.most:,} tensors, which the file does not have")
+        if math.prod(shape) > _LARGEST_TENSOR:
+            raise Refused(f"a tensor {name} of shape {shape}")
         return torch.empty(shape, device="meta") if self.tensors is None else self.tensors[name]
 
     def put(self, name: str, conv: Conv, up: int = 0, dilate: bool = False) -> None:
@@ -439,19 +478,28 @@ class NVlabs(Walk):
     """
 
     @staticmethod
-    def configuration(facts: Facts) -> NVAEConfig:
+    def configuration(facts: Facts, images: tuple[int, int] | None = None) -> NVAEConfig:
         """Return the architecture that ``vars(args)`` and ``arch_instance`` describe.
 
         Settings that old files lack default as in the official evaluation.
+
+        Args:
+            facts: what the file says.
+            images: channels of the images, and pixels of one side of the coarsest latents. None: those of the
+                data set, which has to be one of NVlabs' then.
         """
-        size = _nvlabs_size(facts)
         scales = facts.integer("num_latent_scales", 1, 8)
         num_blocks = facts.integer("num_preprocess_blocks", 0, 8)
         if facts.integer("num_postprocess_blocks", 0, 8) != num_blocks:
             raise facts.error("num_postprocess_blocks", f"num_preprocess_blocks, which is {num_blocks}")
         groups = _nvlabs_groups(facts, scales)
         mixtures = facts.integer("num_mixture_dec", 1, 100, 10)
-        is_gray = facts.values["dataset"] in ("mnist", "omniglot")
+        if images is None:
+            size = _nvlabs_size(facts)
+            is_gray = facts.values["dataset"] in ("mnist", "omniglot")
+        else:
+            size = images[1] << (num_blocks + scales - 1)
+            is_gray = images[0] == 1
         head = "normal" if mixtures == 1 else "logistic"
         doublings = range(num_blocks + scales)
         return NVAEConfig(
@@ -534,8 +582,9 @@ class NVlabs(Walk):
             ("contract", "mu.conv_0", latent, hidden, 1, False),
         ):
             weight = self.read(f"{name}.{layer}.weight", outputs, inputs, kernel, kernel)
-            mask = causal_mask(outputs, inputs, kernel, strict, mirror).to(weight.device)
-            weight = self._normed(f"{name}.{layer}", weight * mask)
+            if not weight.is_meta:  # else the shape is the facts' only, and the mask would take memory
+                weight = weight * causal_mask(outputs, inputs, kernel, strict, mirror)
+            weight = self._normed(f"{name}.{layer}", weight)
             has_bias = part == "contract"
             bias = self.read(f"{name}.{layer}.bias", outputs) if has_bias else weight.new_zeros(outputs)
             self.put(f"{target}.{part}", Conv(weight, bias))
@@ -627,7 +676,7 @@ class SerezD(Walk):
     """SerezD/NVAE-from-scratch: ``state_dict`` with named cells; weight norm is torch's parametrization."""
 
     @staticmethod
-    def configuration(facts: Facts) -> NVAEConfig:
+    def configuration(facts: Facts, images: tuple[int, int] | None = None) -> NVAEConfig:
         """Return the architecture that ``configuration`` describes, as in the project's YAML files."""
         model = Facts(facts.values.get("autoencoder"), facts.path)
         size = _serezd_size(facts)
@@ -772,6 +821,19 @@ LAYOUTS: dict[str, type[NVlabs] | type[SerezD]] = {"nvae-nvlabs": NVlabs, "nvae-
 
 
 # -- facts
+
+
+def _images(reader: Reader) -> tuple[int, int] | None:
+    """Return the images' channels, and pixels of one side of the coarsest latents, as the tensors imply them.
+
+    People train NVlabs' code on data sets of their own, whose names say nothing. None where a tensor is
+    missing or of no such shape: the data set's name has to do, and the shapes are compared with it.
+    """
+    start, stem = (reader.tensors.get(name) for name in ("prior_ftr0", "stem.weight"))
+    if start is None or stem is None or start.ndim != 3 or stem.ndim != 4:
+        return None
+    channels, side = stem.shape[1], start.shape[1]
+    return (channels, side) if channels in (1, 3) and start.shape[2] == side > 0 else None
 
 
 def _nvlabs_size(facts: Facts) -> int:

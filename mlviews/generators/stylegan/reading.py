@@ -16,18 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlviews import sampling
 from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
 from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config, normalized
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
+from mlviews.weights.files import printable
 from mlviews.weights.reader import Reader
 
-_MOST_PIXELS = 4096  # of one side: more than any published network has
+_MOST_PIXELS = 2048  # of one side: more than any published network has
+_NOISE_SEED = 0  # of the noise for files that have none
 
 
 def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
     """Return the generator of a checkpoint file, see :func:`mlviews.weights.checkpoints.read`.
+
+    Images need not be square: rows and columns are those of the constant (StyleGAN-Human has 4x2). The first
+    files of rosinality/stylegan2-pytorch have no ``noises.*``, as noise was drawn for every image there;
+    theirs is drawn once, from a constant seed, and stays fixed like that of all others. A file without a mean
+    w (``latent_avg``) takes ``truncation_psi=1`` only.
 
     Args:
         checkpoint: of layout "stylegan2-ada", "stylegan2-tf" or "stylegan2-rosinality".
@@ -84,17 +92,36 @@ class _Reader(Reader):
 
     problem = "is no StyleGAN2 generator that can be read"
 
-    def rename(self, translate: Callable[[str, Tensor], tuple[str, Tensor] | None], kind: str) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._original: dict[str, str] = {}  # names in the file, by StyleGAN2-ADA's
+        self._untranslate: Callable[[str], str] | None = None
+        self.draws_noise = False  # for layers that have a strength of it, but not the noise itself
+
+    def called(self, name: str) -> str:
+        """Return what the file calls a tensor; of one that is not in the file, what it would call it."""
+        if name in self._original:
+            return self._original[name]
+        return name if self._untranslate is None else self._untranslate(name)
+
+    def rename(
+        self,
+        translate: Callable[[str, Tensor], tuple[str, Tensor] | None],
+        untranslate: Callable[[str], str],
+        kind: str,
+    ) -> None:
         """Put every tensor under another name, in another form.
 
         Args:
             translate: takes name and tensor, and returns them in StyleGAN2-ADA's convention; None for a name
                 that it does not know.
+            untranslate: takes a name in that convention, and returns the project's, for messages.
             kind: what the project calls a tensor, for messages.
 
         Raises:
             mlviews.WeightsError: if a name is not known, or two become the same.
         """
+        self._untranslate = untranslate
         for name in list(self.tensors):
             translation = translate(name, self.tensors[name])
             if translation is None:
@@ -104,6 +131,7 @@ class _Reader(Reader):
             if new in self.tensors:
                 raise self.error(f"the {kind} {name} is there twice")
             self.tensors[new] = value
+            self._original[new] = name
 
 
 _Network = tuple[StyleGAN2Config, Filter, dict[str, Tensor]]
@@ -130,7 +158,7 @@ def _from_tensorflow(reader: _Reader) -> _Network:
     reader.expect("skip", "architecture")
     for nonlinearity in ("nonlinearity", "mapping_nonlinearity"):
         reader.expect("lrelu", nonlinearity)
-    reader.rename(_translate_tensorflow, "variable")
+    reader.rename(_translate_tensorflow, _tensorflow_name, "variable")
     return _network(
         reader,
         clamp=reader.number("conv_clamp"),
@@ -185,9 +213,29 @@ def _tensorflow_values(layer: str, end: str, value: Tensor) -> Tensor:
     return value + 1 if end == "mod_bias" else value
 
 
+def _tensorflow_name(name: str) -> str:
+    """Return the variable for a name of StyleGAN2-ADA's: :func:`_translate_tensorflow` reversed."""
+    fixed = {"mapping.w_avg": "dlatent_avg", "synthesis.b4.const": "G_synthesis/4x4/Const/const"}
+    if name in fixed:
+        return fixed[name]
+    part, layer, end = name.split(".", 2)
+    if part == "mapping":
+        layers = {"embed": "LabelEmbed", "concat": "LabelConcat"}
+        return f"G_mapping/{layers.get(layer, layer.replace('fc', 'Dense'))}/{end}"
+    resolution = int(layer.removeprefix("b"))
+    layer, _, end = end.partition(".")
+    if end == "noise_const":
+        return f"G_synthesis/noise{_noise_index(layer, resolution)}"
+    layers = {"conv0": "Conv0_up", "conv1": "Conv" if resolution == 4 else "Conv1", "torgb": "ToRGB"}
+    ends = {value: key for key, value in _TF_ENDS.items()}
+    return f"G_synthesis/{resolution}x{resolution}/{layers.get(layer, layer)}/{ends.get(end, end)}"
+
+
 def _from_rosinality(reader: _Reader) -> _Network:
     """Read rosinality's names: ``style.1.weight``, ``convs.0.conv.weight``, ``to_rgbs.0.bias``."""
-    reader.rename(_translate_rosinality, "tensor")
+    # The project's first files have no noise: it was drawn for every image.
+    reader.draws_noise = not any(name.startswith("noises.") for name in reader.tensors)
+    reader.rename(_translate_rosinality, _rosinality_name, "tensor")
     return _network(reader, clamp=None, rate=None, kernel=None)
 
 
@@ -224,6 +272,32 @@ def _translate_rosinality(name: str, value: Tensor) -> tuple[str, Tensor] | None
     layer, resolution = _rosinality_layer(match)
     end = _ROSINALITY_ENDS[match["end"]]
     return f"synthesis.b{resolution}.{layer}.{end}", _rosinality_values(layer, end, value)
+
+
+def _rosinality_name(name: str) -> str:
+    """Return the tensor for a name of StyleGAN2-ADA's: :func:`_translate_rosinality` reversed."""
+    fixed = {"mapping.w_avg": "latent_avg", "synthesis.b4.const": "input.input"}
+    if name in fixed:
+        return fixed[name]
+    part, layer, end = name.split(".", 2)
+    if part == "mapping":
+        return f"style.{int(layer.removeprefix('fc')) + 1}.{end}"
+    resolution = int(layer.removeprefix("b"))
+    layer, _, end = end.partition(".")
+    if end == "noise_const":
+        return f"noises.noise_{_noise_index(layer, resolution)}"
+    is_image = layer == "torgb"
+    step = resolution.bit_length() - 4  # 0 at 8 pixels
+    if resolution == 4:
+        place = "to_rgb1" if is_image else "conv1"
+    else:
+        place = f"to_rgbs.{step}" if is_image else f"convs.{2 * step + int(layer == 'conv1')}"
+    ends = {value: key for key, value in _ROSINALITY_ENDS.items()}
+    if is_image:
+        ends |= {"bias": "bias", "resample_filter": "upsample.kernel"}
+    else:
+        ends |= {"bias": "activate.bias", "resample_filter": "conv.blur.kernel"}
+    return f"{place}.{ends.get(end, end)}"
 
 
 def _rosinality_layer(match: re.Match[str]) -> tuple[str, int]:
@@ -266,6 +340,11 @@ def _noise_name(index: int) -> str:
     There is one image at 4 pixels, and there are two at each resolution after it.
     """
     return f"synthesis.b{4 << (index + 1) // 2}.conv{1 - index % 2}.noise_const"
+
+
+def _noise_index(layer: str, resolution: int) -> int:
+    """Return the number of a convolution's noise, for those who count: :func:`_noise_name` reversed."""
+    return 2 * (resolution.bit_length() - 3) - int(layer == "conv0")
 
 
 def _squeezed(value: Tensor, ndim: int, axes: int) -> Tensor:
@@ -312,6 +391,7 @@ def _network(reader: _Reader, clamp: float | None, rate: float | None, kernel: A
         label_dim=label_dim,
         label_normalized=is_separate,
         clamp=clamp,
+        start=(synthesis["steps.0.const"].shape[1], synthesis["steps.0.const"].shape[2]),
     )
     if config.z_dim < 1:
         raise reader.error("its mapping network takes no z")
@@ -352,22 +432,41 @@ def _synthesis(reader: _Reader, resolutions: list[int]) -> tuple[dict[str, Tenso
     step 2i + 1 has its image branch, and the first convolution of the resolution after it.
     """
     tensors: dict[str, Tensor] = {}
-    channels = []
+    channels: list[int] = []
+    colors: int | None = None  # any, but the same everywhere
     for index, resolution in enumerate(resolutions):
         block, step = f"synthesis.b{resolution}", f"steps.{2 * index}"
         if index == 0:
-            tensors[f"{step}.const"] = reader.take(f"{block}.const", None, 4, 4)
-        else:
-            tensors |= _convolution(reader, f"{block}.conv0", f"steps.{2 * index - 1}.conv", resolution)
-        tensors |= _convolution(reader, f"{block}.conv1", f"{step}.conv", resolution)
-        channels.append(len(tensors[f"{step}.conv.weight"]))
+            tensors[f"{step}.const"] = const = reader.take(f"{block}.const", None, None, None)
+            width, *start = const.shape
+            _check_start(reader, start, len(resolutions))
+        size = (start[0] << index, start[1] << index)
+        if index:
+            target = f"steps.{2 * index - 1}.conv"
+            tensors |= _convolution(reader, f"{block}.conv0", target, size, channels[-1])
+            width = len(tensors[f"{target}.weight"])
+        tensors |= _convolution(reader, f"{block}.conv1", f"{step}.conv", size, width, width)
+        channels.append(width)
 
         image = f"steps.{2 * index + 1}.image"
-        weight = reader.take(f"{block}.torgb.weight", None, None, 1, 1)
+        weight = reader.take(f"{block}.torgb.weight", colors, width, 1, 1)
+        colors = len(weight)
         tensors[f"{image}.weight"] = weight[:, :, 0, 0] / math.sqrt(weight.shape[1])
-        tensors[f"{image}.bias"] = reader.take(f"{block}.torgb.bias", None)
-        tensors |= _affine(reader, f"{block}.torgb.affine", f"{image}.style")
+        tensors[f"{image}.bias"] = reader.take(f"{block}.torgb.bias", colors)
+        tensors |= _affine(reader, f"{block}.torgb.affine", f"{image}.style", width)
     return tensors, channels
+
+
+def _check_start(reader: _Reader, start: list[int], count: int) -> None:
+    """Raise a WeightsError unless a constant of this size makes an image of a size that there is.
+
+    Most networks have 4x4; those of StyleGAN-Human have 4 rows and 2 columns.
+    """
+    if max(start) << (count - 1) > _MOST_PIXELS:
+        name = reader.called("synthesis.b4.const")
+        raise reader.error(
+            f"{name} has {start[0]}x{start[1]} pixels, which become more than {_MOST_PIXELS} of one side"
+        )
 
 
 def _mapping(reader: _Reader, rate: float) -> tuple[dict[str, Tensor], list[int]]:
@@ -378,45 +477,67 @@ def _mapping(reader: _Reader, rate: float) -> tuple[dict[str, Tensor], list[int]
         index = len(sizes)
         weight = reader.take(f"mapping.fc{index}.weight", None, None)
         tensors[f"mapping.layers.{index}.weight"] = weight * (rate / math.sqrt(weight.shape[1]))
-        tensors[f"mapping.layers.{index}.bias"] = reader.take(f"mapping.fc{index}.bias", None) * rate
+        tensors[f"mapping.layers.{index}.bias"] = reader.take(f"mapping.fc{index}.bias", len(weight)) * rate
         sizes.append(len(weight))
     if not sizes:
-        raise reader.error("mapping.fc0.weight is missing")
+        raise reader.missing("mapping.fc0.weight")
     return tensors, sizes
 
 
-def _affine(reader: _Reader, name: str, target: str) -> dict[str, Tensor]:
-    """Return the linear map from w to a layer's style."""
-    weight = reader.take(f"{name}.weight", None, None)
+def _affine(reader: _Reader, name: str, target: str, channels: int) -> dict[str, Tensor]:
+    """Return the linear map from w to a layer's style, one value for each channel of its input."""
+    weight = reader.take(f"{name}.weight", channels, None)
     return {
         f"{target}.weight": weight / math.sqrt(weight.shape[1]),
-        f"{target}.bias": reader.take(f"{name}.bias", None),
+        f"{target}.bias": reader.take(f"{name}.bias", channels),
     }
 
 
-def _convolution(reader: _Reader, name: str, target: str, resolution: int) -> dict[str, Tensor]:
-    """Return a modulated convolution, with its style and noise."""
-    weight = reader.take(f"{name}.weight", None, None, 3, 3)
+def _convolution(
+    reader: _Reader,
+    name: str,
+    target: str,
+    size: tuple[int, int],
+    channels_in: int,
+    channels: int | None = None,
+) -> dict[str, Tensor]:
+    """Return a modulated convolution, with its style and noise; of any number of channels if that is None."""
+    weight = reader.take(f"{name}.weight", channels, channels_in, 3, 3)
     # StyleGAN2-ADA, appendix D.1: scaled so that half precision cannot overflow; demodulation undoes it.
     peak = weight.abs().amax((1, 2, 3)) * math.sqrt(weight[0].numel())
     peak = torch.where(peak > 0, peak, 1)
     return {
         f"{target}.weight": weight / peak[:, None, None, None],
         f"{target}.epsilon": 1e-8 / peak.square(),
-        f"{target}.bias": reader.take(f"{name}.bias", None),
-        **_affine(reader, f"{name}.affine", f"{target}.style"),
-        f"{target}.noise": _noise(reader, name, resolution),
+        f"{target}.bias": reader.take(f"{name}.bias", len(weight)),
+        **_affine(reader, f"{name}.affine", f"{target}.style", channels_in),
+        f"{target}.noise": _noise(reader, name, size),
     }
 
 
-def _noise(reader: _Reader, name: str, resolution: int) -> Tensor:
-    """Return a convolution's noise times its strength, ``[resolution, resolution]``."""
+def _noise(reader: _Reader, name: str, size: tuple[int, int]) -> Tensor:
+    """Return a convolution's noise times its strength, ``[rows, columns]``."""
     constant, strength = f"{name}.noise_const", f"{name}.noise_strength"
+    if reader.draws_noise and strength in reader.tensors:
+        _, block, layer = name.split(".")
+        number = _noise_index(layer, int(block.removeprefix("b")))
+        reader.tensors[constant] = _drawn_noise(number, *size)
     if constant not in reader.tensors and strength not in reader.tensors:
-        return torch.zeros(1, 1).expand(resolution, resolution)  # trained without noise
+        return torch.zeros(1, 1).expand(size)  # trained without noise
     is_scalar = strength not in reader.tensors or reader.tensors[strength].ndim == 0
     shape = () if is_scalar else (1,)
-    return reader.take(constant, resolution, resolution) * reader.take(strength, *shape)
+    return reader.take(constant, *size) * reader.take(strength, *shape)
+
+
+def _drawn_noise(number: int, height: int, width: int) -> Tensor:
+    """Return standard-normal noise for a file that has none, ``[height, width]``.
+
+    It follows from a constant seed and the layer's number: every load makes the same generator.
+    """
+    field = sampling.Field(width, sampling.NOISE, 0, 0, sampling.TruncatedNormal())
+    draw = sampling.Draw({"row": field}, torch.device("cpu"))
+    rows = torch.arange(height) + number * _MOST_PIXELS
+    return torch.cat([draw(part, _NOISE_SEED, 0)["row"] for part in rows.split(128)])
 
 
 def _embedding(reader: _Reader) -> tuple[Tensor | None, bool]:
@@ -431,14 +552,21 @@ def _embedding(reader: _Reader) -> tuple[Tensor | None, bool]:
     return normalized(weight.T / math.sqrt(weight.shape[1]) + bias), True
 
 
-def _filter(reader: Reader, kernel: Any) -> Filter:
+def _filter(reader: _Reader, kernel: Any) -> Filter:
     """Return the upsampling filter: that of the buffers, else of the facts, else [1, 3, 3, 1]."""
+    for name in list(reader.tensors):
+        # StyleGAN2-ADA's layers that do not upsample have a default filter, which nothing uses.
+        if name.endswith(".conv1.resample_filter"):
+            del reader.tensors[name]
     names = [name for name in reader.tensors if name.endswith("resample_filter")]
     if names:
         taps = reader.take(names[0], 4, 4)
         for name in names[1:]:
             if not torch.equal(reader.take(name, 4, 4), taps):
-                raise reader.error(f"{name} differs from {names[0]}: all upsampling filters must be the same")
+                raise reader.error(
+                    f"{reader.called(name)} differs from {reader.called(names[0])}: "
+                    "all upsampling filters must be the same"
+                )
     else:
         axis = _axis(reader, [1, 3, 3, 1] if kernel is None else kernel)
         taps = torch.outer(axis, axis)
@@ -461,7 +589,7 @@ def _axis(reader: Reader, kernel: Any) -> Tensor:
     is_list = isinstance(kernel, Sequence) and len(kernel) == 4
     if not is_list or not all(is_number(tap) for tap in kernel) or not sum(kernel):
         raise reader.error(
-            f"its upsampling filter is {str(kernel)[:40]}, expected four numbers, as in [1, 3, 3, 1]"
+            f"its upsampling filter is {printable(kernel, 40)}, expected four numbers, as in [1, 3, 3, 1]"
         )
     taps = torch.tensor([float(tap) for tap in kernel])
     return taps.div(sum(kernel))

@@ -69,56 +69,62 @@ class Regions(NamedTuple):
     image: Region
 
 
-def needed_regions(resolution: int, region: Region) -> dict[int, Regions]:
+def needed_regions(sizes: Sequence[tuple[int, int]], region: Region) -> list[Regions]:
     """Return what the pixels of ``region`` depend on at each resolution.
 
     The regions are worked out from the last layer back to the first.
+
+    Args:
+        sizes: rows and columns at each resolution, from the first to the last, each twice those before.
+        region: of the image at the last resolution.
     """
-    regions = {}
+    regions: list[Regions] = []
     second = image = region
-    while resolution >= 4:
+    for index in reversed(range(len(sizes))):
         # The 3x3 convolution reads a halo of one pixel; upsampling makes pixels in pairs.
-        first = Region(*(span.grown(1, resolution).even for span in second))
-        regions[resolution] = Regions(first, second, image)
+        first = Region(*(span.grown(1, size).even for span, size in zip(second, sizes[index], strict=True)))
+        regions.insert(0, Regions(first, second, image))
+        if index == 0:
+            break
         # What upsampling reads, of the features and of the image.
-        resolution //= 2
-        second = Region(*(span.halved.grown(0, resolution) for span in first))
-        image = Region(*(span.halved.grown(0, resolution) for span in image))
+        before = sizes[index - 1]
+        second = Region(*(span.halved.grown(0, size) for span, size in zip(first, before, strict=True)))
+        image = Region(*(span.halved.grown(0, size) for span, size in zip(image, before, strict=True)))
     return regions
 
 
-def visible(resolution: int, crop: Any, size: Any) -> tuple[Region, tuple[int, int]]:
+def visible(whole: tuple[int, int], crop: Any, size: Any) -> tuple[Region, tuple[int, int]]:
     """Return the part of the image that is computed, and how many of its rows and columns make one pixel.
 
     Args:
-        resolution: pixels of one side of the whole image.
+        whole: rows and columns of the whole image.
         crop: rows and columns (or one number for both) of the centre crop; None for the whole image.
         size: rows and columns (or one number) after averaging; None for those of the crop.
 
     Raises:
         ValueError: if a crop is odd or too large, or a size does not divide it.
     """
-    crops = _pair("crop", resolution if crop is None else crop, resolution)
-    sizes = _pair("size", crops if size is None else size, resolution)
+    crops = _pair("crop", whole if crop is None else crop, whole)
+    sizes = _pair("size", crops if size is None else size, whole)
     spans, pool = [], []
-    for cropped, pixels in zip(crops, sizes, strict=True):
+    for side, cropped, pixels in zip(whole, crops, sizes, strict=True):
         if cropped % 2:
             raise ValueError(f"Invalid crop={crop!r}: rows and columns of a centre crop must be even.")
         if cropped % pixels:
             raise ValueError(
                 f"Invalid size={size!r}: it must divide the {cropped} pixels that are left of the image "
-                f"({resolution} before the crop)."
+                f"({side} before the crop)."
             )
-        spans.append(Span((resolution - cropped) // 2, (resolution + cropped) // 2))
+        spans.append(Span((side - cropped) // 2, (side + cropped) // 2))
         pool.append(cropped // pixels)
     return Region(spans[0], spans[1]), (pool[0], pool[1])
 
 
-def _pair(name: str, value: Any, limit: int) -> tuple[int, int]:
+def _pair(name: str, value: Any, limits: tuple[int, int]) -> tuple[int, int]:
     """Return rows and columns from two numbers, or from one for both."""
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
-        return integer(name, value[0], 1, limit), integer(name, value[1], 1, limit)
-    side = integer(name, value, 1, limit)
+        return integer(name, value[0], 1, limits[0]), integer(name, value[1], 1, limits[1])
+    side = integer(name, value, 1, min(limits))
     return side, side
 
 

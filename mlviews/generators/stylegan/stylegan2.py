@@ -69,11 +69,18 @@ class StyleGAN2Config:
     label_dim: int = 0  # of the classes' embedding
     label_normalized: bool = True  # z apart from the embedding (StyleGAN2-ADA), or both together (StyleGAN2)
     clamp: float | None = None  # on the outputs of all convolutions (of networks trained in half precision)
+    start: tuple[int, int] = (4, 4)  # rows and columns of the constant; (4, 2) for people, 1024x512
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns at each resolution, before any crop."""
+        rows, columns = self.start
+        return [(rows << index, columns << index) for index in range(len(self.channels))]
 
     @property
     def resolution(self) -> int:
-        """Pixels of one side, before any crop."""
-        return 4 << (len(self.channels) - 1)
+        """Pixels of the longer side, before any crop."""
+        return max(self.sizes[-1])
 
     @property
     def num_styles(self) -> int:
@@ -101,7 +108,7 @@ class StyledConvolution(nn.Module):
         w_dim: values of a w.
         channels_in: I.
         channels: O.
-        resolution: pixels of one side of the whole output.
+        size: rows and columns of the whole output.
         source: the region of the image before it that the input is.
         target: the region that the output is.
         filter: the upsampling filter; None for a convolution that does not upsample.
@@ -119,7 +126,7 @@ class StyledConvolution(nn.Module):
         w_dim: int,
         channels_in: int,
         channels: int,
-        resolution: int,
+        size: tuple[int, int],
         source: Region,
         target: Region,
         filter: Filter | None,
@@ -133,7 +140,7 @@ class StyledConvolution(nn.Module):
         self.style = Linear(w_dim, channels_in)
         self.weight = nn.Parameter(random_normal(channels, channels_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("noise", torch.zeros(resolution, resolution))
+        self.register_buffer("noise", torch.zeros(size))
         self.register_buffer("epsilon", torch.full([channels], 1e-8))
         # These follow from the above, see derive().
         rows, columns = target
@@ -386,11 +393,11 @@ class Convolve(nn.Module):
     def __init__(self, conv: StyledConvolution, const: Tensor | None = None) -> None:
         super().__init__()
         self.conv = conv
-        self.const = None if const is None else nn.Parameter(const)  # [C, 4, 4]: the input of the first one
+        self.const = None if const is None else nn.Parameter(const)  # [C, h, w]: the input of the first one
 
     def forward(self, w: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.const is not None:
-            x = self.const.to(_working_dtype(self.const)).expand(len(w), -1, -1, -1)  # [B, C, 4, 4]
+            x = self.const.to(_working_dtype(self.const)).expand(len(w), -1, -1, -1)  # [B, C, h, w]
             state = (x,)
         with full_precision(w):
             return (self.conv(state[0], w), *state[1:])
@@ -433,21 +440,21 @@ def _working_dtype(like: Tensor) -> torch.dtype:
 
 
 def _steps(
-    config: StyleGAN2Config, regions: dict[int, Regions], pool: tuple[int, int], filter: Filter
+    config: StyleGAN2Config, regions: Sequence[Regions], pool: tuple[int, int], filter: Filter
 ) -> list[nn.Module]:
     """Return one module per style."""
     steps: list[nn.Module] = []
     w_dim, clamp = config.w_dim, config.clamp
-    source = Region(Span(0, 4), Span(0, 4))  # of the constant that the first convolution takes
+    # Of the constant that the first convolution takes.
+    source = Region(*(Span(0, side) for side in config.start))
     image_before = None
     for index, width in enumerate(config.channels):
-        resolution = 4 << index
-        _, second, image_region = regions[resolution]
-        last = resolution == config.resolution
+        _, second, image_region = regions[index]
+        last = index == len(config.channels) - 1
 
         # The style of even index: the resolution's last convolution.
-        conv = StyledConvolution(w_dim, width, width, resolution, source, second, None, clamp)
-        steps.append(Convolve(conv, None if index else random_normal(width, 4, 4)))
+        conv = StyledConvolution(w_dim, width, width, config.sizes[index], source, second, None, clamp)
+        steps.append(Convolve(conv, None if index else random_normal(width, *config.start)))
 
         # The style of odd index: the resolution's image, and the first convolution of the next resolution.
         size = pool if last else (1, 1)
@@ -457,9 +464,9 @@ def _steps(
         image_before = image_region
         up = None
         if not last:
-            source = regions[2 * resolution].first
-            next_width = config.channels[index + 1]
-            up = StyledConvolution(w_dim, width, next_width, 2 * resolution, second, source, filter, clamp)
+            source = regions[index + 1].first
+            next_width, next_size = config.channels[index + 1], config.sizes[index + 1]
+            up = StyledConvolution(w_dim, width, next_width, next_size, second, source, filter, clamp)
         steps.append(Ascend(image, up))
     return steps
 
@@ -505,13 +512,13 @@ class StyleGAN2(MLVGM):
         config = config or StyleGAN2Config()
         filter = filter or Filter()
         runs = style_runs(config.num_styles, groups)
-        region, pool = visible(config.resolution, crop, size)
+        region, pool = visible(config.sizes[-1], crop, size)
         if not (is_number(truncation_psi) and 0 <= truncation_psi <= 1):
             raise ValueError(
                 f"Invalid truncation_psi={truncation_psi!r}: it must be a number from 0 (always the mean "
                 "image) to 1 (no truncation)."
             )
-        steps = _steps(config, needed_regions(config.resolution, region), pool, filter)
+        steps = _steps(config, needed_regions(config.sizes, region), pool, filter)
         super().__init__(
             [Styles(steps[run.start : run.stop]) for run in runs],
             [Level(run_name(run), (config.z_dim,)) for run in runs],
