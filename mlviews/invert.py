@@ -1,9 +1,9 @@
 """Training an inverter: an encoder for a generator that has none.
 
-The first part learns from endless pairs, latents z and the image G(z) that the generator makes of them, without
-any data. The second part, if there are real images, learns to reconstruct them too, and pulls their latents to
-the prior. Every step's samples follow from the seed and the step, so that a resumed run continues the
-interrupted one to the bit, and several processes train what one would.
+The first part learns from endless pairs, latents z and the image G(z) that the generator makes of them,
+without any data. The second part, if there are real images, learns to reconstruct them too, and pulls their
+latents to the prior. Every step's samples follow from the seed and the step, so that a resumed run continues
+the interrupted one to the bit, and several processes train what one would.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,11 +26,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mlviews import checks
-from mlviews.anchors import Sampler
 from mlviews.checks import described, integer, is_number, output_folder, positive
 from mlviews.generators.base import MLVGM
 from mlviews.generators.inverter import Inverter, InverterConfig, excess
 from mlviews.identity import generator_identity
+from mlviews.latents import with_levels
+from mlviews.perturb import Normal
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.runs.files import fingerprint, whole
 from mlviews.runs.processes import check_dtype, launch, mean
@@ -68,7 +70,9 @@ class InverterOptions:
     blocks: int = 1  # residual blocks of the inverter at each resolution
     hidden: int = 256  # scalars that the inverter's heads read
     dtype: str | None = None  # "bfloat16" or "float16" for autocast; None for float32
-    anchor: TruncatedNormal | None = None  # law of the pairs; None: N(0, 1), truncated as the generator prefers
+    anchor: TruncatedNormal | None = (
+        None  # law of the pairs; None: N(0, 1), truncated as the generator prefers
+    )
     held_out: int = 1_000  # real images to evaluate on, at most a fifth of them
     evaluation: int = 512  # pairs to evaluate on
     evaluate_every: int = 250  # steps between evaluations, at which the checkpoint is replaced too
@@ -148,21 +152,23 @@ def train_inverter(
 
     Args:
         generator: an MLVGM; its weights do not change.
-        images: real images to reconstruct, uint8 or float in [0, 1], ``[N, C, H, W]`` of the generator's image
-            shape, N at least 10; None: it learns from the generator's own images alone. Some are held out for
-            the evaluations.
+        images: real images to reconstruct, uint8 or float in [0, 1], ``[N, C, H, W]`` of the generator's
+            image shape, N at least 10; None: it learns from the generator's own images alone. Some are held
+            out for the evaluations.
         out: folder for ``checkpoint.pt``, ``inverter.safetensors`` and ``history.csv``; None keeps nothing on
             disk.
-        start: an inverter of this generator to start from, e.g. to refine it on other images; None: a new one.
+        start: an inverter of this generator to start from, e.g. to refine it on other images; None: a new
+            one.
         device: the kind of device; None: where the generator is.
         devices: processes on this machine, one device each, as for :func:`mlviews.train_walker`.
         fabric: a launched Fabric, in place of device and devices.
-        **options: fields of :class:`InverterOptions`, by keyword; above all steps (20,000), pair_steps (5,000),
-            batch (64), lr (2e-3), dtype (None), seed (0), resume (True) and progress (True).
+        **options: fields of :class:`InverterOptions`, by keyword; above all steps (20,000), pair_steps
+            (5,000), batch (64), lr (2e-3), dtype (None), seed (0), resume (True) and progress (True).
 
     Returns:
-        The best inverter of the run by its evaluations, in eval mode and frozen, on the generator's device. Its
-        ``run`` is an :class:`InverterRun`. ``generator.inverter = inverter`` makes ``generator.encode`` use it.
+        The best inverter of the run by its evaluations, in eval mode and frozen, on the generator's device.
+        Its ``run`` is an :class:`InverterRun`. ``generator.inverter = inverter`` makes ``generator.encode``
+        use it.
 
     Raises:
         ValueError: for an unknown option, a value out of range, images that do not fit, real images with a
@@ -171,18 +177,54 @@ def train_inverter(
     """
     checks.options("train_inverter", options, [item.name for item in dataclasses.fields(InverterOptions)])
     if not isinstance(generator, MLVGM):
-        raise ValueError(f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM.")
+        raise ValueError(
+            f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM."
+        )
     chosen = InverterOptions(**options)
     images = _checked_images(images, generator)
     if start is not None:
         if not isinstance(start, Inverter):
-            raise ValueError(f"Invalid start of type {type(start).__name__}: it must be an Inverter, or None.")
+            raise ValueError(
+                f"Invalid start of type {type(start).__name__}: it must be an Inverter, or None."
+            )
         start.check(generator)
     if fabric is None:
         fabric = launch(generator.freeze(), device or generator.device, devices)
     training = _Training(generator, images, output_folder(out), start, chosen, fabric)
     training.run()
     return training.finish()
+
+
+class Prior:
+    """Latents of given samples: the side of the pairs that is predicted.
+
+    Args:
+        generator: the generator to draw for.
+        law: the law of every scalar; None: N(0, 1) with the truncation that the generator prefers.
+        seed: an integer in ``[0, 2**64)``.
+
+    Raises:
+        ValueError: if the law is no normal.
+    """
+
+    def __init__(self, generator: MLVGM, law: TruncatedNormal | None, seed: int) -> None:
+        self.generator, self.seed = generator, seed
+        self.law = Normal(1.0, generator.truncation) if law is None else law
+        if not isinstance(self.law, TruncatedNormal):
+            raise ValueError(f"Invalid anchor={law!r}: it must be a perturb.Normal(std, truncation, mean).")
+
+    def __call__(self, indices: range, epoch: int) -> tuple[list[Tensor], Tensor | None]:
+        """Return latents of every level, and labels for a class-conditional generator."""
+        law, generator = self.law, self.generator
+        latents = generator.sample_latents(
+            indices, self.seed, epoch, mean=law.mean, std=law.std, truncation=law.truncation
+        )
+        labels = generator.sample_labels(indices, self.seed, epoch) if generator.num_classes else None
+        return latents, labels
+
+    def again(self, indices: range, epoch: int) -> list[Tensor]:
+        """Return other latents of the same samples, level by level."""
+        return self.generator.sample_noise(indices, self.law, self.seed, epoch)
 
 
 # -- what a step minimizes -----------------------------------------------------------------------------------
@@ -197,14 +239,13 @@ class RandomFeatures(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        sizes = [channels, 16, 32, 64]
-        self.stages = nn.ModuleList(
+        stages = [
             nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
-            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        for stage in self.stages:
-            nn.init.orthogonal_(stage.weight.flatten(1))
-            nn.init.normal_(stage.weight, std=1 / math.sqrt(stage.weight[0].numel()))  # type: ignore[arg-type]
+            for before, after in pairwise([channels, 16, 32, 64])
+        ]
+        for stage in stages:
+            nn.init.normal_(stage.weight, std=1 / math.sqrt(stage.weight[0].numel()))
+        self.stages = nn.ModuleList(stages)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -293,7 +334,7 @@ class Inversion(nn.Module):
 
 
 @torch.no_grad()
-def measure_scales(generator: MLVGM, draw: Sampler, features: RandomFeatures, count: int) -> Scales:
+def measure_scales(generator: MLVGM, draw: Prior, features: RandomFeatures, count: int) -> Scales:
     """Measure what each level shows, and the variance of pixels and features, on the generator's samples."""
     totals = [0.0] * len(generator.levels)
     pixels = 0.0
@@ -302,9 +343,9 @@ def measure_scales(generator: MLVGM, draw: Sampler, features: RandomFeatures, co
         indices = range(begin, min(count, begin + CHUNK))
         latents, labels = draw(indices, EVALUATE)
         images = generator(latents, labels)
+        anew = draw.again(indices, EVALUATE)
         for level in range(len(generator.levels)):
-            changed = list(latents)
-            changed[level] = draw.noise(indices, draw.law, EVALUATE, [level])[0]
+            changed = with_levels(latents, [level], [anew[level]])
             change = (generator(changed, labels) - images).square().mean()
             totals[level] += change.item() * len(indices)
         # Two neighbours are two independent samples.
@@ -386,7 +427,7 @@ class _Training:
         _check_shares(options, images is not None, fabric.world_size)
         self.generator, self.images, self.options, self.fabric = generator, images, options, fabric
         self.folder = folder
-        self.draw = Sampler(generator, options.anchor, options.seed)
+        self.draw = Prior(generator, options.anchor, options.seed)
         self.settings = self._settings(start)
         self._hold_out()
         self._make_networks(start)
@@ -471,6 +512,12 @@ class _Training:
                 "seconds": time.perf_counter() - self.begin,
             }
             self.checkpoint.save(state)
+            if self.folder is not None:
+                _write_history(self._history(), self.folder / "history.csv")
+
+    def _history(self) -> list[Evaluation]:
+        """Return the evaluations so far."""
+        return [Evaluation(int(row[0]), int(row[1]), *row[2:]) for row in self.log.history]
 
     def run(self) -> None:
         """Train until the log says that the run is over."""
@@ -490,8 +537,7 @@ class _Training:
         loss = f": loss {self.log.losses[-1]:.3f}" if self.log.losses else ""
         if not self.log.history:
             return loss
-        newest = Evaluation(*self.log.history[-1])  # type: ignore[arg-type]
-        return f"{loss}, error {newest.score:.4f} (lowest {self.log.lowest:.4f})"
+        return f"{loss}, error {self._history()[-1].score:.4f} (lowest {self.log.lowest:.4f})"
 
     # -- a step ----------------------------------------------------------------------------------------------
 
@@ -520,7 +566,7 @@ class _Training:
         return min(1.0, (step + 1) / WARMUP) * decay
 
     def _batch(self, step: int) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Return this process's share of a step: images, the pairs' first, and the pairs' latents and labels."""
+        """Return this process's images of a step, the pairs' first, and the pairs' latents and labels."""
         options = self.options
         mixed = self._mixed(step)
         pairs = options.pairs if mixed else options.batch
@@ -599,7 +645,7 @@ class _Training:
 
     def finish(self) -> Inverter:
         """Return the best inverter with its run, after its files are written."""
-        history = [Evaluation(int(row[0]), int(row[1]), *row[2:]) for row in self.log.history]
+        history = self._history()
         best = history[max(self.log.best, 0)]
         inverter = copy.deepcopy(self.inverter)
         if self.best:
@@ -618,7 +664,6 @@ class _Training:
         inverter.eval().requires_grad_(False)
         if self.folder is not None and self.fabric.global_rank == 0:
             inverter.save(self.folder / "inverter.safetensors")
-            _write_history(history, self.folder / "history.csv")
         return inverter
 
 
@@ -638,25 +683,32 @@ def _checked_images(images: Any, generator: MLVGM) -> Tensor | None:
         return None
     if generator.num_classes:
         raise ValueError(
-            f"Invalid images=...: generator {generator.name!r} needs the class of every image to reconstruct it. "
+            f"Invalid images: generator {generator.name!r} needs the class of every image to reconstruct it. "
             "Load it with one class (label=K of biggan), or leave images out."
         )
     shape = tuple(generator.image_shape)
-    fits = isinstance(images, Tensor) and images.ndim == 4 and tuple(images.shape[1:]) == shape
-    if not fits or not (images.dtype == torch.uint8 or images.is_floating_point()):
+    if not isinstance(images, Tensor) or not _fits(images, shape):
         raise ValueError(
-            f"Invalid images, {described(images)}: expected a tensor of uint8, or of floats in [0, 1], of shape "
-            f"(N, {', '.join(map(str, shape))})."
+            f"Invalid images, {described(images)}: expected a tensor of uint8, or of floats in [0, 1], of "
+            f"shape (N, {', '.join(map(str, shape))})."
         )
     if len(images) < 10:
-        raise ValueError(f"Invalid images: there are {len(images)}, and at least 10 are needed; or leave them out.")
+        raise ValueError(
+            f"Invalid images: there are {len(images)}, and at least 10 are needed; or leave them out."
+        )
     low, high = images.min().item(), images.max().item()
     if images.is_floating_point() and not (low >= 0 and high <= 1):  # NaN fails too
         raise ValueError(
-            f"Invalid images from {low:.3g} to {high:.3g}: floats must be in [0, 1]; divide by 255 if they are "
-            "gray values."
+            f"Invalid images from {low:.3g} to {high:.3g}: floats must be in [0, 1]; divide by 255 if they "
+            "are gray values."
         )
     return images
+
+
+def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
+    """Are these images ``[N, *shape]``, of bytes or floats?"""
+    is_image_type = images.dtype == torch.uint8 or images.is_floating_point()
+    return is_image_type and images.ndim == 4 and tuple(images.shape[1:]) == shape
 
 
 def _check_shares(options: InverterOptions, real: bool, processes: int) -> None:
@@ -664,8 +716,8 @@ def _check_shares(options: InverterOptions, real: bool, processes: int) -> None:
     for name, count in (("batch", options.batch), ("pairs", options.pairs if real else 0)):
         if count % processes:
             raise ValueError(
-                f"Invalid {name}={count} for {processes} processes: it counts over all of them, and must be a "
-                "multiple of them."
+                f"Invalid {name}={count} for {processes} processes: it counts over all of them, and must be "
+                "a multiple of them."
             )
 
 

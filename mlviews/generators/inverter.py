@@ -1,7 +1,7 @@
 """The network that inverts a generator: images to the latents that decode to them.
 
-It stands in for the encoder that most generators do not have. :func:`mlviews.train_inverter` trains it on pairs
-of latents and the images that the generator makes of them, and on real images.
+It stands in for the encoder that most generators do not have. :func:`mlviews.train_inverter` trains it on
+pairs of latents and the images that the generator makes of them, and on real images.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Inverter(nn.Module):
     """A residual convolutional network from images to latents, with one head per level.
 
     The trunk halves the image until a side is at most four pixels long, so it fits images from 28 to 256
-    pixels. Its output is differentiable with respect to the images. Of a tied generator (StyleGAN2: all levels
-    share one z) it predicts the shared draw, and all levels hold it. (Published StyleGAN2 encoders predict one
-    w per level, which enters after the mapping network; that way is not taken yet.)
+    pixels. Its output is differentiable with respect to the images. Of a tied generator (StyleGAN2: all
+    levels share one z) it predicts the shared draw, and all levels hold it. (Published StyleGAN2 encoders
+    predict one w per level, which enters after the mapping network; that way is not taken yet.)
 
     Args:
         config: the architecture, with the levels and the image shape of the generator to invert.
@@ -97,7 +97,7 @@ class Inverter(nn.Module):
 
     @classmethod
     def of(cls, generator: MLVGM, **options: Any) -> Inverter:
-        """Return an untrained inverter of a generator; the options are ``width``, ``blocks`` and ``hidden``."""
+        """Return an untrained inverter of a generator; options are ``width``, ``blocks``, ``hidden``."""
         levels = tuple((level.name, level.shape) for level in generator.levels)
         return cls(InverterConfig(generator.image_shape, levels, generator.tied, **options))
 
@@ -126,8 +126,8 @@ class Inverter(nn.Module):
         """Raise a ValueError if it was made for other levels or another image shape than the generator's."""
         if self.image_shape != tuple(generator.image_shape):
             raise ValueError(
-                f"This inverter takes images of shape {self.image_shape}, and generator {generator.name!r} makes "
-                f"{tuple(generator.image_shape)}: train its own with mlviews.train_inverter."
+                f"This inverter takes images of shape {self.image_shape}, and generator {generator.name!r} "
+                f"makes {tuple(generator.image_shape)}: train its own with mlviews.train_inverter."
             )
         if self.levels != generator.levels or self.config.tied != generator.tied:
             raise ValueError(
@@ -150,8 +150,8 @@ class Inverter(nn.Module):
     ) -> list[Tensor]:
         """Return latents that reconstruct images better, by a few steps of Adam on the latents themselves.
 
-        The loss is the mean squared error of each image plus a small pull of its latents to the prior. An image
-        does not depend on the others of its batch, and never gets worse.
+        The loss is the mean squared error of each image plus a small pull of its latents to the prior. An
+        image does not depend on the others of its batch, and never gets worse.
 
         Args:
             generator: the generator that this inverter is for.
@@ -184,8 +184,8 @@ class Inverter(nn.Module):
             error = (generator.decode(whole, labels) - images).square().flatten(1).mean(dim=1)  # [B]
             better = error.detach() < lowest
             lowest = torch.where(better, error.detach(), lowest)
-            for kept_latent, z in zip(best, free, strict=True):
-                kept_latent[better] = z.detach()[better]
+            for lowest_latent, z in zip(best, free, strict=True):
+                lowest_latent[better] = z.detach()[better]
             if step == steps or not len(images):
                 break
             pull = torch.stack([excess(z) for z in free]).mean(dim=0)  # [B]
