@@ -162,8 +162,37 @@ def train_inverter(
         device: the kind of device; None: where the generator is.
         devices: processes on this machine, one device each, as for :func:`mlviews.train_walker`.
         fabric: a launched Fabric, in place of device and devices.
-        **options: fields of :class:`InverterOptions`, by keyword; above all steps (20,000), pair_steps
-            (5,000), batch (64), lr (2e-3), dtype (None), seed (0), resume (True) and progress (True).
+        **options: fields of :class:`InverterOptions`, by keyword:
+
+            - batch (64): images of a step, over all processes.
+            - steps (20,000): at most.
+            - pair_steps (5,000): of them on pairs alone, before real images join; without images all are.
+            - pairs (16): of a batch that stay pairs once real images have joined.
+            - lr (2e-3): AdamW's largest rate, which rises over the first 100 steps.
+            - decay_from (0.4): share of the steps after which the rate falls along a line.
+            - average (0.995): share of the moving average of the weights that a step keeps. The inverter that
+              is evaluated and returned is the average.
+            - latent (0.1): weight of the mean squared error of pairs' latents, levels weighted by how much an
+              image changes when they are drawn anew.
+            - image (1.0): weight of the mean squared error of the reconstructed images, in units of the
+              variance of the generator's pixels.
+            - feature (0.1): weight of the same in the features of a fixed random network.
+            - pull (0.005): weight of the pull of real images' latents to a mean square of 1, the prior's.
+            - width (48): channels of the inverter at 16 pixels. It, blocks and hidden are those of ``start``
+              where there is one.
+            - blocks (1): residual blocks of the inverter at each resolution.
+            - hidden (256): scalars that the inverter's heads read.
+            - dtype (None): "bfloat16" or "float16" for autocast; None for float32.
+            - anchor (None): law of the pairs; None: N(0, 1) truncated as the generator prefers.
+            - held_out (1,000): real images to evaluate on, at most a fifth of them.
+            - evaluation (512): pairs to evaluate on.
+            - evaluate_every (250): steps between evaluations, at which the checkpoint is replaced too.
+            - patience (20): evaluations without a better one after which the run ends.
+            - tolerance (0.002): share by which an evaluation has to be lower to count as a better one.
+            - seed (0): of the pairs, the order of the images and the first weights.
+            - resume (True): go on from ``out``'s checkpoint. The result is that of a run that was never
+              stopped.
+            - progress (True): show a bar.
 
     Returns:
         The best inverter of the run by its evaluations, in eval mode and frozen, on the generator's device.

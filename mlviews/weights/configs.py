@@ -57,7 +57,7 @@ def load(path: str | Path, format: str, kind: type[Config], build: Callable[[Con
 def _with_tuples(value: Any) -> Any:
     """Return a JSON value with tuples in the place of lists, which JSON makes of tuples."""
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(_with_tuples(part) for part in value)
     if isinstance(value, dict):
         return {name: _with_tuples(part) for name, part in value.items()}
     return value
