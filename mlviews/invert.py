@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,41 @@ SILENT = ("resume", "progress")
 """Options that do not change what is trained."""
 
 
+class Images(Protocol):
+    """Real images by number, as a folder of them can be: what ``images=`` takes besides a tensor."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def batch(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Return these images on the device, uint8 or float in [0, 1], ``[B, C, H, W]``."""
+
+    def identity(self) -> str:
+        """Return a digest that tells these images from others."""
+
+
+class TensorImages:
+    """The images of a tensor, uint8 or float in [0, 1], ``[N, C, H, W]``."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Return these images on the device."""
+        rows = torch.tensor(list(numbers), dtype=torch.int64, device=self.images.device)
+        return self.images[rows].to(device)
+
+    def identity(self) -> str:
+        """Return sixteen hex digits that tell the images from others."""
+        digest = hashlib.sha256(f"{self.images.dtype} {tuple(self.images.shape)}".encode())
+        for part in self.images.split(4096):
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
 class Evaluation(NamedTuple):
     """The moving average's inverter at one step, on samples that it does not learn from."""
 
@@ -139,7 +174,7 @@ class InverterRun:
 @torch.enable_grad()
 def train_inverter(
     generator: MLVGM,
-    images: Tensor | None = None,
+    images: Tensor | Images | None = None,
     out: str | Path | None = None,
     *,
     start: Inverter | None = None,
@@ -152,9 +187,9 @@ def train_inverter(
 
     Args:
         generator: an MLVGM; its weights do not change.
-        images: real images to reconstruct, uint8 or float in [0, 1], ``[N, C, H, W]`` of the generator's
-            image shape, N at least 10; None: it learns from the generator's own images alone. Some are held
-            out for the evaluations.
+        images: real images to reconstruct: a tensor, uint8 or float in [0, 1], ``[N, C, H, W]`` of the
+            generator's image shape, or an object with the methods of :class:`Images`; N at least 10. None: it
+            learns from the generator's own images alone. Some are held out for the evaluations.
         out: folder for ``checkpoint.pt``, ``inverter.safetensors`` and ``history.csv``; None keeps nothing on
             disk.
         start: an inverter of this generator to start from, e.g. to refine it on other images; None: a new
@@ -210,7 +245,7 @@ def train_inverter(
             f"Invalid generator of type {type(generator).__name__}: it must be an mlviews.MLVGM."
         )
     chosen = InverterOptions(**options)
-    images = _checked_images(images, generator)
+    real = _checked_images(images, generator)
     if start is not None:
         if not isinstance(start, Inverter):
             raise ValueError(
@@ -219,7 +254,7 @@ def train_inverter(
         start.check(generator)
     if fabric is None:
         fabric = launch(generator.freeze(), device or generator.device, devices)
-    training = _Training(generator, images, output_folder(out), start, chosen, fabric)
+    training = _Training(generator, real, output_folder(out), start, chosen, fabric)
     training.run()
     return training.finish()
 
@@ -437,7 +472,7 @@ class _Training:
 
     Args:
         generator: an MLVGM on Fabric's device.
-        images: real images, uint8 or float ``[N, C, H, W]``; None for none.
+        images: real images; None for none.
         folder: where its files go; None keeps nothing on disk.
         start: the inverter whose weights to start from; None for new ones.
         options: how to train.
@@ -447,7 +482,7 @@ class _Training:
     def __init__(
         self,
         generator: MLVGM,
-        images: Tensor | None,
+        images: Images | None,
         folder: Path | None,
         start: Inverter | None,
         options: InverterOptions,
@@ -471,7 +506,7 @@ class _Training:
             del options[name]
         return {
             "generator": generator_identity(self.generator),
-            "images": None if self.images is None else _digest(self.images),
+            "images": None if self.images is None else self.images.identity(),
             "start": None if start is None else fingerprint(start),
             **options,
             "anchor": dataclasses.asdict(self.draw.law),
@@ -627,7 +662,7 @@ class _Training:
     def _real(self, rows: Tensor) -> Tensor:
         """Return real images as floats on the run's device."""
         assert self.images is not None
-        images = self.images[rows.to(self.images.device)].to(self.fabric.device)
+        images = self.images.batch(rows.tolist(), self.fabric.device)
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
     # -- evaluation and result -------------------------------------------------------------------------------
@@ -706,7 +741,7 @@ def _at_least_0(name: str, value: Any) -> float:
     return float(value)
 
 
-def _checked_images(images: Any, generator: MLVGM) -> Tensor | None:
+def _checked_images(images: Any, generator: MLVGM) -> Images | None:
     """Return the real images if they fit the generator."""
     if images is None:
         return None
@@ -715,23 +750,32 @@ def _checked_images(images: Any, generator: MLVGM) -> Tensor | None:
             f"Invalid images: generator {generator.name!r} needs the class of every image to reconstruct it. "
             "Load it with one class (label=K of biggan), or leave images out."
         )
-    shape = tuple(generator.image_shape)
+    methods = ("__len__", "batch", "identity")
+    if isinstance(images, Tensor) or not all(hasattr(images, name) for name in methods):
+        images = _checked_tensor(images, tuple(generator.image_shape))
+    if len(images) < 10:
+        raise ValueError(
+            f"Invalid images: there are {len(images)}, and at least 10 are needed; or leave them out."
+        )
+    real: Images = images
+    return real
+
+
+def _checked_tensor(images: Any, shape: tuple[int, ...]) -> TensorImages:
+    """Return a tensor's images, which have this shape and are in [0, 1] unless they are bytes."""
     if not isinstance(images, Tensor) or not _fits(images, shape):
         raise ValueError(
             f"Invalid images, {described(images)}: expected a tensor of uint8, or of floats in [0, 1], of "
             f"shape (N, {', '.join(map(str, shape))})."
         )
-    if len(images) < 10:
-        raise ValueError(
-            f"Invalid images: there are {len(images)}, and at least 10 are needed; or leave them out."
-        )
-    low, high = images.min().item(), images.max().item()
-    if images.is_floating_point() and not (low >= 0 and high <= 1):  # NaN fails too
-        raise ValueError(
-            f"Invalid images from {low:.3g} to {high:.3g}: floats must be in [0, 1]; divide by 255 if they "
-            "are gray values."
-        )
-    return images
+    if images.is_floating_point() and len(images):
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):  # NaN fails too
+            raise ValueError(
+                f"Invalid images from {low:.3g} to {high:.3g}: floats must be in [0, 1]; divide by 255 if "
+                "they are gray values."
+            )
+    return TensorImages(images)
 
 
 def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
@@ -748,14 +792,6 @@ def _check_shares(options: InverterOptions, real: bool, processes: int) -> None:
                 f"Invalid {name}={count} for {processes} processes: it counts over all of them, and must be "
                 "a multiple of them."
             )
-
-
-def _digest(images: Tensor) -> str:
-    """Return sixteen hex digits that tell a tensor of images from others."""
-    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
-    for part in images.split(4096):
-        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _mean_square(latents: Sequence[Tensor]) -> float:

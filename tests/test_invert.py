@@ -297,6 +297,25 @@ def test_other_settings_do_not_go_on_from_it(
         del TRAINING["out"]
 
 
+class Album:
+    """Images that come by number, as those of a folder do."""
+
+    def __len__(self) -> int:
+        return len(real())
+
+    def batch(self, numbers: list[int], device: torch.device) -> Tensor:
+        return real()[numbers].to(device)
+
+    def identity(self) -> str:
+        return "holiday"
+
+
+def test_images_by_number(whole: tuple[Inverter, Path]) -> None:
+    inverter = train_inverter(Toy(), Album(), **TRAINING)
+    assert inverter.provenance["images"] == "holiday"
+    assert same(inverter, whole[0])
+
+
 def test_a_run_stops_once_it_gets_no_better() -> None:
     inverter = train_inverter(
         Toy(), real(), **{**TRAINING, "steps": 60, "lr": 1e-9, "patience": 2, "tolerance": 0.1}
