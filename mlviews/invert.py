@@ -58,7 +58,7 @@ class InverterOptions:
     batch: int = 64  # images of a step, over all processes
     steps: int = 20_000  # at most
     pair_steps: int = 5_000  # of them on pairs alone, before real images join; without images all are
-    pairs: int = 16  # of a batch that stay pairs once real images have joined
+    pairs: int | None = None  # of a batch that stay pairs once real images have joined; None: a quarter
     lr: float = 2e-3  # AdamW's largest rate
     decay_from: float = 0.4  # share of the steps after which the rate falls along a line
     average: float = 0.995  # share of the moving average of the weights that a step keeps
@@ -88,7 +88,8 @@ class InverterOptions:
         self.evaluate_every = integer("evaluate_every", self.evaluate_every, 1)
         self.patience = integer("patience", self.patience, 1)
         self.pair_steps = integer("pair_steps", self.pair_steps, 0)
-        self.pairs = integer("pairs", self.pairs, 0, self.batch - 1)
+        pairs = self.batch // 4 if self.pairs is None else self.pairs
+        self.pairs = integer("pairs", pairs, 0, self.batch - 1)
         self.lr = positive("lr", self.lr)
         self.image = positive("image", self.image)
         for name in ("latent", "feature", "pull"):
@@ -202,7 +203,7 @@ def train_inverter(
             - batch (64): images of a step, over all processes.
             - steps (20,000): at most.
             - pair_steps (5,000): of them on pairs alone, before real images join; without images all are.
-            - pairs (16): of a batch that stay pairs once real images have joined.
+            - pairs (None): of a batch that stay pairs once real images have joined; None: a quarter.
             - lr (2e-3): AdamW's largest rate, which rises over the first 100 steps.
             - decay_from (0.4): share of the steps after which the rate falls along a line.
             - average (0.995): share of the moving average of the weights that a step keeps. The inverter that
@@ -491,6 +492,7 @@ class _Training:
         _check_shares(options, images is not None, fabric.world_size)
         self.generator, self.images, self.options, self.fabric = generator, images, options, fabric
         self.folder = folder
+        self.pairs = options.pairs or 0  # of a batch, once real images have joined
         self.draw = Prior(generator, options.anchor, options.seed)
         self.settings = self._settings(start)
         self._hold_out()
@@ -633,7 +635,7 @@ class _Training:
         """Return this process's images of a step, the pairs' first, and the pairs' latents and labels."""
         options = self.options
         mixed = self._mixed(step)
-        pairs = options.pairs if mixed else options.batch
+        pairs = self.pairs if mixed else options.batch
         latents, labels = self.draw(self._places(step * options.batch, pairs), TRAIN)
         images = self.generator(latents, labels)
         if mixed:
@@ -786,7 +788,8 @@ def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
 
 def _check_shares(options: InverterOptions, real: bool, processes: int) -> None:
     """Raise a ValueError if a batch cannot be shared evenly among the processes."""
-    for name, count in (("batch", options.batch), ("pairs", options.pairs if real else 0)):
+    pairs = options.pairs or 0
+    for name, count in (("batch", options.batch), ("pairs", pairs if real else 0)):
         if count % processes:
             raise ValueError(
                 f"Invalid {name}={count} for {processes} processes: it counts over all of them, and must be "

@@ -14,7 +14,7 @@ from mlviews.cli import app
 from mlviews.perturb import Walker
 
 run = CliRunner().invoke
-COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "export")
+COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "inverter", "export")
 
 
 def failing(*arguments: str) -> str:
