@@ -95,12 +95,13 @@ def measure(
         encoding += time.perf_counter() - begin
         squares += torch.stack([z.square().mean() for z in latents]) * len(batch)
         anew = generator.sample_latents(batch, seed)
-        for kept, total in zip(range(depth, 0, -1), totals, strict=True):
-            total.add(images, test.labels[batch], generator([*latents[:kept], *anew[kept:]]))
+        for levels, total in zip(range(depth, 0, -1), totals, strict=True):
+            total.add(images, test.labels[batch], generator([*latents[:levels], *anew[levels:]]))
     count = len(test.images)
     shared = {"encoding_ms": 1000 * encoding / count, "mean_square": (squares / count).tolist()}
     figures = [
-        {"levels": kept, **total.figures()} for kept, total in zip(range(depth, 0, -1), totals, strict=True)
+        {"levels": levels, **total.figures()}
+        for levels, total in zip(range(depth, 0, -1), totals, strict=True)
     ]
     figures[0] |= shared
     return figures

@@ -326,7 +326,7 @@ def test_a_run_stops_once_it_gets_no_better() -> None:
 
 
 def test_a_run_starts_from_another_ones_inverter(whole: tuple[Inverter, Path]) -> None:
-    options = {**TRAINING, "steps": 4, "pair_steps": 0, "lr": 1e-6, "evaluate_every": 2}
+    options = {**TRAINING, "steps": 4, "pair_steps": 0, "pairs": 0, "lr": 1e-6, "evaluate_every": 2}
     further = train_inverter(Toy(), real(), start=whole[0], **options)
     assert further.run.history[0].real_error == pytest.approx(whole[0].run.best.real_error, rel=0.01)
     assert further.provenance["start"] == fingerprint(whole[0])
