@@ -24,7 +24,7 @@ from mlviews.generators.base import MLVGM, Latents, Level, as_levels
 from mlviews.weights import configs, files
 
 SMALLEST = 4  # pixels of a side at which the trunk stops halving
-REFINE_RATE = 0.05  # Adam's first rate for latents that are refined, in the prior's standard deviations
+REFINE_RATE = 0.1  # Adam's first rate for latents that are refined, in the prior's standard deviations
 REFINE_PULL = 1e-3  # weight of the pull to the prior, of the mean squared error
 
 
