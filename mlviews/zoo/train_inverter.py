@@ -15,7 +15,7 @@ import typer
 
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.generators import load_generator
-from mlviews.invert import train_inverter
+from mlviews.invert import Inverter, train_inverter
 
 RECIPES: dict[str, dict[str, Any]] = {
     # A short run: on one thread of a busy machine its steps take half an hour to an hour.
@@ -40,6 +40,10 @@ def main(
         Path,
         typer.Option(help="Folder for checkpoint, history and weights; resumed if it has a checkpoint."),
     ],
+    steps: Annotated[int | None, typer.Option(help="Steps, at most. Default: the recipe's.", min=1)] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="An inverter's file to start from. Default: fresh weights.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of pairs, the order of images and first weights.", min=0)] = 0,
     bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
@@ -50,14 +54,18 @@ def main(
         raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(RECIPES)}.")
     if threads:
         torch.set_num_threads(threads)
+    options = dict(RECIPES[recipe])
+    if steps is not None:
+        options["steps"] = steps
     inverter = train_inverter(
         load_generator(recipe),
         load_fashion_mnist(data, "train").images,
         out,
+        start=None if start is None else Inverter.load(start),
         seed=seed,
         dtype="bfloat16" if bf16 else None,
         progress=progress,
-        **RECIPES[recipe],
+        **options,
     )
     inverter.provenance["data"] = "Fashion-MNIST train, 60 000 images"
     path = out / f"{recipe}-inverter.safetensors"
