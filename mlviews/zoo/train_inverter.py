@@ -57,6 +57,8 @@ def main(
     options = dict(RECIPES[recipe])
     if steps is not None:
         options["steps"] = steps
+    if start is not None:
+        options["pair_steps"] = 0  # it has learned from pairs alone already
     inverter = train_inverter(
         load_generator(recipe),
         load_fashion_mnist(data, "train").images,
