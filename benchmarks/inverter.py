@@ -138,7 +138,7 @@ def main(
         Path, typer.Option(help="The classifier's file; trained first if it is missing.")
     ] = Path("runs/classifier.safetensors"),
     images: Annotated[int, typer.Option(help="Test images, the first ones.", min=10)] = 10_000,
-    refined: Annotated[int, typer.Option(help="Of them, those that are refined too.", min=10)] = 1_000,
+    refined: Annotated[int, typer.Option(help="Of them, those that are refined too.", min=10)] = 300,
     steps: Annotated[int, typer.Option(help="Of optimization, of those that are refined.", min=1)] = 30,
     inverter: Annotated[
         Path | None, typer.Option(help="Of fashion; the bundled one if none is given.")
