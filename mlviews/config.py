@@ -106,8 +106,9 @@ def _with_paths(values: dict[Any, Any], folder: Path | None) -> dict[Any, Any]:
         elif key in values:
             values[key] = located(values[key])
     generator = values.get("generator")
-    if isinstance(generator, Mapping) and "weights" in generator:
-        values["generator"] = {**generator, "weights": located(generator["weights"])}
+    if isinstance(generator, Mapping):
+        paths = {key: located(generator[key]) for key in ("weights", "inverter") if key in generator}
+        values["generator"] = {**generator, **paths}
     for walker in _walkers(values.get("perturb")).values():
         if "path" in walker:
             walker["path"] = located(walker["path"])

@@ -19,6 +19,7 @@ LAYERS = [
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.perturb"],
     ["mlviews.identity"],
+    ["mlviews.invert"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.step"],
     ["mlviews.source"],
