@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -108,16 +108,16 @@ def measure_into(path: Path, key: Key, budget: Budget) -> Cell:
     return cell
 
 
-def measure_all(missing: dict[Key, Path], budget: Budget, jobs: int, console: Console) -> None:
-    """Measure cells in processes, each of which writes its cell's file."""
+def run_in_processes(
+    function: Callable[..., Cell], tasks: dict[Path, tuple[Any, ...]], jobs: int, console: Console
+) -> None:
+    """Call a function for each cell's file, in processes, each of which writes its cell's file."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of scikit-learn's solver, in the workers
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(measure_into, path, key, budget): path.stem for key, path in missing.items()}
+        futures = {pool.submit(function, *arguments): path.stem for path, arguments in tasks.items()}
         for number, future in enumerate(as_completed(futures), 1):
-            cell = future.result()
-            scores = ", ".join(f"{name} {score:.1f}" for name, score in cell["scores"].items())
-            seconds = sum(cell["seconds"].values())
-            console.print(f"{number}/{len(missing)} {futures[future]}: {scores}; {seconds:.0f} s")
+            scores = ", ".join(f"{name} {score:.1f}" for name, score in future.result()["scores"].items())
+            console.print(f"{number}/{len(tasks)} {futures[future]}: {scores}")
 
 
 def check_budget(budget: Budget, work: Path) -> None:
@@ -318,7 +318,8 @@ def main(
             for key, path in paths.items()
             if not path.exists() and (poor or SOURCES[key[1]].group != "quality")
         }
-        measure_all(missing, budget, jobs, console)
+        tasks = {path: (path, key, budget) for key, path in missing.items()}
+        run_in_processes(measure_into, tasks, jobs, console)
 
     cells = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
     if not cells:

@@ -6,6 +6,7 @@ from mlviews.config import list_presets
 from mlviews.errors import WeightsError
 from mlviews.generators import MLVGM, Level, list_generators, load_generator, wrap_generator
 from mlviews.impact import ImpactReport, measure_impact, train_walker
+from mlviews.invert import train_inverter
 from mlviews.mi.estimate import MIEstimate, estimate_mi
 from mlviews.mi.infonce import info_nce, mi_lower_bound
 from mlviews.source import MLViewSource
@@ -30,6 +31,7 @@ __all__ = [
     "measure_impact",
     "mi_lower_bound",
     "perturb",
+    "train_inverter",
     "train_walker",
     "transforms",
     "wrap_generator",

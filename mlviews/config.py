@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mlviews import checks, perturb, transforms
-from mlviews.documents import plain, read_yaml
+from mlviews.documents import is_missing, plain, read_yaml
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators import MLVGM, load_generator
 from mlviews.weights.download import is_remote
@@ -26,6 +26,7 @@ ARGUMENTS = (
     "batch_size", "num_samples", "num_views", "crops", "pool",
     "seed", "device", "layout", "rank", "world_size", "drop_last",
     "micro_batch_size", "dtype", "compile",
+    "images", "generated", "anchor_view",
 )  # fmt: skip
 """The arguments of :class:`mlviews.MLViewSource`, in its order."""
 
@@ -60,8 +61,11 @@ def load_config(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides
     preset = values.pop("preset", None)
     if preset is None:
         return values
-    base = _mapping(PRESETS / f"{checks.choice('preset', preset, list_presets())}.yaml")
-    return {**base, **values}
+    path = PRESETS / f"{checks.choice('preset', preset, list_presets())}.yaml"
+    for key, value in read_yaml(path).items():
+        if is_missing(value) and key not in values:
+            raise ValueError(f"Preset {preset!r} needs {key}: give {key}=..., a key of the configuration.")
+    return {**_mapping(path), **values}
 
 
 def _mapping(config: str | Path | Mapping[Any, Any] | DictConfig) -> dict[Any, Any]:
@@ -96,14 +100,15 @@ def _with_paths(values: dict[Any, Any], folder: Path | None) -> dict[Any, Any]:
             path = folder / path
         return str(path)
 
-    for key in ("weights", "walkers"):
+    for key in ("weights", "walkers", "images"):
         if isinstance(values.get(key), Mapping):
             values[key] = {level: located(file) for level, file in values[key].items()}
         elif key in values:
             values[key] = located(values[key])
     generator = values.get("generator")
-    if isinstance(generator, Mapping) and "weights" in generator:
-        values["generator"] = {**generator, "weights": located(generator["weights"])}
+    if isinstance(generator, Mapping):
+        paths = {key: located(generator[key]) for key in ("weights", "inverter") if key in generator}
+        values["generator"] = {**generator, **paths}
     for walker in _walkers(values.get("perturb")).values():
         if "path" in walker:
             walker["path"] = located(walker["path"])
@@ -133,8 +138,14 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig, **over
         arguments["perturb"] = perturb.build(spec)
     if isinstance(arguments.get("anchor"), Mapping):
         arguments["anchor"] = perturb.build({"name": "normal", **arguments["anchor"]})
-    if isinstance(arguments.get("transform"), Mapping | Sequence):
-        arguments["transform"] = transforms.build(arguments["transform"])
+    transform = arguments.get("transform")
+    if isinstance(transform, Mapping) and set(transform) == {"real", "generated"}:
+        arguments["transform"] = {
+            origin: None if pipeline is None else transforms.build(pipeline)
+            for origin, pipeline in transform.items()
+        }
+    elif isinstance(transform, Mapping | Sequence):
+        arguments["transform"] = transforms.build(transform)
     return arguments
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mlviews.checks import integer, is_number
 
 # What a stream of numbers is for; with the view and the level it makes the fourth counter word.
-ANCHOR, NOISE, AUGMENT, LABEL, ORDER = range(5)
+ANCHOR, NOISE, AUGMENT, LABEL, ORDER, ORIGIN = range(6)
 MAX_VIEWS, MAX_LEVELS = 1 << 12, 1 << 16  # the most that the word has room for
 
 _MASK = 0xFFFFFFFF
@@ -102,7 +102,7 @@ class Field(NamedTuple):
     """One vector to draw for every sample: its length, its stream, and its distribution."""
 
     size: int  # numbers per sample
-    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL, ORDER
+    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL, ORDER, ORIGIN
     view: int
     level: int
     distribution: Uniform | TruncatedNormal

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mlviews import checks, sampling
-from mlviews.anchors import Pool, Prior
+from mlviews.anchors import Images, Pool, Prior
 from mlviews.checks import integer
 from mlviews.config import ARGUMENTS, source_arguments
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
+from mlviews.images import ImageSet, Shape, as_image_set
 from mlviews.perturb import Perturber, assign
 from mlviews.runs import callers
 from mlviews.runs.processes import check_device, check_dtype, resolve_rank
 from mlviews.sampling import TruncatedNormal
-from mlviews.step import Batch, Step, Transform
+from mlviews.step import Batch, ByOrigin, Step, Transform
 from mlviews.transforms import FACTORIES, Augmentation
 
 
@@ -46,6 +48,8 @@ def lightly_layout(batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor, list
     numbers = batch.indices.tolist() if first is None else range(first, first + count)
     return list(batch.views), batch.targets, [f"{number:010d}" for number in numbers]
 
+
+DEFAULT_SAMPLES = 60_000
 
 LAYOUTS: dict[str, Callable[[Batch], Any]] = {
     "pair": pair_layout,
@@ -159,10 +163,18 @@ class MLViewSource(IterableDataset[Any]):
             on images ``[B, C, H, W]``; a sequence of them gives each view its own (or each crop); None for
             raw views in [0, 1].
 
+        images: the user's own images as anchors: a folder (one folder a class, or flat), a map-style data
+            set, or a tensor ``[N, C, H, W]`` (uint8, or floats in [0, 1]); the generator must have an
+            encoder. Targets are their labels, -1 for images that have none. None: anchors are drawn.
+        generated: with ``images``, the probability that a positive is the generator's, for each sample and
+            positive; else it is the image itself.
+        anchor_view: with ``images``, "real": view 0 is the image itself; "reconstructed": what the generator
+            makes of its latents.
+
     How much of it:
 
         batch_size: samples per batch and rank.
-        num_samples: samples per epoch over all ranks.
+        num_samples: samples per epoch over all ranks; None: the number of ``images``, or 60,000 without any.
         num_views: views of each sample, the anchor included.
         crops: for multi-crop training, the view that each image of a batch is cut from: ``(0, 1, 0, 1, 0,
             1)`` with six transforms makes two large crops and four small ones. Each crop is augmented on its
@@ -201,9 +213,9 @@ class MLViewSource(IterableDataset[Any]):
         generator: MLVGM,
         perturb: Perturber | Mapping[int | str, Perturber] | None = None,
         anchor: TruncatedNormal | None = None,
-        transform: Transform | Sequence[Transform | None] | None = None,
+        transform: Transform | Mapping[str, Transform | None] | Sequence[Any] | None = None,
         batch_size: int = 256,
-        num_samples: int = 60_000,
+        num_samples: int | None = None,
         num_views: int = 2,
         crops: Sequence[int] | None = None,
         pool: bool = False,
@@ -216,12 +228,20 @@ class MLViewSource(IterableDataset[Any]):
         micro_batch_size: int | None = None,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,
+        images: str | Path | Tensor | Dataset[Any] | ImageSet | None = None,
+        generated: float = 1.0,
+        anchor_view: str = "real",
     ) -> None:
         parameters = locals()
         self.arguments = {name: parameters[name] for name in ARGUMENTS}
         self._generator = generator = _generator(generator)
         self.assignments = assign(perturb, generator.levels)
         self.batch_size = integer("batch_size", batch_size, 1)
+        self.images = (
+            None if images is None else as_image_set(images, Shape(*generator.image_shape, generator.border))
+        )
+        if num_samples is None:
+            num_samples = DEFAULT_SAMPLES if self.images is None else len(self.images)
         self.num_samples = integer("num_samples", num_samples, 1, 1 << 32)
         self.num_views = integer("num_views", num_views, 1, sampling.MAX_VIEWS)
         self.crops = _crops(crops, self.num_views)
@@ -237,7 +257,7 @@ class MLViewSource(IterableDataset[Any]):
         if micro_batch_size is None:
             micro_batch_size = self.batch_size
         self.micro_batch_size = integer("micro_batch_size", micro_batch_size, 1)
-        anchors = Pool(generator, anchor, self.num_samples) if self.pool else Prior(generator, anchor)
+        anchors = self._anchors(anchor, generated, anchor_view)
         self.anchor = anchors.law
         self.step = Step(
             generator,
@@ -254,6 +274,26 @@ class MLViewSource(IterableDataset[Any]):
         )
         self.cursor = Cursor()
         len(self)  # an impossible size or rank is an error here, not at the first batch
+
+    def _anchors(self, law: TruncatedNormal | None, generated: float, anchor_view: str) -> Prior:
+        """Return where the anchors come from."""
+        if self.images is None:
+            if (generated, anchor_view) != (1.0, "real"):
+                raise ValueError(
+                    f"generated={generated!r} and anchor_view={anchor_view!r} are of a source with images=: "
+                    "give a folder, a data set or a tensor, or leave them out."
+                )
+            return Pool(self._generator, law, self.num_samples) if self.pool else Prior(self._generator, law)
+        return Images(
+            self._generator,
+            law,
+            self.images,
+            self.num_samples,
+            generated,
+            anchor_view,
+            self.pool,
+            self.micro_batch_size,
+        )
 
     @classmethod
     def from_config(cls, config: str | Path | Mapping[Any, Any], **overrides: Any) -> MLViewSource:
@@ -445,7 +485,7 @@ class MLViewSource(IterableDataset[Any]):
 
         ``position`` counts the samples handed out over all ranks.
         """
-        size = {"num_samples": self.num_samples} if self.pool else {}
+        size = {} if self.step.anchors.endless else {"num_samples": self.num_samples}
         return {"seed": self.seed, "epoch": self.epoch, "position": self.cursor.position, **size}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -468,7 +508,8 @@ class MLViewSource(IterableDataset[Any]):
                 f"The state belongs to seed={state['seed']!r}, this source has seed={self.seed}: "
                 "make it with the same seed."
             )
-        if self.pool and state.get("num_samples", self.num_samples) != self.num_samples:
+        finite = not self.step.anchors.endless
+        if finite and state.get("num_samples", self.num_samples) != self.num_samples:
             raise ValueError(
                 f"The state belongs to a pool of num_samples={state['num_samples']!r}, "
                 f"this one has {self.num_samples}, in another order: make it with as many."
@@ -510,21 +551,34 @@ def _crops(crops: object, num_views: int) -> tuple[int, ...]:
 
 
 def _transforms(
-    transform: Transform | Sequence[Transform | None] | None, count: int, views: str, generator: MLVGM
-) -> list[Transform | None]:
+    transform: Any, count: int, views: str, generator: MLVGM
+) -> list[Transform | ByOrigin | None]:
     """Return T_x of each view, or of each crop."""
     transforms = list(transform) if isinstance(transform, Sequence) else [transform] * count
     if len(transforms) != count:
         raise ValueError(
             f"Got {len(transforms)} transforms for {views}: give one for all of them, or one for each."
         )
-    for view_transform in transforms:
-        is_factory = view_transform in FACTORIES  # type: ignore[comparison-overlap]
-        if view_transform is not None and (not callable(view_transform) or is_factory):
+    return [_transform(view_transform, generator) for view_transform in transforms]
+
+
+def _transform(transform: Any, generator: MLVGM) -> Transform | ByOrigin | None:
+    """Return T_x of one view, checked."""
+    if isinstance(transform, ByOrigin | Mapping):
+        origins = transform._asdict() if isinstance(transform, ByOrigin) else dict(transform)
+        if set(origins) != set(ByOrigin._fields):
             raise ValueError(
-                f"Invalid transform={view_transform!r}: use mlviews.transforms.simclr(size=...), "
-                "another callable on images, or None."
+                f"Invalid transform={transform!r}: by origin, give one for 'real' and one for 'generated' "
+                "images."
             )
-        if isinstance(view_transform, Augmentation):
-            view_transform.check(generator.image_shape[0])
-    return transforms
+        real, generated = (_transform(origins[name], generator) for name in ByOrigin._fields)
+        return ByOrigin(real, generated)  # type: ignore[arg-type]
+    is_factory = transform in FACTORIES
+    if transform is not None and (not callable(transform) or is_factory):
+        raise ValueError(
+            f"Invalid transform={transform!r}: use mlviews.transforms.simclr(size=...), "
+            "another callable on images, or None."
+        )
+    if isinstance(transform, Augmentation):
+        transform.check(generator.image_shape[0])
+    return transform  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import sampling
-from mlviews.anchors import Prior
+from mlviews.anchors import Anchors, Prior
 from mlviews.errors import listing
 from mlviews.generators.base import MLVGM
 from mlviews.latents import once, with_levels
@@ -28,6 +28,16 @@ Transform = Callable[[Tensor], Tensor]
 
 Drawn = Mapping[sampling.Name, Tensor]
 
+Origin = Tensor | bool
+"""Which images of a view are the user's own: all, none, or a mask, bool ``[B]``."""
+
+
+class ByOrigin(NamedTuple):
+    """T_x of images that may be the user's own or the generator's, each with a pipeline of its own."""
+
+    real: Transform | None
+    generated: Transform | None
+
 
 class Batch(NamedTuple):
     """What a layout arranges. View 0 is the anchor, the others are its positives."""
@@ -35,7 +45,8 @@ class Batch(NamedTuple):
     views: list[Tensor]  # float images [B, C, H, W], one tensor per view (per crop, if the source has crops)
     indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
     targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
-    latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level
+    latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level; none of
+    # views that are all the user's own images
     first_index: int | None  # of consecutive indices, so that no layout has to ask the device; else None
 
 
@@ -61,7 +72,7 @@ class Step:
         generator: MLVGM,
         anchors: Prior,
         assignments: Sequence[Assignment],
-        transforms: Sequence[Transform | None],
+        transforms: Sequence[Transform | ByOrigin | None],
         crops: tuple[int, ...],
         num_views: int,
         seed: int,
@@ -85,15 +96,19 @@ class Step:
         """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch."""
         device = self.prepare()
         with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
-            indices = self.anchors.indices(start, stop, self.seed, epoch, device)
-            drawn = self.draw(indices, self.anchors.latent_epoch(epoch))
-            anchors, labels = self.anchors(drawn)
-            positives = [self.perturb(anchors, drawn, view) for view in range(1, self.num_views)]
-            latents: list[Sequence[Tensor]] = [anchors, *positives]
-            images = self.decode(latents, labels)
-            views = [self.augment(images[view], indices, epoch, crop) for crop, view in enumerate(self.crops)]
-        targets = torch.full_like(indices, -1) if labels is None else labels
-        return Batch(views, indices, targets, latents, start if self.anchors.endless else None)
+            samples = self.anchors.samples(start, stop, self.seed, epoch, device)
+            drawn = self.draw(samples.indices, self.anchors.latent_epoch(epoch))
+            anchors = self.anchors(samples, drawn)
+            positives = [self.perturb(anchors.latents, drawn, view) for view in range(1, self.num_views)]
+            latents: list[Sequence[Tensor]] = [anchors.latents, *positives]
+            origins = [self.anchors.origins(drawn, view) for view in range(self.num_views)]
+            images = self.images(latents, anchors, origins)
+            views = [
+                self.augment(images[view], samples.indices, epoch, crop, origins[view])
+                for crop, view in enumerate(self.crops)
+            ]
+        first_index = start if self.anchors.endless else None
+        return Batch(views, samples.indices, anchors.targets, latents, first_index)
 
     # -- stages ----------------------------------------------------------------------------------------------
 
@@ -105,7 +120,7 @@ class Step:
         move(self.generator, self.device)
         device = self.generator.device
         check_dtype(self.dtype, device)  # the generator may have been moved since the source was made
-        fields = self.anchors.fields()
+        fields = self.anchors.fields(self.num_views)
         for levels, perturber in self.assignments:
             if isinstance(perturber, nn.Module):
                 move(perturber, device)
@@ -125,7 +140,7 @@ class Step:
     def perturb(self, anchors: Sequence[Tensor], drawn: Drawn, view: int) -> list[Tensor]:
         """Return the latents of one positive (paper, sec. 3.2)."""
         latents = list(anchors)
-        for levels, perturber in self.assignments:
+        for levels, perturber in self.assignments if latents else ():
             inputs = [anchors[level] for level in levels]
             noise = None
             if perturber.law(self.anchors.law) is not None:
@@ -143,6 +158,26 @@ class Step:
                 )
             latents = with_levels(latents, levels, moved)
         return latents
+
+    def images(
+        self, latents: Sequence[Sequence[Tensor]], anchors: Anchors, origins: Sequence[Origin]
+    ) -> list[Tensor]:
+        """Return the images of all views: the generator's, the user's own, or a mixture of the two."""
+        generated = [view for view, origin in enumerate(origins) if origin is not True]
+        decoded = iter(
+            self.decode([latents[view] for view in generated], anchors.labels) if generated else ()
+        )
+        images = []
+        for origin in origins:
+            if origin is False:
+                images.append(next(decoded))
+                continue
+            assert anchors.images is not None
+            if isinstance(origin, Tensor):
+                images.append(torch.where(origin[:, None, None, None], anchors.images, next(decoded)))
+            else:
+                images.append(anchors.images)
+        return images
 
     def decode(self, latents: Sequence[Sequence[Tensor]], labels: Tensor | None) -> list[Tensor]:
         """Return the images of all views; blocks below the first moved level run once for all of them."""
@@ -167,9 +202,21 @@ class Step:
             self._compiled = torch.compile(self.generator.decode_views)
         return self._compiled
 
-    def augment(self, images: Tensor, indices: Tensor, epoch: int, crop: int) -> Tensor:
-        """Return T_x of the images of one view (Augmentation: a function of the samples' indices)."""
+    def augment(self, images: Tensor, indices: Tensor, epoch: int, crop: int, origin: Origin) -> Tensor:
+        """Return T_x of the images of one view; the user's own may have another than the generator's."""
         transform = self.transforms[crop]
+        if not isinstance(transform, ByOrigin):
+            return self.transformed(transform, images, indices, epoch, crop)
+        if isinstance(origin, bool):
+            chosen = transform.real if origin else transform.generated
+            return self.transformed(chosen, images, indices, epoch, crop)
+        real, generated = (self.transformed(part, images, indices, epoch, crop) for part in transform)
+        return torch.where(origin[:, None, None, None], real, generated)
+
+    def transformed(
+        self, transform: Transform | None, images: Tensor, indices: Tensor, epoch: int, crop: int
+    ) -> Tensor:
+        """Return T_x of the images; an Augmentation is a function of the samples' indices."""
         if isinstance(transform, Augmentation):
             return transform(images, indices, seed=self.seed, epoch=epoch, view=crop)
         # A copy: views come in one tensor, may be cut more than once, and a transform may work in place.

@@ -22,7 +22,7 @@ from mlviews.runs import lines
 from mlviews.runs.progress import bar, bars
 
 run = CliRunner().invoke
-COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "export")
+COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "inverter", "export")
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

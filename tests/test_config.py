@@ -17,6 +17,7 @@ import mlviews
 from mlviews import MLViewSource, WeightsError, transforms
 from mlviews.config import ARGUMENTS, KEYS, load_config
 from mlviews.perturb import Normal, Resample, Walker
+from mlviews.step import ByOrigin
 
 DOCUMENT = (Path(mlviews.__file__).parent / "presets" / "README.md").read_text()
 
@@ -37,6 +38,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_presets_make_batches(preset: str, files: dict[str, Path]) -> None:
     kind = next((kind for kind in EXTERNAL if preset.startswith(kind)), None)
     config = {"preset": preset, "batch_size": 2, "num_samples": 2}
+    if "real" in preset:
+        with pytest.raises(ValueError, match=rf"Preset '{preset}' needs images: give images="):
+            MLViewSource.from_config(config)
+        config["images"] = torch.rand(3, 1, 28, 28)
     if kind is not None:
         with pytest.raises(ValueError, match=r"no bundled weights: pass weights=FILE"):
             MLViewSource.from_config(config)
@@ -265,3 +270,14 @@ def test_a_file_reads_no_environment(text: str, tmp_path: Path, monkeypatch: pyt
 def test_a_file_may_repeat_its_own_values(tmp_path: Path) -> None:
     (tmp_path / "views.yaml").write_text("preset: fashion-none\nbatch_size: 4\nnum_samples: ${batch_size}\n")
     assert MLViewSource.from_config(tmp_path / "views.yaml").num_samples == 4
+
+
+def test_real_and_generated_images_have_a_pipeline_each() -> None:
+    real, generated = {"name": "simclr", "size": 28}, {"name": "simclr", "size": 28, "color": False}
+    source = MLViewSource.from_config(
+        "fashion-nvae-real-resample",
+        images=torch.rand(3, 1, 28, 28),
+        batch_size=2,
+        transform={"real": real, "generated": generated},
+    )
+    assert source.transforms == [ByOrigin(transforms.simclr(28), transforms.simclr(28, color=False))] * 2

@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["mlviews._version", "mlviews._moved", "mlviews.errors"],
     ["mlviews.checks", "mlviews.documents"],
-    ["mlviews.latents", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
+    ["mlviews.images", "mlviews.latents", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.perturb"],
     ["mlviews.identity"],
+    ["mlviews.invert"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.step"],
     ["mlviews.source"],

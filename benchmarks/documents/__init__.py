@@ -1,6 +1,17 @@
 """The tables that stand in the documents, a module for each document; ``TABLES`` has them by name."""
 
-from documents import generators, impact, integrations, loaders, views, zoo
+from documents import anchors, generators, impact, integrations, loaders, views, zoo
 from documents.common import DOCUMENTS, ROOT, TABLES
 
-__all__ = ["DOCUMENTS", "ROOT", "TABLES", "generators", "impact", "integrations", "loaders", "views", "zoo"]
+__all__ = [
+    "DOCUMENTS",
+    "ROOT",
+    "TABLES",
+    "anchors",
+    "generators",
+    "impact",
+    "integrations",
+    "loaders",
+    "views",
+    "zoo",
+]

@@ -103,6 +103,9 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         # load_generator gives it the name and the options that it was asked for.
         self.name = type(self).__name__
         self.options: dict[str, Any] = {}
+        # Black pixels on each side of the images that it was trained on; a user's images get them too.
+        self.border = 0
+        self.inverter: nn.Module | None = None
         self.tied = tied
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = TruncatedNormal(1.0, truncation).truncation
@@ -112,6 +115,29 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         weight = next((weight for weight in self.blocks.parameters() if weight.is_floating_point()), None)
         place = torch.empty(0, dtype=torch.float32) if weight is None else weight.detach().new_empty(0)
         self.register_buffer("_place", place, persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the inverter is no submodule, as it makes no image.
+
+        State dicts, and the fingerprints that measurements are stored under, are then those of the generator
+        alone.
+        """
+        if name == "inverter":
+            if value is not None and not isinstance(value, nn.Module):
+                raise ValueError(
+                    f"Invalid inverter of type {type(value).__name__}: it must be a module from images to "
+                    "latents, or None."
+                )
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MLVGM:
+        """Move the inverter along with the generator: ``.to()``, ``.cuda()`` and the like call this."""
+        if self.inverter is not None:
+            self.inverter._apply(fn)
+        moved: MLVGM = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     def freeze(self) -> MLVGM:
         """Put the generator in eval mode, stop its weights from learning, and return it.
@@ -290,6 +316,46 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         starts = self.coordinates(anchors, labels)
         ends = self.coordinates(positives, labels)
         return [(end - start).flatten(1).norm(dim=1) for start, end in zip(starts, ends, strict=True)]
+
+    # -- from images to latents ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Return latents of images: :meth:`decode` turns them back into the images, more or less.
+
+        A generator with an encoder (NVAE) uses that. All others need an ``inverter``: any module from images
+        to latents, as :func:`mlviews.train_inverter` trains it. The differentiable form is :meth:`infer`; a
+        few steps of optimization, ``g.inverter.refine(g, images)``, reconstruct better.
+
+        Args:
+            images: float ``[B, C, H, W]`` in [0, 1], of the generator's image shape, on its device.
+
+        Returns:
+            One float32 tensor ``[B, *level.shape]`` per level. Levels of a tied generator hold one tensor.
+
+        Raises:
+            ValueError: if the images are not of this shape, or the generator has neither encoder nor
+                inverter.
+        """
+        return self.infer(self._checked_images(images))
+
+    def infer(self, images: Tensor) -> list[Tensor]:
+        """Return what :meth:`encode` does, differentiable with respect to the images.
+
+        A generator that has an encoder overrides this hook.
+
+        Args:
+            images: as for :meth:`encode`, and not checked again.
+        """
+        if self.inverter is None:
+            raise ValueError(
+                f"Generator {self.name!r} has no encoder: train one with mlviews.train_inverter(generator), "
+                "or load one with load_generator(..., inverter=FILE)."
+            )
+        if not len(images):
+            return [torch.empty((0, *level.shape), device=images.device) for level in self.levels]
+        latents: list[Tensor] = self.inverter(images)
+        return latents
 
     # -- sampling --------------------------------------------------------------------------------------------
 
@@ -483,6 +549,18 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
                 )
         dtype: torch.dtype = self._place.dtype  # type: ignore[assignment]
         return once(lambda z: z.to(dtype), latents)
+
+    def _checked_images(self, images: Tensor) -> Tensor:
+        """Check images, and return them in the generator's precision."""
+        fits = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
+        if not fits or images.shape[1:] != self.image_shape:
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"Invalid images, {described(images)}: expected floats in [0, 1] of shape (B, {shape})."
+            )
+        if images.device != self.device:
+            raise ValueError(f"Invalid images on {images.device}: the generator is on {self.device}.")
+        return images.to(self._place.dtype)  # type: ignore[arg-type]
 
     def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor | None:
         """Check labels, which there are if there are classes, and return them."""

@@ -18,6 +18,7 @@ from mlviews.errors import WeightsError
 from mlviews.generators.base import MLVGM, Level
 from mlviews.generators.biggan import reading as biggan
 from mlviews.generators.film import FilmGenerator
+from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.stylegan import reading as stylegan
@@ -39,10 +40,13 @@ class Entry:
     needs: str  # for people: which weights it takes
     options: tuple[str, ...] = ()  # further arguments of load_generator
     bundled: Path | None = None  # the file that is used when no weights are given
+    inverter: Path | None = None  # the bundled weights' inverter, if this file is there
+    encodes: bool = False  # whether it has an encoder, and so takes no inverter
     levels: tuple[Level, ...] | None = (
         None  # where they are the same whatever the weights, and none are bundled
     )
     image_shape: tuple[int, int, int] | None = None  # likewise
+    border: int = 0  # black pixels on each side of the images that it was trained on
 
 
 def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
@@ -70,12 +74,16 @@ _GENERATORS = {
         FilmGenerator.load,
         needs="bundled, or another file of mlviews.zoo.train",
         bundled=BUNDLED / "fashion.safetensors",
+        border=2,
+        inverter=BUNDLED / "fashion-inverter.safetensors",
     ),
     "fashion-nvae": Entry(
         partial(NVAE.load, levels="scale"),
         needs="bundled, or another file of mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
         bundled=BUNDLED / "fashion-nvae.safetensors",
+        border=2,
+        encodes=True,
     ),
     "bigbigan": Entry(
         _from_checkpoint(_load_bigbigan, "bigbigan", "biggan"),
@@ -92,6 +100,7 @@ _GENERATORS = {
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
         needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch",
         options=("levels", "temperature"),
+        encodes=True,
     ),
     "stylegan2": Entry(
         _from_checkpoint(stylegan.load, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality"),
@@ -117,6 +126,7 @@ def load_generator(
     name: str,
     weights: str | Path | nn.Module | None = None,
     device: str | torch.device | None = None,
+    inverter: str | Path | nn.Module | None = None,
     **options: Any,
 ) -> MLVGM:
     """Load a generator, frozen and in eval mode.
@@ -127,18 +137,25 @@ def load_generator(
             (``owner/name``, ``hf://owner/name/file``), downloaded once; or a module of the project whose
             files it takes. None for the bundled weights, where there are some.
         device: where to put it; None for the CPU.
+        inverter: the encoder for a generator that has none: a file of :func:`mlviews.train_inverter`, or a
+            module from images to latents. None for the bundled one of the bundled weights, if there is one.
         options: the generator's options, see ``mlviews/generators/README.md``: e.g. ``groups=4`` of
             stylegan2.
 
     Raises:
-        ValueError: for an unknown name or option, a device that is not there, or where weights are needed and
-            none are given.
+        ValueError: for an unknown name or option, a device that is not there, where weights are needed and
+            none are given, or for an inverter of other levels or another image shape, or of a generator that
+            has an encoder of its own.
         FileNotFoundError: if the weights file is missing, or cannot be downloaded.
         mlviews.WeightsError: if it is damaged, was made for another architecture, or holds anything but data.
     """
     entry = _GENERATORS[checks.choice("generator", name, _GENERATORS)]
     checks.options(f"generator {name!r}", options, entry.options)
+    if inverter is not None and entry.encodes:
+        raise ValueError(f"Invalid inverter={inverter!r}: generator {name!r} has an encoder; leave it out.")
     target = None if device is None else check_device(device)
+    if weights is None and inverter is None and entry.inverter is not None and entry.inverter.is_file():
+        inverter = entry.inverter
     if weights is None and entry.bundled is None:
         raise ValueError(f"Generator {name!r} has no bundled weights: pass weights=FILE ({entry.needs}).")
     if download.is_remote(weights):
@@ -149,7 +166,11 @@ def load_generator(
         weights = path_of(weights, "weights file")
     with plain():
         generator = entry.load(weights, **options)
-        generator.name, generator.options = name, options
+        network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
+        generator.name, generator.options, generator.border = name, options, entry.border
+        if isinstance(network, Inverter):
+            network.check(generator)
+        generator.inverter = network
         return generator if target is None else generator.to(target)
 
 

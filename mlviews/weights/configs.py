@@ -93,8 +93,12 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     """
     kind = get_origin(hint) or hint
     if kind is tuple and isinstance(value, list):
-        item, _ = get_args(hint)
-        return tuple(_typed(name, part, item) for part in value)
+        items = get_args(hint)
+        if items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        if len(items) != len(value):
+            raise ValueError(f"{name} has {len(value)} values, expected {len(items)}")
+        return tuple(_typed(name, part, item) for part, item in zip(value, items, strict=True))
     if kind is dict and isinstance(value, dict):
         _, item = get_args(hint)
         return {key: _typed(name, part, item) for key, part in value.items()}

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews.checks import described, is_number
+from mlviews.checks import is_number
 from mlviews.generators.base import MLVGM, Latents, Level
 from mlviews.generators.nvae.cells import INVERTED, RESIDUAL, Cell, up_conv, widen
 from mlviews.generators.nvae.config import ROLES, NVAEConfig
@@ -228,6 +228,10 @@ class NVAE(MLVGM):
             noise = self._checked_noise(noise, len(images))
         return self.posterior(images, noise).latents
 
+    def infer(self, images: Tensor) -> list[Tensor]:
+        """Return the latents of images by the posterior's mean, differentiably."""
+        return self.posterior(images).latents
+
     @torch.no_grad()
     def elbo(self, images: Tensor, noise: Latents) -> tuple[Tensor, list[Tensor]]:
         """Return the two parts of the evidence lower bound, in nats.
@@ -312,18 +316,6 @@ class NVAE(MLVGM):
         if len(noise[0]) != rows:
             raise ValueError(f"Got noise for {len(noise[0])} images, and {rows} images: give each its own.")
         return noise
-
-    def _checked_images(self, images: Tensor) -> Tensor:
-        """Check images, and return them in the generator's precision."""
-        fits = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
-        if not fits or images.shape[1:] != self.image_shape:
-            shape = ", ".join(map(str, self.image_shape))
-            raise ValueError(
-                f"Invalid images, {described(images)}: expected floats in [0, 1] of shape (B, {shape})."
-            )
-        if images.device != self.device:
-            raise ValueError(f"Invalid images on {images.device}: the generator is on {self.device}.")
-        return images.to(self._place.dtype)  # type: ignore[arg-type]
 
     # -- files
 
