@@ -192,6 +192,10 @@ def views(
     num_views: Annotated[
         int, typer.Option(help="Columns: views of each, the anchor included.", min=1, max=64)
     ] = 6,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of your own images, for anchors; the generator needs an encoder."),
+    ] = None,
     weights: Weights = None,
     seed: Seed = None,
     device: Device = None,
@@ -199,7 +203,9 @@ def views(
     """Draw anchors and their positives, before and after T_x."""
     from mlviews.viz import draw_views  # matplotlib takes a second that other commands need not wait for
 
-    source = mlviews.MLViewSource(**_arguments(preset, weights, seed, device))
+    # As many as there are rows: a folder may hold fewer images than the preset's batches.
+    overrides: dict[str, Any] = {} if images is None else {"images": images, "batch_size": anchors}
+    source = mlviews.MLViewSource(**_arguments(preset, weights, seed, device, **overrides))
     _write(draw_views(source, out, anchors, num_views, title=preset))
 
 
@@ -553,6 +559,9 @@ def inverter(
             "Default: runs/inverter-GENERATOR."
         ),
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of real images that it is refined on. Default: none.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Training steps, at most.", min=1)] = 20_000,
     batch: Annotated[int, typer.Option(help="Images of a step, over all processes.", min=1)] = 64,
     dtype: Annotated[
@@ -569,6 +578,7 @@ def inverter(
     out = out or Path("runs", f"inverter-{Path(generator).stem}")
     trained = mlviews.train_inverter(
         network,
+        images,
         out=out,
         device=device or _default_device(),
         devices=devices,
@@ -579,7 +589,7 @@ def inverter(
         seed=seed,
         resume=resume,
     )
-    if resolve_rank(None, None)[0] == 0:
+    if rank_of_run() == 0:
         best = trained.run.best
         console.print(
             f"{trained.run.status} after {trained.run.history[-1].step} steps; the best at step {best.step}: "
@@ -633,9 +643,12 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _arguments(preset: str, weights: str | None, seed: int | None, device: str | None) -> dict[str, Any]:
+def _arguments(
+    preset: str, weights: str | None, seed: int | None, device: str | None, **overrides: Any
+) -> dict[str, Any]:
     """Return a preset's arguments of the source, with the command line's in place of the preset's own."""
-    overrides = {} if weights is None else {"weights": weights}
+    if weights is not None:
+        overrides["weights"] = weights
     arguments = {"seed": 0, **source_arguments(preset, **overrides)}
     if seed is not None:
         arguments["seed"] = seed

@@ -30,6 +30,7 @@ from mlviews.checks import described, integer, is_number, output_folder, positiv
 from mlviews.generators.base import MLVGM
 from mlviews.generators.inverter import Inverter, InverterConfig, excess
 from mlviews.identity import generator_identity
+from mlviews.images import Shape, as_image_set
 from mlviews.latents import with_levels
 from mlviews.perturb import Normal
 from mlviews.runs.checkpoint import Checkpoint
@@ -175,7 +176,7 @@ class InverterRun:
 @torch.enable_grad()
 def train_inverter(
     generator: MLVGM,
-    images: Tensor | Images | None = None,
+    images: str | Path | Tensor | Images | None = None,
     out: str | Path | None = None,
     *,
     start: Inverter | None = None,
@@ -188,9 +189,9 @@ def train_inverter(
 
     Args:
         generator: an MLVGM; its weights do not change.
-        images: real images to reconstruct: a tensor, uint8 or float in [0, 1], ``[N, C, H, W]`` of the
-            generator's image shape, or an object with the methods of :class:`Images`; N at least 10. None: it
-            learns from the generator's own images alone. Some are held out for the evaluations.
+        images: real images to reconstruct: a folder, or a tensor, uint8 or float in [0, 1], ``[N, C, H, W]``
+            of the generator's image shape, or an object with the methods of :class:`Images`; N at least 10.
+            None: it learns from the generator's own images alone. Some are held out for the evaluations.
         out: folder for ``checkpoint.pt``, ``inverter.safetensors`` and ``history.csv``; None keeps nothing on
             disk.
         start: an inverter of this generator to start from, e.g. to refine it on other images; None: a new
@@ -753,6 +754,8 @@ def _checked_images(images: Any, generator: MLVGM) -> Images | None:
             "Load it with one class (label=K of biggan), or leave images out."
         )
     methods = ("__len__", "batch", "identity")
+    if isinstance(images, str | Path):
+        images = as_image_set(images, Shape(*generator.image_shape, generator.border))
     if isinstance(images, Tensor) or not all(hasattr(images, name) for name in methods):
         images = _checked_tensor(images, tuple(generator.image_shape))
     if len(images) < 10:

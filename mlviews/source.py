@@ -237,12 +237,8 @@ class MLViewSource(IterableDataset[Any]):
         self._generator = generator = _generator(generator)
         self.assignments = assign(perturb, generator.levels)
         self.batch_size = integer("batch_size", batch_size, 1)
-        self.images = (
-            None if images is None else as_image_set(images, Shape(*generator.image_shape, generator.border))
-        )
-        if num_samples is None:
-            num_samples = DEFAULT_SAMPLES if self.images is None else len(self.images)
-        self.num_samples = integer("num_samples", num_samples, 1, 1 << 32)
+        self.images = _image_set(images, generator)
+        self.num_samples = _num_samples(num_samples, self.images)
         self.num_views = integer("num_views", num_views, 1, sampling.MAX_VIEWS)
         self.crops = _crops(crops, self.num_views)
         views = f"num_views={num_views}" if crops is None else f"crops={crops!r}"
@@ -254,8 +250,7 @@ class MLViewSource(IterableDataset[Any]):
         self.requested_rank = rank, world_size
         self.requested_device = None if device is None else check_device(device)
         self.dtype = check_dtype(dtype, self.requested_device or generator.device)
-        if micro_batch_size is None:
-            micro_batch_size = self.batch_size
+        micro_batch_size = self.batch_size if micro_batch_size is None else micro_batch_size
         self.micro_batch_size = integer("micro_batch_size", micro_batch_size, 1)
         anchors = self._anchors(anchor, generated, anchor_view)
         self.anchor = anchors.law
@@ -525,6 +520,21 @@ def _generator(generator: Any) -> MLVGM:
             "Wrap a callable with mlviews.wrap_generator(fn, levels=..., image_shape=...)."
         )
     return generator
+
+
+def _image_set(images: Any, generator: MLVGM) -> ImageSet | None:
+    """Return the user's own images, for a generator that can encode them."""
+    if images is None:
+        return None
+    generator.check_encodes()
+    return as_image_set(images, Shape(*generator.image_shape, generator.border))
+
+
+def _num_samples(num_samples: int | None, images: ImageSet | None) -> int:
+    """Return the samples of an epoch: if not given, the number of images."""
+    if num_samples is None:
+        num_samples = DEFAULT_SAMPLES if images is None else len(images)
+    return integer("num_samples", num_samples, 1, 1 << 32)
 
 
 def _layout(layout: str | Callable[[Batch], Any]) -> Callable[[Batch], Any]:

@@ -360,7 +360,7 @@ def test_every_option_is_documented() -> None:
         (lambda: train_inverter(Toy(), resume="no"), "Invalid resume='no'"),
         (lambda: train_inverter(Toy(), dtype="int8"), "Invalid dtype='int8'"),
         (lambda: train_inverter(Toy(), anchor=1.0), "Invalid anchor=1.0"),
-        (lambda: train_inverter(Toy(), "photos"), "Invalid images, str: expected a tensor of uint8"),
+        (lambda: train_inverter(Toy(), 3), "Invalid images, int: expected a tensor of uint8"),
         (lambda: train_inverter(Toy(), torch.rand(20, 3, 4, 4)), r"expected a tensor .* \(N, 1, 4, 4\)"),
         (lambda: train_inverter(Toy(), torch.zeros(20, 1, 4, 4, dtype=torch.int64)), "torch.int64"),
         (lambda: train_inverter(Toy(), real()[:9]), "there are 9, and at least 10 are needed"),

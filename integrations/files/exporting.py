@@ -185,6 +185,7 @@ def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int
         },
         "transform": transforms,
         "crops": source.crops,
+        **_images(source),
         **{name: getattr(source, name) for name in sizes},
         "dtype": source.dtype,
         "device": device,
@@ -195,6 +196,18 @@ def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int
         # Last, as a setting that differs by its name says more.
         VIEWS: _projections(source.replace(transform=None, crops=None)),
         TRANSFORMED: None if transforms is None else _projections(source),
+    }
+
+
+def _images(source: MLViewSource) -> dict[str, Any]:
+    """Return what tells the user's own images from others, and how they are used; nothing without any."""
+    if source.images is None:
+        return {}
+    inverter = source.generator.inverter
+    return {
+        "images": source.images.identity(),
+        "inverter": None if inverter is None else fingerprint(inverter),
+        **{name: source.arguments[name] for name in ("generated", "anchor_view")},
     }
 
 

@@ -339,6 +339,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """
         return self.infer(self._checked_images(images))
 
+    def check_encodes(self) -> None:
+        """Raise a ValueError if the generator has neither an encoder nor an inverter, with the remedy."""
+        has_encoder = type(self).infer is not MLVGM.infer or type(self).encode is not MLVGM.encode
+        if self.inverter is None and not has_encoder:
+            raise ValueError(
+                f"Generator {self.name!r} has no encoder: train one with mlviews.train_inverter(generator), "
+                "or load one with load_generator(..., inverter=FILE)."
+            )
+
     def infer(self, images: Tensor) -> list[Tensor]:
         """Return what :meth:`encode` does, differentiable with respect to the images.
 
@@ -347,13 +356,10 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         Args:
             images: as for :meth:`encode`, and not checked again.
         """
-        if self.inverter is None:
-            raise ValueError(
-                f"Generator {self.name!r} has no encoder: train one with mlviews.train_inverter(generator), "
-                "or load one with load_generator(..., inverter=FILE)."
-            )
+        self.check_encodes()
         if not len(images):
             return [torch.empty((0, *level.shape), device=images.device) for level in self.levels]
+        assert self.inverter is not None
         latents: list[Tensor] = self.inverter(images)
         return latents
 
