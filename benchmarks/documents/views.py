@@ -45,7 +45,8 @@ def probe(demo: Record, *runs: Record) -> str:
         "The generator learned from the 60,000 training images, without labels; the encoder saw none of "
         "them.",
         provenance(first),
-        f"`{demo['command']}`, with the bundled slice ({demo['probe_images']:,} images to fit, "
+        f"`{demo['command']}` (preset `{demo['preset']}`, {demo['training']['steps']:,} steps), with the "
+        f"bundled slice ({demo['probe_images']:,} images to fit, "
         f"{demo['test_images']:,} to test) and {demo['machine']['threads']} threads: linear "
         f"{trained['linear']['1']:.1f}, kNN {trained['knn']:.1f}, untrained {untrained['linear']['1']:.1f} "
         f"and {untrained['knn']:.1f}, after {demo['seconds']['all']:.0f} s.",
