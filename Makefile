@@ -13,7 +13,7 @@ demo: $(STAMP)
 
 # One thread a worker: workers that share the processors by threads wait for each other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations 10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

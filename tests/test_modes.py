@@ -110,11 +110,15 @@ MODES: dict[str, list[Callable[[], Any]]] = {
 
 # What users construct themselves goes to the default device, as any module of torch's does.
 CONSTRUCTIONS = ("a generator", "wrap_generator")
+# What takes long is run in the modes that are not among all of them at once, and in these.
+LONG = ("learned preset", "estimate_mi", "sweep", "walker")
+ALONE = ("device", "no grad", "autocast", "all")
 CASES = [
     (entry, mode)
     for entry in ENTRIES
     for mode in MODES
     if not (entry in CONSTRUCTIONS and default_device in MODES[mode])
+    if not (entry in LONG and mode not in ALONE)
 ]
 
 
