@@ -3,9 +3,8 @@
 ``python benchmarks/inverter.py --data DIR``
 
 Real test images go through ``encode`` and back: the error over their 28x28 real pixels, and whether a
-    classifier
-trained on real images still gives the image its class; then with all levels finer than the first k drawn
-anew. ``fashion`` goes through its inverter, alone and followed by a few steps of optimization;
+classifier trained on real images still gives the image its class; then with all levels finer than the first k
+drawn anew. ``fashion`` goes through its inverter, alone and followed by a few steps of optimization;
 ``fashion-nvae`` through its encoder. Prints a table, writes ``benchmarks/results/fashion-inverter.json``.
 """
 

@@ -250,7 +250,12 @@ class Sampler:
         return latents, labels
 
     def noise(
-        self, indices: Iterable[int], law: TruncatedNormal, epoch: int, levels: Sequence[int], view: int = 1
+        self,
+        indices: Iterable[int],
+        law: TruncatedNormal,
+        epoch: int,
+        levels: Sequence[int] | None = None,
+        view: int = 1,
     ) -> list[Tensor]:
-        """Return the noise of some levels of a view."""
+        """Return the noise of some levels of a view; None: of all levels."""
         return self.generator.sample_noise(indices, law, self.seed, epoch, view=view, levels=levels)

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mlviews import checks
+from mlviews.anchors import Sampler
 from mlviews.checks import described, integer, is_number, output_folder, positive
 from mlviews.generators.base import MLVGM
 from mlviews.generators.inverter import Inverter, InverterConfig, excess
 from mlviews.identity import generator_identity
 from mlviews.images import Shape, as_image_set
 from mlviews.latents import with_levels
-from mlviews.perturb import Normal
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.runs.files import fingerprint, whole
 from mlviews.runs.processes import check_dtype, launch, mean
@@ -261,38 +261,6 @@ def train_inverter(
     return training.finish()
 
 
-class Prior:
-    """Latents of given samples: the side of the pairs that is predicted.
-
-    Args:
-        generator: the generator to draw for.
-        law: the law of every scalar; None: N(0, 1) with the truncation that the generator prefers.
-        seed: an integer in ``[0, 2**64)``.
-
-    Raises:
-        ValueError: if the law is no normal.
-    """
-
-    def __init__(self, generator: MLVGM, law: TruncatedNormal | None, seed: int) -> None:
-        self.generator, self.seed = generator, seed
-        self.law = Normal(1.0, generator.truncation) if law is None else law
-        if not isinstance(self.law, TruncatedNormal):
-            raise ValueError(f"Invalid anchor={law!r}: it must be a perturb.Normal(std, truncation, mean).")
-
-    def __call__(self, indices: range, epoch: int) -> tuple[list[Tensor], Tensor | None]:
-        """Return latents of every level, and labels for a class-conditional generator."""
-        law, generator = self.law, self.generator
-        latents = generator.sample_latents(
-            indices, self.seed, epoch, mean=law.mean, std=law.std, truncation=law.truncation
-        )
-        labels = generator.sample_labels(indices, self.seed, epoch) if generator.num_classes else None
-        return latents, labels
-
-    def again(self, indices: range, epoch: int) -> list[Tensor]:
-        """Return other latents of the same samples, level by level."""
-        return self.generator.sample_noise(indices, self.law, self.seed, epoch)
-
-
 # -- what a step minimizes -----------------------------------------------------------------------------------
 
 
@@ -400,7 +368,7 @@ class Inversion(nn.Module):
 
 
 @torch.no_grad()
-def measure_scales(generator: MLVGM, draw: Prior, features: RandomFeatures, count: int) -> Scales:
+def measure_scales(generator: MLVGM, draw: Sampler, features: RandomFeatures, count: int) -> Scales:
     """Measure what each level shows, and the variance of pixels and features, on the generator's samples."""
     totals = [0.0] * len(generator.levels)
     pixels = 0.0
@@ -409,7 +377,7 @@ def measure_scales(generator: MLVGM, draw: Prior, features: RandomFeatures, coun
         indices = range(begin, min(count, begin + CHUNK))
         latents, labels = draw(indices, EVALUATE)
         images = generator(latents, labels)
-        anew = draw.again(indices, EVALUATE)
+        anew = draw.noise(indices, draw.law, EVALUATE)
         for level in range(len(generator.levels)):
             changed = with_levels(latents, [level], [anew[level]])
             change = (generator(changed, labels) - images).square().mean()
@@ -494,7 +462,7 @@ class _Training:
         self.generator, self.images, self.options, self.fabric = generator, images, options, fabric
         self.folder = folder
         self.pairs = options.pairs or 0  # of a batch, once real images have joined
-        self.draw = Prior(generator, options.anchor, options.seed)
+        self.draw = Sampler(generator, options.anchor, options.seed)
         self.settings = self._settings(start)
         self._hold_out()
         self._make_networks(start)

@@ -72,10 +72,9 @@ class Cursor:
     """The place of a source in its epochs. It changes by the methods below and in no other way.
 
     The rule: **a pass goes on with samples that no pass has handed out, unless a state was loaded or an epoch
-        was named.**
-    A pass that begins after a loaded state goes on from its position. After a pass that handed anything out,
-    to its end or not, the next one begins the next epoch. A named epoch begins at its start, however often it
-    is named.
+    was named.** A pass that begins after a loaded state goes on from its position. After a pass that handed
+    anything out, to its end or not, the next one begins the next epoch. A named epoch begins at its start,
+    however often it is named.
 
     A trainer that names its epochs (Lightning, through ``sampler``) may pass over the source several times in
     one of them. The second of these passes cannot be the next epoch, which the trainer will name later: it is

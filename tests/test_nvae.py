@@ -26,8 +26,9 @@ from mlviews.evaluation.data import bundled_slice
 from mlviews.generators.nvae import NVAE, NVAEConfig
 from mlviews.generators.nvae.cells import widen
 from mlviews.generators.nvae.likelihood import Gaussian, Head
-from mlviews.generators.nvae.reading import causal_mask, source_shapes
 from mlviews.generators.nvae.reading import load as load_nvae
+from mlviews.generators.nvae.reading import source_shapes
+from mlviews.generators.nvae.walk import causal_mask
 from mlviews.weights.checkpoints import Checkpoint, convert
 from mlviews.weights.files import read_safetensors, write_safetensors
 from mlviews.zoo import FOLDER, train_nvae

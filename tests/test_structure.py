@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Lowest first; a prefix stands for all modules below it. A module imports from its line and from those
-# before. it.
+# before it.
 LAYERS = [
     ["mlviews._version", "mlviews._moved", "mlviews.errors"],
     ["mlviews.checks", "mlviews.documents"],
@@ -19,9 +19,8 @@ LAYERS = [
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.perturb"],
     ["mlviews.identity"],
-    ["mlviews.invert"],
     ["mlviews.anchors", "mlviews.config"],
-    ["mlviews.step"],
+    ["mlviews.invert", "mlviews.step"],
     ["mlviews.source"],
     ["mlviews.mi", "mlviews.viz"],
     ["mlviews.evaluation", "mlviews.impact"],

@@ -180,10 +180,9 @@ def evaluate(
     """Return the top-1 of lightly's kNN (k = 20) and of its linear classifier, in percent.
 
     The backbone is frozen and the images are not augmented, so that features are computed once: lightly's
-        classifiers get
-    an identity for the model. The linear classifier is trained as long as in lightly's benchmarks, and scored
-    after its last epoch. It gets standardized features: its fixed learning rate would otherwise reward a
-    backbone for the mere scale of its features.
+    classifiers get an identity for the model. The linear classifier is trained as long as in lightly's
+    benchmarks, and scored after its last epoch. It gets standardized features: its fixed learning rate would
+    otherwise reward a backbone for the mere scale of its features.
 
     Args:
         backbone: a network from images to features.

@@ -51,9 +51,8 @@ class ImageTrunk(nn.Module):
     features]``.
 
     The norms are group norms: the features of an image then depend on that image alone, as the bound on
-        mutual
-    information presumes (with batch norms they would depend on the other candidates), and processes have no
-    statistics to synchronise.
+    mutual information presumes (with batch norms they would depend on the other candidates), and processes
+    have no statistics to synchronise.
 
     Args:
         image_shape: ``(C, H, W)``.

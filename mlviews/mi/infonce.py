@@ -27,8 +27,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
 
     Each view looks for its partner among the 2K - 1 others by cosine similarity. When torch.distributed is
     initialized, the views of all ranks are candidates: the result is the mean over this rank's views, whose
-        mean
-    over ranks is the loss of the whole batch, and so are its gradients under DDP.
+    mean over ranks is the loss of the whole batch, and so are its gradients under DDP.
 
     Args:
         a: float ``[K, D]``, the embeddings of the anchors, of any length; K is the same on every rank.

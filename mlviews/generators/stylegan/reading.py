@@ -1,9 +1,8 @@
 """StyleGAN2 files of three projects, translated for :mod:`mlviews.generators.stylegan.stylegan2`.
 
 Two translations follow each other: from a project's names into those of StyleGAN2-ADA, and from these into
-    ours. Sizes
-come from the tensors, not from what the file says of itself. The gains that those projects apply at run time
-(He et al.'s constants, the mapping network's learning rate) are folded into the weights.
+ours. Sizes come from the tensors, not from what the file says of itself. The gains that those projects apply
+at run time (He et al.'s constants, the mapping network's learning rate) are folded into the weights.
 """
 
 from __future__ import annotations
