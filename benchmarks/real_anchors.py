@@ -3,7 +3,7 @@
 ``python benchmarks/real_anchors.py --data DIR``
 
 Small encoders are trained by SimCLR for the same number of steps on real Fashion-MNIST images: on two pixel
-augmentations of an image, on an image and a positive that the bundled NVAE makes of it, on both
+augmentations of an image, on an image and a positive that the bundled NVAE or GAN makes of it, on both
 reconstructed, and on drawn anchors. Linear probes and kNN on real test images say what they learned. Every
 cell (arm, images, seed) is a file in the working folder, and a second call goes on from there. Prints a
 table, writes ``benchmarks/results/real-anchors.json``.
@@ -12,6 +12,7 @@ table, writes ``benchmarks/results/real-anchors.json``.
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from documents.anchors import real_anchors
-from probe import by_name, interval, run_in_processes
+from probe import Budget, by_name, check_budget, interval, run_in_processes
 from real_images import train_and_test
 from record import RESULTS, SCORES, command, off_the_records, publish
 from rich.console import Console
@@ -31,46 +32,64 @@ from mlviews.evaluation.probe import evaluate, train
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
+SMALL, ALL = 1_000, 60_000  # own images
+
 
 class Arm(NamedTuple):
-    """A row of the table: the preset that makes the views, T_x, and arguments of the source."""
+    """A row of the table: the preset that makes the views, T_x, arguments of the source, and own images."""
 
     preset: str
     transform: str
     arguments: dict[str, Any]
+    sizes: tuple[int, ...] = (SMALL, ALL)
 
 
-REAL = "fashion-nvae-real-resample"
+NVAE, GAN = "fashion-nvae-real-resample", "fashion-real-ml"
+ONLY_REAL = {"generated": 0.0}
+RECONSTRUCTED = {"anchor_view": "reconstructed"}
 ARMS = {
-    "real only, no T_x": Arm(REAL, "none", {"generated": 0.0}),
-    "real only, gentle": Arm(REAL, "gentle", {"generated": 0.0}),
-    "real anchor, NVAE positive, no T_x": Arm(REAL, "none", {}),
-    "real anchor, NVAE positive, gentle": Arm(REAL, "gentle", {}),
-    "real anchor, NVAE positive with p = 0.5, gentle": Arm(REAL, "gentle", {"generated": 0.5}),
-    "both reconstructed, no T_x": Arm(REAL, "none", {"anchor_view": "reconstructed"}),
-    "both reconstructed, gentle": Arm(REAL, "gentle", {"anchor_view": "reconstructed"}),
-    "drawn anchors, NVAE, gentle": Arm("fashion-nvae-resample", "gentle", {"perturb": {"1:": "resample"}}),
+    "real only, no T_x": Arm(NVAE, "none", ONLY_REAL, (ALL,)),
+    "real only, gentle": Arm(NVAE, "gentle", ONLY_REAL),
+    "real only, full": Arm(NVAE, "full", ONLY_REAL),
+    "real anchor, NVAE positive, no T_x": Arm(NVAE, "none", {}),
+    "real anchor, NVAE positive, gentle": Arm(NVAE, "gentle", {}),
+    "real anchor, NVAE positive, full": Arm(NVAE, "full", {}, (ALL,)),
+    "real anchor, NVAE positive with p = 0.5, gentle": Arm(NVAE, "gentle", {"generated": 0.5}, (ALL,)),
+    "both reconstructed by the NVAE, no T_x": Arm(NVAE, "none", RECONSTRUCTED),
+    "both reconstructed by the NVAE, gentle": Arm(NVAE, "gentle", RECONSTRUCTED, (ALL,)),
+    "real anchor, GAN positive, no T_x": Arm(GAN, "none", {}, (ALL,)),
+    "real anchor, GAN positive, gentle": Arm(GAN, "gentle", {}),
+    "both reconstructed by the GAN, no T_x": Arm(GAN, "none", RECONSTRUCTED),
+    # Drawn anchors are the same however many images there are.
+    "drawn anchors, NVAE, gentle": Arm(
+        "fashion-nvae-resample", "gentle", {"perturb": {"1:": "resample"}}, (ALL,)
+    ),
+    "drawn anchors, GAN, no T_x": Arm("fashion-ml-random", "none", {}, (ALL,)),
 }
-SIZES = (1_000, 60_000)  # own images
+SIZES = (SMALL, ALL)
 SEEDS = (0, 1, 2)
+LABELS = 10_000  # labeled real images that probes are fitted on
 
 
-def measure(
-    name: str, images: int, seed: int, steps: int, batch_size: int, data: str | None
-) -> dict[str, Any]:
+def measure(name: str, images: int, seed: int, budget: Budget) -> dict[str, Any]:
     """Train one encoder, and score it."""
     begin = time.perf_counter()
     arm = ARMS[name]
-    real, test = train_and_test(data)
-    pixels = real.images[:images]
+    real, test = train_and_test(budget.data)
+    real_images = {"images": real.images[:images]} if arm.preset in (NVAE, GAN) else {}
     transform = TRANSFORMS[arm.transform]
-    real_images = {"images": pixels} if arm.preset == REAL else {}
     views = MLViewSource.from_config(
-        arm.preset, transform=transform, batch_size=batch_size, seed=seed, **real_images, **arm.arguments
+        arm.preset,
+        transform=transform,
+        batch_size=budget.batch_size,
+        seed=seed,
+        **real_images,
+        **arm.arguments,
     )
-    encoder, losses = train(views, steps, "simclr", seed=seed)
+    encoder, losses = train(views, budget.steps, "simclr", seed=seed)
     seconds = time.perf_counter() - begin
-    scores = evaluate(encoder, Labelled(real.images[:10_000], real.labels[:10_000]), test, seed)
+    to_fit = Labelled(real.images[: budget.labels], real.labels[: budget.labels])
+    scores = evaluate(encoder, to_fit, test, seed)
     return {
         "arm": name,
         "images": images,
@@ -81,25 +100,59 @@ def measure(
     }
 
 
-def measure_into(path: Path, *arguments: Any) -> dict[str, Any]:
+def measure_into(path: Path, name: str, images: int, seed: int, budget: Budget) -> dict[str, Any]:
     """Measure a cell on one thread and write its file; for a process of its own."""
     torch.set_num_threads(1)
-    cell = {**measure(*arguments), "environment": environment()}
+    cell = {**measure(name, images, seed, budget), "environment": environment()}
     with whole(path) as part:
         part.write_text(json.dumps(cell))
     return cell
 
 
-def summarized(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the table: per arm and number of images, every score over the seeds."""
+Scored = dict[tuple[str, int], dict[int, dict[str, float]]]
+"""Scores by name, of each seed, of each arm and number of images."""
+
+
+def intervals(of_seeds: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the interval of every score over the seeds."""
+    return {name: interval([scores[name] for scores in of_seeds]) for name in SCORES}
+
+
+def summarized(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows of the table, and the paired differences from the best arm of real views only."""
+    scored: Scored = {}
+    for cell in cells:
+        scored.setdefault((cell["arm"], cell["images"]), {})[cell["seed"]] = cell["scores"]
     rows = []
+    differences = []
     for images in SIZES:
-        for name in ARMS:
-            chosen = [cell for cell in cells if (cell["arm"], cell["images"]) == (name, images)]
-            if chosen:
-                scores = {score: interval([cell["scores"][score] for cell in chosen]) for score in SCORES}
-                rows.append({"arm": name, "images": images, "seeds": len(chosen), "scores": scores})
-    return rows
+        arms = [name for name in ARMS if (name, images) in scored]
+        for name in arms:
+            of_seeds = scored[name, images]
+            scores = intervals(list(of_seeds.values()))
+            rows.append({"arm": name, "images": images, "seeds": len(of_seeds), "scores": scores})
+        real_only = [name for name in arms if ARMS[name].arguments == ONLY_REAL]
+        best = max(real_only, key=lambda name: mean_knn(scored[name, images]), default=None)
+        for name in arms:
+            if best is None or name in real_only:
+                continue
+            differences.append(
+                {"of": name, "less": best, "images": images, **paired(scored, name, best, images)}
+            )
+    return {"rows": rows, "differences": differences}
+
+
+def mean_knn(of_seeds: dict[int, dict[str, float]]) -> float:
+    """Return the mean accuracy of kNN over the seeds, in percent."""
+    return statistics.fmean(scores["kNN"] for scores in of_seeds.values())
+
+
+def paired(scored: Scored, name: str, less: str, images: int) -> dict[str, Any]:
+    """Return the difference of two arms, seed by seed."""
+    minuend, subtrahend = scored[name, images], scored[less, images]
+    seeds = sorted(minuend.keys() & subtrahend.keys())
+    of_seeds = [{score: minuend[seed][score] - subtrahend[seed][score] for score in SCORES} for seed in seeds]
+    return {"seeds": len(seeds), "scores": intervals(of_seeds)}
 
 
 def main(
@@ -115,17 +168,17 @@ def main(
 ) -> None:
     """Compare real and generated positives of real images."""
     console = Console(stderr=True)
-    budget = (steps, batch_size, None if data is None else str(data))
+    budget = Budget(steps, batch_size, LABELS, None if data is None else str(data))
+    check_budget(budget, work)
     paths = {
         (name, images, seed): work / f"{name.replace(' ', '-').replace(',', '')}-{images}-{seed}.json"
         for seed in range(seeds)
-        for images in SIZES
         for name, arm in ARMS.items()
-        if arm.preset == REAL or images == SIZES[-1]  # drawn anchors are the same whatever images there are
+        for images in arm.sizes
     }
     missing = {key: path for key, path in paths.items() if not path.exists()}
     run_in_processes(
-        measure_into, {path: (path, *key, *budget) for key, path in missing.items()}, jobs, console
+        measure_into, {path: (path, *key, budget) for key, path in missing.items()}, jobs, console
     )
     cells = [json.loads(path.read_text()) for path in paths.values()]
     partial = (steps, batch_size, seeds) != (500, 64, len(SEEDS)) or data is None
@@ -133,7 +186,7 @@ def main(
         "command": command("real_anchors.py"),
         "steps": steps,
         "batch_size": batch_size,
-        "rows": summarized(cells),
+        **summarized(cells),
         "cells": cells,
         **environment(),
     }
