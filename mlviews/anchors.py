@@ -37,6 +37,19 @@ class Samples(NamedTuple):
     following: Sequence[int] = ()  # of those that the next batch will probably ask for
 
 
+Places = range | Tensor
+"""Places in an epoch: consecutive ones, or int64 ``[B]`` on the CPU."""
+
+
+def placed(places: Places, device: torch.device) -> Tensor:
+    """Return places as int64 ``[B]`` on the device."""
+    if isinstance(places, range):
+        return torch.arange(places.start, places.stop, device=device)
+    if device.type == "cuda":
+        places = places.pin_memory()
+    return places.to(device, non_blocking=True)
+
+
 ANCHOR_VIEWS = ("real", "reconstructed")
 
 
@@ -60,9 +73,9 @@ class Prior:
         if not isinstance(self.law, TruncatedNormal):
             raise ValueError(f"Invalid anchor={law!r}: it must be a perturb.Normal(std, truncation, mean).")
 
-    def samples(self, start: int, stop: int, seed: int, epoch: int, device: torch.device) -> Samples:
+    def samples(self, places: Places, seed: int, epoch: int, device: torch.device) -> Samples:
         """Return the epoch's samples in these places."""
-        return Samples(torch.arange(start, stop, device=device))
+        return Samples(placed(places, device))
 
     def latent_epoch(self, epoch: int) -> int:
         """Return the epoch of the counter streams that latents and noise are drawn in."""
@@ -111,9 +124,8 @@ class Pool(Prior):
                 self._order = key, sampling.permutation(self.size, seed, epoch, device)
         return self._order[1]
 
-    def samples(self, start: int, stop: int, seed: int, epoch: int, device: torch.device) -> Samples:
-        order = self.order(seed, epoch, device)
-        return Samples(order[start:stop].clone())  # a layout may work in place
+    def samples(self, places: Places, seed: int, epoch: int, device: torch.device) -> Samples:
+        return Samples(self.order(seed, epoch, device)[placed(places, device)])
 
     def latent_epoch(self, epoch: int) -> int:
         return 0
@@ -172,10 +184,13 @@ class Images(Pool):
         # The start of the latest range of a large set, and how far it was from the one before.
         self._stride = (0, 0)
 
-    def samples(self, start: int, stop: int, seed: int, epoch: int, device: torch.device) -> Samples:
+    def samples(self, places: Places, seed: int, epoch: int, device: torch.device) -> Samples:
         if self.images.is_small:
-            return super().samples(start, stop, seed, epoch, device)
+            return super().samples(places, seed, epoch, device)
         order = self.order(seed, epoch, torch.device("cpu"))  # images are decoded there, by their numbers
+        if not isinstance(places, range):
+            return Samples(placed(order[places], device), self._numbers(order[places]))
+        start, stop = places.start, places.stop
         latest, stride = self._stride
         if start != latest:
             stride = start - latest if start > latest else stop - start

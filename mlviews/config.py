@@ -27,6 +27,7 @@ ARGUMENTS = (
     "seed", "device", "layout", "rank", "world_size", "drop_last",
     "micro_batch_size", "dtype", "compile",
     "images", "generated", "anchor_view",
+    "reuse", "reuse_memory",
 )  # fmt: skip
 """The arguments of :class:`mlviews.MLViewSource`, in its order."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mlviews.checks import integer, is_number
 
 # What a stream of numbers is for; with the view and the level it makes the fourth counter word.
-ANCHOR, NOISE, AUGMENT, LABEL, ORDER, ORIGIN = range(6)
+ANCHOR, NOISE, AUGMENT, LABEL, ORDER, ORIGIN, REUSE = range(7)
 MAX_VIEWS, MAX_LEVELS = 1 << 12, 1 << 16  # the most that the word has room for
 
 _MASK = 0xFFFFFFFF
@@ -102,7 +102,7 @@ class Field(NamedTuple):
     """One vector to draw for every sample: its length, its stream, and its distribution."""
 
     size: int  # numbers per sample
-    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL, ORDER, ORIGIN
+    kind: int  # ANCHOR, NOISE, AUGMENT, LABEL, ORDER, ORIGIN, REUSE
     view: int
     level: int
     distribution: Uniform | TruncatedNormal
@@ -283,13 +283,32 @@ def permutation(size: int, seed: int, epoch: int, device: torch.device) -> Tenso
     Returns:
         int64 ``[size]``.
     """
+    return random_keys(size, seed, epoch, device, ORDER << 28).argsort(stable=True)
+
+
+def random_keys(
+    size: int, seed: int, epoch: int, device: torch.device, stream: int, block: int = 0
+) -> Tensor:
+    """Return a random number for each of ``range(size)``, to sort by.
+
+    Args:
+        size: how many, in ``[1, 2**32]``.
+        seed: an integer in ``[0, 2**64)``.
+        epoch: an integer in ``[0, 2**32)``.
+        device: the device of the result.
+        stream: what the numbers are for, as :attr:`Field.stream`.
+        block: the first counter word, in ``[0, 2**32)``.
+
+    Returns:
+        int64 ``[size]`` in ``[0, 2**63)``.
+    """
     seed, epoch = check_seed(seed), check_epoch(epoch)
     numbers = torch.arange(size, device=device)
-    block = torch.zeros_like(numbers[:1])
+    zero = torch.zeros_like(numbers[:1])
     high, low, *_ = philox4x32(
-        (block, numbers, block + epoch, block + (ORDER << 28)), (seed & _MASK, seed >> 32)
+        (zero + block, numbers, zero + epoch, zero + stream), (seed & _MASK, seed >> 32)
     )
-    return (high << 31 | low >> 1).argsort(stable=True)
+    return high << 31 | low >> 1
 
 
 def as_indices(indices: Iterable[int] | Tensor, device: torch.device) -> Tensor:

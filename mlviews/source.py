@@ -25,6 +25,7 @@ from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
 from mlviews.images import ImageSet, Shape, as_image_set
 from mlviews.perturb import Perturber, assign
+from mlviews.reuse import MOST, Reuse
 from mlviews.runs import callers
 from mlviews.runs.processes import check_device, check_dtype, resolve_rank
 from mlviews.sampling import TruncatedNormal
@@ -181,6 +182,12 @@ class MLViewSource(IterableDataset[Any]):
         pool: whether to keep to ``num_samples`` samples: every epoch then has the same latents, index by
             index, in a new order and newly augmented. For methods that keep something per sample, and to
             compare a finite set with the endless stream.
+        reuse: how many steps every generated sample serves, from 1 to 4,096: an epoch then has
+            ``num_samples / reuse`` samples, and shows each that often, far apart and newly augmented by T_x.
+            What a sample is does not change, but that it is rounded to 8 bits. Batches then hold no latents.
+        reuse_memory: with ``reuse``, the most bytes that the images kept on the device may take;
+            ``source.step.memory`` is what they take. The more there are, the farther apart a sample's
+            showings are.
         drop_last: whether to leave out a last, smaller batch. If it is kept, every rank gets as many of its
             samples, and up to ``world_size - 1`` are left out.
 
@@ -230,6 +237,8 @@ class MLViewSource(IterableDataset[Any]):
         images: str | Path | Tensor | Dataset[Any] | ImageSet | None = None,
         generated: float = 1.0,
         anchor_view: str = "real",
+        reuse: int = 1,
+        reuse_memory: int = 1 << 30,
     ) -> None:
         parameters = locals()
         self.arguments = {name: parameters[name] for name in ARGUMENTS}
@@ -253,7 +262,7 @@ class MLViewSource(IterableDataset[Any]):
         self.micro_batch_size = integer("micro_batch_size", micro_batch_size, 1)
         anchors = self._anchors(anchor, generated, anchor_view)
         self.anchor = anchors.law
-        self.step = Step(
+        step = Step(
             generator,
             anchors,
             self.assignments,
@@ -266,6 +275,9 @@ class MLViewSource(IterableDataset[Any]):
             self.dtype,
             checks.flag("compile", compile),
         )
+        self.reuse = integer("reuse", reuse, 1, MOST)
+        reuse_memory = integer("reuse_memory", reuse_memory, 1)
+        self.step = step if reuse == 1 else Reuse(step, self.num_samples, self.reuse, reuse_memory)
         self.cursor = Cursor()
         len(self)  # an impossible size or rank is an error here, not at the first batch
 
@@ -422,9 +434,11 @@ class MLViewSource(IterableDataset[Any]):
             ValueError: if there is none, naming the sizes.
         """
         count = self.batches_after(0)
-        if count:
-            return count
         world_size = self._ranks()[1]
+        if count:
+            if isinstance(self.step, Reuse):
+                self.step.check(self.batch_size * world_size)
+            return count
         remedy = f"needs at least {world_size}, one for each rank. Raise num_samples."
         if self.drop_last:
             remedy = (
@@ -479,8 +493,12 @@ class MLViewSource(IterableDataset[Any]):
 
         ``position`` counts the samples handed out over all ranks.
         """
-        size = {} if self.step.anchors.endless else {"num_samples": self.num_samples}
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.cursor.position, **size}
+        state = {"seed": self.seed, "epoch": self.epoch, "position": self.cursor.position}
+        if not self.step.anchors.endless or self.reuse > 1:
+            state["num_samples"] = self.num_samples
+        if self.reuse > 1:
+            state["reuse"] = self.reuse
+        return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Make the next pass go on where the state was taken, on any number of ranks and with any batch size.
@@ -502,7 +520,12 @@ class MLViewSource(IterableDataset[Any]):
                 f"The state belongs to seed={state['seed']!r}, this source has seed={self.seed}: "
                 "make it with the same seed."
             )
-        finite = not self.step.anchors.endless
+        if state.get("reuse", 1) != self.reuse:
+            raise ValueError(
+                f"The state belongs to reuse={state.get('reuse', 1)!r}, this source has reuse={self.reuse}: "
+                "make it with the same reuse."
+            )
+        finite = not self.step.anchors.endless or self.reuse > 1
         if finite and state.get("num_samples", self.num_samples) != self.num_samples:
             raise ValueError(
                 f"The state belongs to a pool of num_samples={state['num_samples']!r}, "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import sampling
-from mlviews.anchors import Anchors, Prior
+from mlviews.anchors import Anchors, Places, Prior
 from mlviews.errors import listing
 from mlviews.generators.base import MLVGM
 from mlviews.latents import once, with_levels
@@ -48,6 +48,16 @@ class Batch(NamedTuple):
     latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level; none of
     # views that are all the user's own images
     first_index: int | None  # of consecutive indices, so that no layout has to ask the device; else None
+
+
+class Content(NamedTuple):
+    """What a step makes of its samples before T_x."""
+
+    images: list[Tensor]  # float [B, C, H, W] in [0, 1], one tensor per view
+    origins: list[Origin]  # which of them are the user's own, per view
+    indices: Tensor  # int64 [B], global sample indices
+    targets: Tensor  # int64 [B]
+    latents: list[Sequence[Tensor]]  # per view, one tensor [B, *level.shape] per level
 
 
 class Step:
@@ -96,21 +106,32 @@ class Step:
         """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch."""
         device = self.prepare()
         with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
-            samples = self.anchors.samples(start, stop, self.seed, epoch, device)
-            drawn = self.draw(samples.indices, self.anchors.latent_epoch(epoch))
-            anchors = self.anchors(samples, drawn)
-            positives = [self.perturb(anchors.latents, drawn, view) for view in range(1, self.num_views)]
-            latents: list[Sequence[Tensor]] = [anchors.latents, *positives]
-            origins = [self.anchors.origins(drawn, view) for view in range(self.num_views)]
-            images = self.images(latents, anchors, origins)
-            views = [
-                self.augment(images[view], samples.indices, epoch, crop, origins[view])
-                for crop, view in enumerate(self.crops)
-            ]
+            content = self.content(range(start, stop), epoch, device)
+            views = self.views(content.images, content.origins, content.indices, epoch)
         first_index = start if self.anchors.endless else None
-        return Batch(views, samples.indices, anchors.targets, latents, first_index)
+        return Batch(views, content.indices, content.targets, content.latents, first_index)
 
     # -- stages ----------------------------------------------------------------------------------------------
+
+    def content(self, places: Places, epoch: int, device: torch.device) -> Content:
+        """Return what the samples in these places of an epoch are, before T_x."""
+        samples = self.anchors.samples(places, self.seed, epoch, device)
+        drawn = self.draw(samples.indices, self.anchors.latent_epoch(epoch))
+        anchors = self.anchors(samples, drawn)
+        positives = [self.perturb(anchors.latents, drawn, view) for view in range(1, self.num_views)]
+        latents: list[Sequence[Tensor]] = [anchors.latents, *positives]
+        origins = [self.anchors.origins(drawn, view) for view in range(self.num_views)]
+        images = self.images(latents, anchors, origins)
+        return Content(images, origins, samples.indices, anchors.targets, latents)
+
+    def views(
+        self, images: Sequence[Tensor], origins: Sequence[Origin], indices: Tensor, epoch: int
+    ) -> list[Tensor]:
+        """Return every crop: T_x of the images of its view. T_x is a function of epoch and indices."""
+        return [
+            self.augment(images[view], indices, epoch, crop, origins[view])
+            for crop, view in enumerate(self.crops)
+        ]
 
     def prepare(self) -> torch.device:
         """Put the generator and the walkers on the step's device, and plan there what to draw."""

@@ -21,6 +21,7 @@ LAYERS = [
     ["mlviews.identity"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.invert", "mlviews.step"],
+    ["mlviews.reuse"],
     ["mlviews.source"],
     ["mlviews.mi", "mlviews.viz"],
     ["mlviews.evaluation", "mlviews.impact"],

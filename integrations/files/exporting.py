@@ -186,6 +186,7 @@ def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int
         "transform": transforms,
         "crops": source.crops,
         **_images(source),
+        **_reuse(source),
         **{name: getattr(source, name) for name in sizes},
         "dtype": source.dtype,
         "device": device,
@@ -209,6 +210,13 @@ def _images(source: MLViewSource) -> dict[str, Any]:
         "inverter": None if inverter is None else fingerprint(inverter),
         **{name: source.arguments[name] for name in ("generated", "anchor_view")},
     }
+
+
+def _reuse(source: MLViewSource) -> dict[str, Any]:
+    """Return what says which samples are shown again where; nothing without reuse."""
+    if source.reuse == 1:
+        return {}
+    return {name: source.arguments[name] for name in ("reuse", "reuse_memory")}
 
 
 def _projections(source: MLViewSource) -> dict[str, list[float]]:
