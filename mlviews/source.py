@@ -50,12 +50,36 @@ def lightly_layout(batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor, list
     return list(batch.views), batch.targets, [f"{number:010d}" for number in numbers]
 
 
+def stable_pretraining_layout(batch: Batch) -> dict[str, Any]:
+    """Return ``{"views": ...}``, as stable-pretraining's modules take it.
+
+    Every view is ``{"image", "label", "sample_idx"}``. Views of one size are a list. Crops of several sizes
+    have names, as its DINO wants them: ``global_1``, ``global_2``, ... are the largest, ``local_1``, ... the
+    others.
+    """
+    views = [{"image": image, "label": batch.targets, "sample_idx": batch.indices} for image in batch.views]
+    sizes = [image.shape[-2] * image.shape[-1] for image in batch.views]
+    if len(set(sizes)) == 1:
+        return {"views": views}
+    kinds = {"global": [], "local": []}  # type: dict[str, list[dict[str, torch.Tensor]]]
+    for view, size in zip(views, sizes, strict=True):
+        kinds["global" if size == max(sizes) else "local"].append(view)
+    return {
+        "views": {
+            f"{kind}_{number}": view
+            for kind, of_kind in kinds.items()
+            for number, view in enumerate(of_kind, start=1)
+        }
+    }
+
+
 DEFAULT_SAMPLES = 60_000
 
 LAYOUTS: dict[str, Callable[[Batch], Any]] = {
     "pair": pair_layout,
     "solo": solo_layout,
     "lightly": lightly_layout,
+    "stable_pretraining": stable_pretraining_layout,
 }
 BUILT_IN_LAYOUTS = tuple(LAYOUTS.values())
 
@@ -194,8 +218,8 @@ class MLViewSource(IterableDataset[Any]):
     In which order, and for whom:
 
         seed: an integer in ``[0, 2**64)``; the only source of randomness.
-        layout: "pair", "solo", "lightly", or a callable that gets a :class:`Batch`; see the functions
-            ``*_layout``.
+        layout: "pair", "solo", "lightly", "stable_pretraining", or a callable that gets a :class:`Batch`;
+            see the functions ``*_layout``.
         rank: the number of this process; None: torch.distributed's, else the variable RANK, else 0.
         world_size: the number of processes; None likewise.
 

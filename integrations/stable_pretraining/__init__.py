@@ -1,0 +1,1 @@
+"""mlviews in stable-pretraining: see the page beside this file."""
