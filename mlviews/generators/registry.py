@@ -17,6 +17,7 @@ from mlviews.checks import path_of
 from mlviews.errors import WeightsError
 from mlviews.generators.base import MLVGM, Level
 from mlviews.generators.biggan import reading as biggan
+from mlviews.generators.diffusion import reading as diffusion
 from mlviews.generators.film import FilmGenerator
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
@@ -39,14 +40,13 @@ class Entry:
     load: Callable[..., MLVGM]  # called as load(weights, **options)
     needs: str  # for people: which weights it takes
     options: tuple[str, ...] = ()  # further arguments of load_generator
-    bundled: Path | None = None  # the file that is used when no weights are given
+    bundled: Path | None = None  # the file or folder that is used when no weights are given
     inverter: Path | None = None  # the bundled weights' inverter, if this file is there
     encodes: bool = False  # whether it has an encoder, and so takes no inverter
-    levels: tuple[Level, ...] | None = (
-        None  # where they are the same whatever the weights, and none are bundled
-    )
+    levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights
     image_shape: tuple[int, int, int] | None = None  # likewise
     border: int = 0  # black pixels on each side of the images that it was trained on
+    fetch: Callable[..., Path] | None = None  # downloads more than one file, called as load; None: one file
 
 
 def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
@@ -95,6 +95,11 @@ _GENERATORS = {
         _from_checkpoint(biggan.load, "biggan", "biggan"),
         needs="G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z",
         options=("label", "bn_eps"),
+    ),
+    "diffusion": Entry(
+        diffusion.load,
+        needs="a folder of diffusers', or a Hugging Face id: UNet2DModel or DiT",
+        options=("sampler", "steps", "timesteps", "eta", "guidance", "variant"),
     ),
     "nvae": Entry(
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
@@ -179,7 +184,7 @@ def list_generators() -> list[GeneratorInfo]:
     infos = []
     for name, entry in _GENERATORS.items():
         levels, image_shape = entry.levels, entry.image_shape
-        if entry.bundled is not None:
+        if entry.bundled is not None and levels is None:  # a generator that needs an extra says it itself
             generator = load_generator(name)
             levels, image_shape = generator.levels, generator.image_shape
         infos.append(
