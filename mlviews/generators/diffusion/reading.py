@@ -287,8 +287,8 @@ def _check_channels(folder: Folder, network: nn.Module, channels: int) -> None:
     out_channels = config.out_channels or channels
     if out_channels not in (channels, 2 * channels):
         raise WeightsError(
-            f"{folder.path} takes {channels} channels and returns {out_channels}: it makes no images of noise "
-            "alone, for which a network returns as many as it takes, or twice as many."
+            f"{folder.path} takes {channels} channels and returns {out_channels}: it makes no images of "
+            "noise alone, for which a network returns as many as it takes, or twice as many."
         )
 
 
