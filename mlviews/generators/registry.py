@@ -98,8 +98,8 @@ _GENERATORS = {
     ),
     "diffusion": Entry(
         diffusion.load,
-        needs="a folder of diffusers', or a Hugging Face id: UNet2DModel or DiT",
-        options=("sampler", "steps", "timesteps", "eta", "guidance", "variant"),
+        needs="a folder of diffusers', or a Hugging Face id: UNet2DModel, DiT, UNet2DConditionModel",
+        options=("sampler", "steps", "timesteps", "eta", "guidance", "prompts", "variant"),
     ),
     "nvae": Entry(
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -67,3 +69,61 @@ class ClassDenoiser(Denoiser):
 
     def conditions(self, labels: Tensor | None) -> dict[str, Any]:
         return {"class_labels": labels}
+
+
+class TextDenoiser(Denoiser):
+    """A ``UNet2DConditionModel``, whose labels pick one of a list of encoded prompts.
+
+    Args:
+        network: the network of diffusers.
+        channels: of a sample.
+        tokens: the encoded prompts ``[N + 1, length, D]``; the last one stands for no prompt.
+        pooled: the pooled ones ``[N + 1, P]``, for SDXL; None for networks that take none.
+        size: height and width of the image, which SDXL is told.
+        guidance: as of :class:`Denoiser`.
+        embedded_guidance: the guidance that the network is told, if it was distilled to take it (LCM); None
+            for others.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        channels: int,
+        tokens: Tensor,
+        pooled: Tensor | None,
+        size: tuple[int, int],
+        guidance: float = 1.0,
+        embedded_guidance: float | None = None,
+    ) -> None:
+        super().__init__(network, channels, len(tokens) - 1, guidance)
+        config: Any = network.config
+        self.register_buffer("tokens", tokens)
+        self.register_buffer("pooled", pooled)
+        self.register_buffer("sizes", torch.tensor([[*size, 0.0, 0.0, *size]]))  # original, crop, target
+        guides = None
+        if embedded_guidance is not None:
+            guides = _guidance_embedding(embedded_guidance, config.time_cond_proj_dim)
+        self.register_buffer("guides", guides)
+        self.tokens: Tensor
+        self.pooled: Tensor | None
+        self.sizes: Tensor
+        self.guides: Tensor | None
+
+    def conditions(self, labels: Tensor | None) -> dict[str, Any]:
+        assert labels is not None
+        rows = len(labels)
+        conditions: dict[str, Any] = {"encoder_hidden_states": self.tokens[labels]}  # [B, length, D]
+        if self.pooled is not None:
+            added = {"text_embeds": self.pooled[labels], "time_ids": self.sizes.expand(rows, -1)}
+            conditions["added_cond_kwargs"] = added
+        if self.guides is not None:
+            conditions["timestep_cond"] = self.guides.expand(rows, -1)
+        return conditions
+
+
+def _guidance_embedding(guidance: float, dim: int) -> Tensor:
+    """Return the guidance as sines and cosines ``[1, dim]``, as latent consistency models are told it."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
+    angles = (guidance - 1) * 1000 * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, dim % 2))[None]

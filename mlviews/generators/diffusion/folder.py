@@ -43,7 +43,6 @@ MODEL_INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_c
 
 _LARGEST_TABLE = 4 << 20  # of a JSON file, bytes
 _LARGEST_NUMBER = 1 << 20  # more than any setting needs
-_MOST_VALUES = 50_000  # in a JSON file, nested ones included
 _MOST_SHARDS = 200
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """What attention's layers were called until diffusers 0.12, and what they are called since."""
@@ -64,6 +63,7 @@ class Folder:
     def __init__(self, path: Path, variant: str | None) -> None:
         self.path, self.variant = path, variant
         self.names: list[str] = []  # of the components, if the folder lists them
+        self.zeros_for_empty = False  # whether no prompt is encoded as zeros
         if not path.exists():
             raise FileNotFoundError(f"No folder {path}.")
         if not path.is_dir():
@@ -76,13 +76,14 @@ class Folder:
 
     def _check_index(self) -> None:
         """Raise a WeightsError if the folder's list of components has one that is not read."""
-        table = self.table(self.path / MODEL_INDEX)
+        table = read_table(self.path / MODEL_INDEX)
         pipeline = table.get("_class_name")
         if not isinstance(pipeline, str):
             raise WeightsError(
                 f"{self.path} asks for code of its own: its pipeline is {printable(pipeline, 80)!r}. Nothing "
                 "of it was run; use a model of diffusers' own classes."
             )
+        self.zeros_for_empty = table.get("force_zeros_for_empty_prompt") is True
         for name, value in table.items():
             # Other entries are settings of the pipeline.
             if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
@@ -133,7 +134,7 @@ class Folder:
         """
         for path in (self.path / "scheduler" / SCHEDULER, self.path / SCHEDULER):
             if path.is_file():
-                return self.table(path)
+                return read_table(path)
         raise WeightsError(f"{self.path} has no scheduler/{SCHEDULER}; download the whole folder.")
 
     def settings(self, name: str) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Folder:
         """
         place = self.place(name)
         assert place is not None
-        table = self.table(place / CONFIG)
+        table = read_table(place / CONFIG)
         kind = table.get("_class_name")
         if kind not in CLASSES[name]:
             raise WeightsError(
@@ -167,25 +168,27 @@ class Folder:
         place = self.place(name)
         assert place is not None
         options = arguments(kind, settings)
-        tensors = _renamed(self.tensors(place, "diffusion_pytorch_model"), place)
+        stem = "diffusion_pytorch_model"
+        tensors = _renamed(self.tensors(place, stem, stem), place)
         return fit(lambda: kind.from_config(options), tensors, place)  # type: ignore[no-any-return]
 
-    def tensors(self, place: Path, stem: str) -> dict[str, Tensor]:
+    def tensors(self, place: Path, stem: str, pickled_stem: str) -> dict[str, Tensor]:
         """Return the weights of a component.
 
         Args:
             place: the component's folder.
-            stem: how the names of its files of weights begin.
+            stem: how the names of its safetensors files begin.
+            pickled_stem: how the names of its pickled files begin.
 
         Raises:
             mlviews.WeightsError: if there are none, or they are damaged.
         """
         variant = "" if self.variant is None else f".{self.variant}"
-        for suffix in (".safetensors", ".bin"):
-            file = place / f"{stem}{variant}{suffix}"
+        for begin, suffix in ((stem, ".safetensors"), (pickled_stem, ".bin")):
+            file = place / f"{begin}{variant}{suffix}"
             if file.is_file():
                 return read_tensors(file)
-            index = place / f"{stem}{suffix}.index{variant}.json"
+            index = place / f"{begin}{suffix}.index{variant}.json"
             if index.is_file():
                 return self._shards(index, suffix)
         names = [path.name for path in sorted(place.glob(f"{stem}*")) if path.is_file()]
@@ -196,7 +199,7 @@ class Folder:
 
     def _shards(self, index: Path, suffix: str) -> dict[str, Tensor]:
         """Return the weights of several files, which an index names."""
-        weight_map = self.table(index).get("weight_map")
+        weight_map = read_table(index).get("weight_map")
         files: dict[str, set[str]] = {}
         for name, file in weight_map.items() if isinstance(weight_map, dict) else ():
             # A file's name only: not a path that leads elsewhere.
@@ -219,20 +222,25 @@ class Folder:
             tensors |= shard
         return tensors
 
-    def table(self, path: Path) -> dict[str, Any]:
-        """Return the content of a JSON file: a table whose numbers and lengths are bounded.
 
-        Raises:
-            mlviews.WeightsError: if it is damaged, or something else.
-        """
-        with reading(path) as data:
-            if len(data) > _LARGEST_TABLE:
-                raise Refused(f"{len(data):,} bytes of settings")
-            content = json.loads(data)
-            if not isinstance(content, dict):
-                raise Refused(f"{type(content).__name__}, expected a table of settings")
-            _check_values(content)
-        return content
+def read_table(path: Path, most_values: int = 50_000) -> dict[str, Any]:
+    """Return the content of a JSON file: a table whose numbers and lengths are bounded.
+
+    Args:
+        path: the file.
+        most_values: what it may hold, nested values included.
+
+    Raises:
+        mlviews.WeightsError: if it is damaged, or something else.
+    """
+    with reading(path) as data:
+        if len(data) > _LARGEST_TABLE:
+            raise Refused(f"{len(data):,} bytes of settings")
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise Refused(f"{type(content).__name__}, expected a table of settings")
+        _check_values(content, most_values)
+    return content
 
 
 def arguments(kind: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,15 +254,15 @@ def arguments(kind: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in settings.items() if name in names and name not in defaults}
 
 
-def _check_values(content: Any) -> None:
+def _check_values(content: Any, most_values: int) -> None:
     """Raise a Refused for more values, or larger numbers, than settings have."""
     values = [content]
     count = 0
     while values:
         value = values.pop()
         count += 1
-        if count > _MOST_VALUES:
-            raise Refused(f"more than {_MOST_VALUES:,} settings")
+        if count > most_values:
+            raise Refused(f"more than {most_values:,} settings")
         if isinstance(value, Mapping):
             values += value.values()
         elif isinstance(value, Sequence) and not isinstance(value, str):

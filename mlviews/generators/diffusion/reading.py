@@ -16,17 +16,24 @@ from torch import nn
 from mlviews.checks import choice, integer, is_number, path_of
 from mlviews.errors import WeightsError, listing
 from mlviews.generators.diffusion.autoencoder import Autoencoder
-from mlviews.generators.diffusion.denoisers import ClassDenoiser, Denoiser
+from mlviews.generators.diffusion.denoisers import ClassDenoiser, Denoiser, TextDenoiser
 from mlviews.generators.diffusion.folder import Folder, arguments
 from mlviews.generators.diffusion.network import DiffusionGenerator
 from mlviews.generators.diffusion.samplers import SAMPLERS, Chain, chain
+from mlviews.generators.diffusion.texts import read_texts
 from mlviews.weights.files import printable
+
+Shape = tuple[int, int, int]
+"""``(C, H, W)`` of a sample, or of an image."""
 
 STEPS = 4
 """How many steps there are, unless the user says."""
 
 DIT_GUIDANCE = 4.0
 """The guidance of DiT's own pipeline."""
+
+LCM_GUIDANCE = 8.5
+"""The guidance that the pipeline of latent consistency models tells them."""
 
 _OF_FILES = {sampler.scheduler: name for name, sampler in SAMPLERS.items()} | {
     "DDIMParallelScheduler": "ddim",
@@ -53,6 +60,7 @@ def load(
     timesteps: Sequence[int] | None = None,
     eta: float | None = None,
     guidance: float | None = None,
+    prompts: Sequence[str] | str | Path | None = None,
     variant: str | None = None,
 ) -> DiffusionGenerator:
     """Load a diffusion model from a folder of diffusers'.
@@ -66,7 +74,11 @@ def load(
             schedule; of a consistency model, places on its ramp of noise levels, 0 being the least noise.
         eta: the share of noise, above 0 and at most 1, of "ddim" (None: 1) and "tcd" (None: 0.3).
         guidance: the weight of classifier-free guidance, which takes two passes of the network a step; up to
-            1 there is none. None: what the model's own pipeline has, 4 for a DiT.
+            1 there is none. A latent consistency model is told it instead, in the same pass. None: 4 for a
+            DiT and 8.5 for a latent consistency model, as in their own pipelines; else none.
+        prompts: what a text-to-image model has for classes: a list of texts, a text file with one on each
+            line, or a safetensors file of encoded ones (``prompt_embeds`` ``[N, length, D]``; for guidance
+            ``negative_prompt_embeds``; for SDXL ``pooled_prompt_embeds``).
         variant: which of several files of weights to take, e.g. "fp16".
 
     Raises:
@@ -75,7 +87,7 @@ def load(
         mlviews.WeightsError: if it is damaged, or holds a model of another kind.
         ModuleNotFoundError: without the package diffusers.
     """
-    options = _Options(sampler, steps, timesteps, eta, guidance, variant)
+    options = _Options(sampler, steps, timesteps, eta, guidance, prompts, variant)
     if isinstance(weights, nn.Module):
         raise ValueError(
             f"Invalid weights of type {type(weights).__name__}: generator 'diffusion' takes a folder of "
@@ -84,8 +96,9 @@ def load(
     classes = _diffusers()
     folder = Folder(path_of(weights, "weights folder"), options.variant)
     steps_chain = _chain(folder, classes, options)
-    denoiser, shape = _denoiser(folder, classes, options)
+    shape = _sample_shape(folder)
     autoencoder, image_shape = _autoencoder(folder, classes, shape)
+    denoiser = _denoiser(folder, classes, options, shape, image_shape)
     return DiffusionGenerator(denoiser, steps_chain, shape, image_shape, autoencoder)
 
 
@@ -114,6 +127,7 @@ class _Options:
         timesteps: Sequence[int] | None,
         eta: float | None,
         guidance: float | None,
+        prompts: Any,
         variant: str | None,
     ) -> None:
         self.sampler = None if sampler is None else choice("sampler", sampler, SAMPLERS)
@@ -129,7 +143,7 @@ class _Options:
             raise ValueError(
                 f"Invalid guidance={guidance!r}: it is a number from 0 to 100; up to 1 for none."
             )
-        self.guidance = guidance
+        self.guidance, self.prompts = guidance, prompts
         if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]{0,40}", variant)):
             raise ValueError(
                 f"Invalid variant={variant!r}: it is a word in the names of files of weights, e.g. 'fp16'."
@@ -216,9 +230,9 @@ def _refused_scheduler(folder: Folder, kind: str) -> str:
 
 
 def _denoiser(
-    folder: Folder, classes: ModuleType, options: _Options
-) -> tuple[Denoiser, tuple[int, int, int]]:
-    """Return the network as the blocks take it, and the shape of a sample."""
+    folder: Folder, classes: ModuleType, options: _Options, shape: Shape, image_shape: Shape
+) -> Denoiser:
+    """Return the network as the blocks take it."""
     name = folder.network()
     settings = folder.settings(name)
     kind = settings["_class_name"]
@@ -229,15 +243,21 @@ def _denoiser(
                 f"{folder.path} has a transformer of norm_type {norm!r}: mlviews reads DiT's, ada_norm_zero."
             )
         kind = "DiTTransformer2DModel"
-    shape = _sample_shape(folder, settings)
     if kind == "DiTTransformer2DModel":
         _check_table(folder, settings, shape)
+    if (options.prompts is not None) != (kind == "UNet2DConditionModel"):
+        remedy = "it takes none" if options.prompts is not None else "it needs texts, or a file of them"
+        raise ValueError(
+            f"Invalid prompts={printable(repr(options.prompts), 80)} for {folder.path}, a {kind}: {remedy}."
+        )
     network = folder.module(name, getattr(classes, kind), settings)
     _check_channels(folder, network, shape[0])
     config: Any = network.config
     if kind == "DiTTransformer2DModel":
         guidance = DIT_GUIDANCE if options.guidance is None else options.guidance
-        return ClassDenoiser(network, shape[0], config.num_embeds_ada_norm, max(guidance, 1.0)), shape
+        return ClassDenoiser(network, shape[0], config.num_embeds_ada_norm, max(guidance, 1.0))
+    if kind == "UNet2DConditionModel":
+        return _text_denoiser(folder, network, options, shape, image_shape)
     if options.guidance is not None:
         raise ValueError(
             f"Invalid guidance={options.guidance!r} for {folder.path}: a {kind} has no label that stands for "
@@ -249,17 +269,55 @@ def _denoiser(
             "networks with num_class_embeds, or without classes."
         )
     if config.num_class_embeds is None:
-        return Denoiser(network, shape[0]), shape
-    return ClassDenoiser(network, shape[0], config.num_class_embeds), shape
+        return Denoiser(network, shape[0])
+    return ClassDenoiser(network, shape[0], config.num_class_embeds)
 
 
-def _sample_shape(folder: Folder, settings: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return ``(C, H, W)`` of what the network takes.
+def _text_denoiser(
+    folder: Folder, network: nn.Module, options: _Options, shape: Shape, image_shape: Shape
+) -> Denoiser:
+    """Return a text-to-image network with its prompts."""
+    config: Any = network.config
+    readable: dict[str, tuple[str | None, ...]] = {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim_type": (None,),
+        "addition_embed_type": (None, "text_time"),
+    }
+    for name, allowed in readable.items():
+        value = getattr(config, name, None)
+        if value not in allowed:
+            raise WeightsError(
+                f"{folder.path} has {name} {printable(value, 40)!r}: mlviews reads text-to-image networks "
+                f"that have {listing(allowed)} there."
+            )
+    guidance, embedded = options.guidance, None
+    if config.time_cond_proj_dim is not None:
+        embedded = LCM_GUIDANCE if guidance is None else guidance
+        guidance = None
+    guidance = max(guidance or 1.0, 1.0)
+    texts = read_texts(options.prompts, folder, needs_empty=guidance > 1)
+    is_pooled = config.addition_embed_type == "text_time"
+    width = config.cross_attention_dim
+    if texts.tokens.shape[-1] != width or (is_pooled and texts.pooled is None):
+        raise WeightsError(
+            f"{folder.path} takes prompts that are encoded by {width} numbers a token"
+            f"{', and pooled ones' if is_pooled else ''}: these have {texts.tokens.shape[-1]}"
+            f"{', and none' if texts.pooled is None else ''}."
+        )
+    pooled = texts.pooled if is_pooled else None
+    size = image_shape[1], image_shape[2]
+    return TextDenoiser(network, shape[0], texts.tokens, pooled, size, guidance, embedded)
+
+
+def _sample_shape(folder: Folder) -> Shape:
+    """Return the shape of what the network takes.
 
     Raises:
         mlviews.WeightsError: if its settings do not say.
     """
-    channels, size = settings.get("in_channels", 3), settings.get("sample_size")
+    settings = folder.settings(folder.network())
+    channels, size = settings.get("in_channels"), settings.get("sample_size")
     sides = size if isinstance(size, list) else [size, size]
     shape = (channels, *sides)
     if len(shape) != 3 or not all(type(side) is int and 1 <= side <= _LARGEST_SIZE for side in shape):
@@ -270,7 +328,7 @@ def _sample_shape(folder: Folder, settings: Mapping[str, Any]) -> tuple[int, int
     return shape
 
 
-def _check_table(folder: Folder, settings: Mapping[str, Any], shape: tuple[int, int, int]) -> None:
+def _check_table(folder: Folder, settings: Mapping[str, Any], shape: Shape) -> None:
     """Raise a WeightsError for a transformer whose table of places would not be borne out by its weights."""
     sizes = [settings.get(name) for name in ("patch_size", "num_attention_heads", "attention_head_dim")]
     patch, *width = [size if type(size) is int and size > 0 else 0 for size in sizes]
@@ -295,9 +353,7 @@ def _check_channels(folder: Folder, network: nn.Module, channels: int) -> None:
 # -- the autoencoder -----------------------------------------------------------------------------------------
 
 
-def _autoencoder(
-    folder: Folder, classes: ModuleType, shape: tuple[int, int, int]
-) -> tuple[Autoencoder | None, tuple[int, int, int]]:
+def _autoencoder(folder: Folder, classes: ModuleType, shape: Shape) -> tuple[Autoencoder | None, Shape]:
     """Return the autoencoder, if there is one, and the shape of an image."""
     if folder.place("vae") is None:
         return None, shape
