@@ -334,7 +334,7 @@ def _latent_consistency() -> Any:
 
 CASES = [
     _ddpm("fixed_small"),
-    _ddpm("50 steps", steps=50),
+    _ddpm("20 steps", steps=20),
     _ddpm("noise that stays", variance_type="fixed_large", timestep_spacing="trailing"),
     _ddpm("fixed_small_log, cosine", variance_type="fixed_small_log", beta_schedule="squaredcos_cap_v2"),
     _ddpm("dynamic threshold", thresholding=True, sample_max_value=2.0),

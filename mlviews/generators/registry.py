@@ -46,7 +46,7 @@ class Entry:
     levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights
     image_shape: tuple[int, int, int] | None = None  # likewise
     border: int = 0  # black pixels on each side of the images that it was trained on
-    fetch: Callable[..., Path] | None = None  # downloads more than one file, called as load; None: one file
+    fetch: Callable[..., Path] | None = None  # downloads a folder, called as load; None: weights are a file
 
 
 def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
@@ -98,8 +98,10 @@ _GENERATORS = {
     ),
     "diffusion": Entry(
         diffusion.load,
+        fetch=diffusion.fetch,
         needs="a folder of diffusers', or a Hugging Face id: UNet2DModel, DiT, UNet2DConditionModel",
         options=("sampler", "steps", "timesteps", "eta", "guidance", "prompts", "variant"),
+        encodes=True,
     ),
     "nvae": Entry(
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
@@ -164,7 +166,8 @@ def load_generator(
     if weights is None and entry.bundled is None:
         raise ValueError(f"Generator {name!r} has no bundled weights: pass weights=FILE ({entry.needs}).")
     if download.is_remote(weights):
-        weights = download.fetch(str(weights))
+        reference = str(weights)
+        weights = download.fetch(reference) if entry.fetch is None else entry.fetch(reference, **options)
     elif weights is None:
         weights = entry.bundled
     elif not isinstance(weights, nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,12 +47,12 @@ class Autoencoder(nn.Module):
         weight: Tensor = next(self.network.parameters())
         return weight.dtype
 
-    def _precision(self, tensor: Tensor) -> torch.autocast:
+    def _precision(self, tensor: Tensor) -> AbstractContextManager[Any]:
         """Return the mode to compute in: the caller's, unless that would overflow."""
         kind = tensor.device.type
-        enabled = torch.is_autocast_enabled(kind) and not self.full_precision
-        dtype = torch.get_autocast_dtype(kind) if enabled else None
-        return torch.autocast(kind, dtype, enabled=enabled)
+        if self.full_precision and torch.amp.is_autocast_available(kind):
+            return torch.autocast(kind, enabled=False)
+        return nullcontext()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Autoencoder:
         """Move the autoencoder, and keep its precision if no other will do."""

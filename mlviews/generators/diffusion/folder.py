@@ -41,6 +41,12 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 
 MODEL_INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 
+STEM = "diffusion_pytorch_model"
+"""How the names of diffusers' files of weights begin."""
+
+PICKLED = {STEM: STEM, "model": "pytorch_model"}
+"""How those of pickled files begin, by how those of safetensors files do: diffusers', and transformers'."""
+
 _LARGEST_TABLE = 4 << 20  # of a JSON file, bytes
 _LARGEST_NUMBER = 1 << 20  # more than any setting needs
 _MOST_SHARDS = 200
@@ -168,37 +174,36 @@ class Folder:
         place = self.place(name)
         assert place is not None
         options = arguments(kind, settings)
-        stem = "diffusion_pytorch_model"
-        tensors = _renamed(self.tensors(place, stem, stem), place)
+        tensors = _renamed(self.tensors(name, STEM), place)
         return fit(lambda: kind.from_config(options), tensors, place)  # type: ignore[no-any-return]
 
-    def tensors(self, place: Path, stem: str, pickled_stem: str) -> dict[str, Tensor]:
+    def tensors(self, name: str, stem: str) -> dict[str, Tensor]:
         """Return the weights of a component.
 
         Args:
-            place: the component's folder.
-            stem: how the names of its safetensors files begin.
-            pickled_stem: how the names of its pickled files begin.
+            name: of the component. Those around the network need not have the variant that is asked for.
+            stem: how the names of its files of weights begin, one of ``PICKLED``.
 
         Raises:
             mlviews.WeightsError: if there are none, or they are damaged.
         """
-        variant = "" if self.variant is None else f".{self.variant}"
-        for begin, suffix in ((stem, ".safetensors"), (pickled_stem, ".bin")):
-            file = place / f"{begin}{variant}{suffix}"
-            if file.is_file():
-                return read_tensors(file)
-            index = place / f"{begin}{suffix}.index{variant}.json"
-            if index.is_file():
-                return self._shards(index, suffix)
-        names = [path.name for path in sorted(place.glob(f"{stem}*")) if path.is_file()]
-        remedy = (
-            f"there are {listing(names[:8])}; choose by variant=" if names else "download the folder anew"
-        )
-        raise WeightsError(f"{place} has no {stem}{variant}.safetensors or .bin: {remedy}.")
+        place = self.place(name)
+        assert place is not None
+        names = [path.name for path in sorted(place.iterdir()) if path.is_file()]
+        files = _weight_files(names, "", stem, self.variant, name not in NETWORKS)
+        if not files:
+            weights = [file for file in names if file.endswith((".safetensors", ".bin"))]
+            remedy = (
+                f"there are {listing(weights[:8])}; choose by variant=" if weights else "download it anew"
+            )
+            variant = "" if self.variant is None else f".{self.variant}"
+            raise WeightsError(f"{place} has no {stem}{variant}.safetensors or .bin: {remedy}.")
+        file = place / files[0]
+        return self._shards(file) if file.suffix == ".json" else read_tensors(file)
 
-    def _shards(self, index: Path, suffix: str) -> dict[str, Tensor]:
+    def _shards(self, index: Path) -> dict[str, Tensor]:
         """Return the weights of several files, which an index names."""
+        suffix = ".safetensors" if ".safetensors." in index.name else ".bin"
         weight_map = read_table(index).get("weight_map")
         files: dict[str, set[str]] = {}
         for name, file in weight_map.items() if isinstance(weight_map, dict) else ():
@@ -241,6 +246,54 @@ def read_table(path: Path, most_values: int = 50_000) -> dict[str, Any]:
             raise Refused(f"{type(content).__name__}, expected a table of settings")
         _check_values(content, most_values)
     return content
+
+
+def needed_files(names: Sequence[str], variant: str | None, with_texts: bool) -> list[str]:
+    """Return those files of a repository that are read; most have weights in several formats and precisions.
+
+    Args:
+        names: of all files, with the folders they are in.
+        variant: of the weights, as of :class:`Folder`.
+        with_texts: whether prompts are to be encoded.
+    """
+    stems = {"": STEM, "unet": STEM, "transformer": STEM, "vae": STEM}
+    files = {MODEL_INDEX, SCHEDULER, f"scheduler/{SCHEDULER}"}
+    if with_texts:
+        stems |= {"text_encoder": "model", "text_encoder_2": "model"}
+        for folder in ("tokenizer", "tokenizer_2"):
+            files |= {f"{folder}/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json")}
+    for component, stem in stems.items():
+        prefix = f"{component}/" if component else ""
+        files.add(prefix + CONFIG)
+        files.update(_weight_files(names, prefix, stem, variant, component not in ("", *NETWORKS)))
+    return sorted(files & set(names))
+
+
+def _weight_files(
+    names: Sequence[str], prefix: str, stem: str, variant: str | None, any_variant: bool
+) -> list[str]:
+    """Return a component's files of weights: safetensors, or pickles where there are no others.
+
+    Several files come after their index.
+
+    Args:
+        names: of all files.
+        prefix: the component's folder.
+        stem: how the names of its files of weights begin, one of ``PICKLED``.
+        variant: the word for the variant; None for none.
+        any_variant: whether weights without a variant serve too, where there are none with it.
+    """
+    for word in ("" if variant is None else f".{variant}", *([""] if any_variant else [])):
+        for begin, suffix in ((stem, ".safetensors"), (PICKLED[stem], ".bin")):
+            single, index = f"{prefix}{begin}{word}{suffix}", f"{prefix}{begin}{suffix}.index{word}.json"
+            if single in names:
+                return [single]
+            if index in names:
+                head, middle, tail = map(re.escape, (prefix + begin, word, suffix))
+                part = r"-\d+-of-\d+"
+                shard = re.compile(f"{head}({middle}{part}|{part}{middle}){tail}")
+                return [index, *(name for name in names if shard.fullmatch(name))]
+    return []
 
 
 def arguments(kind: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from mlviews.checks import choice, integer, is_number, path_of
 from mlviews.errors import WeightsError, listing
 from mlviews.generators.diffusion.autoencoder import Autoencoder
 from mlviews.generators.diffusion.denoisers import ClassDenoiser, Denoiser, TextDenoiser
-from mlviews.generators.diffusion.folder import Folder, arguments
+from mlviews.generators.diffusion.folder import Folder, arguments, needed_files
 from mlviews.generators.diffusion.network import DiffusionGenerator
 from mlviews.generators.diffusion.samplers import SAMPLERS, Chain, chain
 from mlviews.generators.diffusion.texts import read_texts
+from mlviews.weights.download import fetch_folder
 from mlviews.weights.files import printable
 
 Shape = tuple[int, int, int]
@@ -102,6 +103,18 @@ def load(
     return DiffusionGenerator(denoiser, steps_chain, shape, image_shape, autoencoder)
 
 
+def fetch(reference: str, variant: str | None = None, prompts: Any = None, **_: Any) -> Path:
+    """Return the local copy of a Hugging Face repository, as far as :func:`load` reads it with these options.
+
+    Raises:
+        ValueError, FileNotFoundError, ModuleNotFoundError, mlviews.WeightsError: as
+            :func:`mlviews.weights.download.fetch_folder`.
+    """
+    variant = _variant(variant)
+    with_texts = prompts is not None and not str(prompts).endswith(".safetensors")
+    return fetch_folder(reference, lambda names: needed_files(names, variant, with_texts))
+
+
 def _diffusers() -> ModuleType:
     """Return the package diffusers, which is imported only where it is needed.
 
@@ -144,11 +157,16 @@ class _Options:
                 f"Invalid guidance={guidance!r}: it is a number from 0 to 100; up to 1 for none."
             )
         self.guidance, self.prompts = guidance, prompts
-        if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]{0,40}", variant)):
-            raise ValueError(
-                f"Invalid variant={variant!r}: it is a word in the names of files of weights, e.g. 'fp16'."
-            )
-        self.variant = variant
+        self.variant = _variant(variant)
+
+
+def _variant(variant: Any) -> str | None:
+    """Return the word for a variant of the weights, or None; raise a ValueError for anything else."""
+    if variant is None or (isinstance(variant, str) and re.fullmatch(r"\w[\w-]{0,40}", variant)):
+        return variant
+    raise ValueError(
+        f"Invalid variant={variant!r}: it is a word in the names of files of weights, e.g. 'fp16'."
+    )
 
 
 def _timesteps(timesteps: Any) -> tuple[int, ...]:

@@ -118,7 +118,7 @@ def _with_empty(prompts: Tensor | None, empty: Tensor | None, axes: int, path: P
     if prompts.ndim != axes or not len(prompts) or empty.shape[1:] != prompts.shape[1:]:
         raise WeightsError(
             f"{path} holds encoded prompts of shape {tuple(prompts.shape)}, and for no prompt "
-            f"{tuple(empty.shape)}: they are [N, length, D] and [1, length, D], pooled ones [N, P] and [1, P]."
+            f"{tuple(empty.shape)}: they are [N, length, D] and [1, length, D]; pooled, [N, P] and [1, P]."
         )
     return torch.cat([prompts, empty[:1]])
 
@@ -206,7 +206,7 @@ def _encoder(folder: Folder, name: str, transformers: ModuleType) -> Any:
             f"{place / CONFIG} is of class {printable(kind, 80)!r}: mlviews reads CLIPTextModel and "
             "CLIPTextModelWithProjection; pass encoded prompts instead."
         )
-    tensors = folder.tensors(place, "model", "pytorch_model")
+    tensors = folder.tensors(name, "model")
     config = transformers.CLIPTextConfig(**arguments(transformers.CLIPTextConfig, settings))
     make = getattr(transformers, kind)
     # Files have a prefix that some versions of transformers have, and once had the numbers of the places.
