@@ -105,6 +105,7 @@ def conclude(
     arguments: Sequence[str],
     out: Path | None,
     limit: float = LIMIT,
+    facts: Mapping[str, Any] | None = None,
 ) -> NoReturn:
     """Print a table, write the record, and exit with 1 if an image differs by more than the limit.
 
@@ -116,6 +117,7 @@ def conclude(
         arguments: of the command in the record.
         out: the JSON file to write; None for a part of the cases.
         limit: the largest difference of a pixel that is allowed.
+        facts: what else the record holds.
     """
     table = Table(*columns, *keys, title="Largest difference from the official code, on [0, 1]")
     for row in rows:
@@ -125,7 +127,9 @@ def conclude(
     console.print(table, f"Largest difference of an image: {worst:.1e}; allowed: {limit:.0e}.", sep="\n")
     if out is not None:
         record = {"command": command(f"parity/{script}", arguments), "seed": SEED, **environment()}
-        console.print(write(record | {"limit": limit, "worst": worst, "cases": list(rows)}, out))
+        console.print(
+            write(record | {"limit": limit, "worst": worst, "cases": list(rows), **(facts or {})}, out)
+        )
     raise SystemExit(0 if worst <= limit else 1)
 
 

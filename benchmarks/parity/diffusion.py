@@ -9,7 +9,9 @@ The networks are tiny, with random weights.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -396,9 +398,9 @@ def compare(case: Case, folder: Path) -> Row:
     model = case.build()
     model.save_pretrained(folder)
     options = dict(case.options)
-    unet_of_text = getattr(model, "unet", None)
-    if isinstance(unet_of_text, diffusers.UNet2DConditionModel):
-        pooled = unet_of_text.config.addition_embed_type is not None
+    network = getattr(model, "unet", None)
+    if isinstance(network, diffusers.UNet2DConditionModel):
+        pooled = network.config.addition_embed_type is not None
         write_safetensors(folder / "prompts.safetensors", encoded_prompts(pooled), {})
         options["prompts"] = folder / "prompts.safetensors"
     ours = mlviews.load_generator("diffusion", weights=folder, **options)
@@ -420,6 +422,47 @@ def compare(case: Case, folder: Path) -> Row:
     }
 
 
+# -- the time it takes ---------------------------------------------------------------------------------------
+
+PAIRS, STEPS, SIZE, REPEATS = 8, 4, 32, 9
+
+
+@torch.no_grad()
+def timing(folder: Path) -> list[Row]:
+    """Return the processor time for pairs of images of 4 steps, ours and diffusers' loop, in turns.
+
+    Args:
+        folder: an empty one, for the model's files.
+    """
+    network = unet(sample_size=SIZE, block_out_channels=(32, 64), norm_num_groups=8, layers_per_block=2)
+    model = Model(diffusers.DDPMScheduler(), unet=network)
+    model.save_pretrained(folder)
+    ours = mlviews.load_generator("diffusion", weights=folder, steps=STEPS)
+    anchors = ours.sample_latents(range(PAIRS))
+    fresh = ours.sample_latents(range(PAIRS), seed=1)
+    rows = []
+    for name, first in (("all levels moved", 0), ("last level moved", STEPS - 1)):
+        views = [anchors, [*anchors[:first], *fresh[first:]]]
+        random = [torch.Generator().manual_seed(row) for row in range(2 * PAIRS)]
+        sides: dict[str, Callable[[], Any]] = {
+            "diffusers": lambda random=random: by_scheduler(model, random, steps=STEPS),
+            "ours": lambda views=views, first=first: ours.decode_views(views, first),
+        }
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for repeat in range(REPEATS + 1):
+            for side, sample in sides.items():
+                begin = time.process_time()
+                sample()
+                if repeat:  # the first time is for warming up
+                    seconds[side].append(time.process_time() - begin)
+        ratios = [theirs / own for theirs, own in zip(seconds["diffusers"], seconds["ours"], strict=True)]
+        row: Row = {"case": name, "pairs": PAIRS, "steps": STEPS, "image": [3, SIZE, SIZE]}
+        row |= {side: statistics.median(values) for side, values in seconds.items()}
+        low, median, high = statistics.quantiles(ratios, n=4)
+        rows.append(row | {"ratio": median, "quartiles": [low, high]})
+    return rows
+
+
 def _compare(case: Any) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         return compare(case, Path(folder))
@@ -433,8 +476,13 @@ def main(
     """Compare all cases."""
     torch.set_num_threads(threads)
     rows = compare_all(CASES, only, _compare)
+    facts: Row = {"diffusers": diffusers.__version__}
+    if not only:
+        with tempfile.TemporaryDirectory() as folder:
+            facts["seconds"] = timing(Path(folder))
     columns = ("case", "image", "levels", "contrast", "mean")
-    conclude(rows, columns, ("max",), "diffusion.py", [], None if only else out, LIMIT)
+    arguments = ["--threads", str(threads)]
+    conclude(rows, columns, ("max",), "diffusion.py", arguments, None if only else out, LIMIT, facts)
 
 
 if __name__ == "__main__":

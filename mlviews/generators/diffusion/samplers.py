@@ -349,7 +349,7 @@ def chain(name: str, scheduler: Any, steps: int, timesteps: Sequence[int] | None
 
 def _check_schedule(alphas: Tensor) -> None:
     """Raise a ValueError unless the image's share falls from time to time, between 1 and 0."""
-    if not alphas.isfinite().all() or alphas.max() >= 1 or alphas.min() < 0 or (alphas.diff() >= 0).any():
+    if not alphas.isfinite().all() or alphas.max() >= 1 or alphas.min() < 0 or (alphas.diff() > 0).any():
         raise ValueError("its noise does not grow from time to time: see its betas")
 
 
