@@ -572,7 +572,7 @@ def test_what_is_no_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         load(tmp_path / "model")
     with pytest.raises(WeightsError, match="is a file: diffusers stores a model as a folder"):
         load(folder / "unet" / "config.json")
-    with pytest.raises(WeightsError, match="has no scheduler/scheduler_config.json; download the whole"):
+    with pytest.raises(WeightsError, match=r"has no scheduler/scheduler_config.json; download the whole"):
         load(tmp_path)
     with pytest.raises(ValueError, match="Invalid weights of type UNet2DModel"):
         load_generator("diffusion", weights=unet())

@@ -708,6 +708,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         "Unknown option 'directions'",
     ),
     "not a generator": (lambda: measure_impact(sum), "mlviews.MLVGM"),  # type: ignore[arg-type]
+    "levels too wide for a walker": (
+        lambda: train_walker(Toy(dims=(4, 8200)), [1], 0.7),
+        r"they have 8,200 scalars, of which a walker can move 8,192.*perturber='mix'",
+    ),
     "joint levels in a sweep": (lambda: measure_impact(Toy(), levels=[[0, 1]]), "use method='walker'"),
     "level out of range": (
         lambda: train_walker(Toy(), [3]),

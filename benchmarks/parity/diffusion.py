@@ -165,19 +165,19 @@ def by_scheduler(
     x = torch.cat([torch.randn(shape, generator=generator) for generator in random])
     x = x * scheduler.init_noise_sigma
     extra = {"eta": options["eta"]} if "eta" in options else {}
-    for time in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, time)
+    for moment in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, moment)
         if is_text:
             texts = encoded_prompts(pooled=False)
             empty = texts["negative_prompt_embeds"].expand(ROWS, -1, -1)
-            output = model.unet(scaled, time, texts["prompt_embeds"][labels]).sample
-            unguided = model.unet(scaled, time, empty).sample
+            output = model.unet(scaled, moment, texts["prompt_embeds"][labels]).sample
+            unguided = model.unet(scaled, moment, empty).sample
             output = unguided + guidance * (output - unguided)
         elif labels is None:
-            output = model.unet(scaled, time).sample
+            output = model.unet(scaled, moment).sample
         else:
-            output = model.unet(scaled, time, class_labels=labels).sample
-        x = scheduler.step(output, time, x, generator=list(random), **extra).prev_sample
+            output = model.unet(scaled, moment, class_labels=labels).sample
+        x = scheduler.step(output, moment, x, generator=list(random), **extra).prev_sample
     if hasattr(model, "vae"):
         x = model.vae.decode(x / model.vae.config.scaling_factor).sample
     return (x / 2 + 0.5).clamp(0, 1)
@@ -188,11 +188,11 @@ def by_dit_pipeline(pipeline: Any, random: Random, labels: Tensor, **options: An
     scheduler = pipeline.scheduler
     step = scheduler.step
 
-    def with_noise(output: Tensor, time: Any, sample: Tensor) -> Any:
+    def with_noise(output: Tensor, moment: Any, sample: Tensor) -> Any:
         """Add the same noise with and without the label; the pipeline uses the first half of the samples."""
         halves = len(sample) // ROWS
         noise = torch.cat([torch.randn(1, *sample.shape[1:], generator=generator) for generator in random])
-        return step(output, time, sample, eta=1.0, variance_noise=noise.repeat(halves, 1, 1, 1))
+        return step(output, moment, sample, eta=1.0, variance_noise=noise.repeat(halves, 1, 1, 1))
 
     scheduler.step = with_noise
     return by_pipeline(pipeline, random, class_labels=labels.tolist(), **options)
@@ -455,7 +455,7 @@ def timing(folder: Path) -> list[Row]:
                 sample()
                 if repeat:  # the first time is for warming up
                     seconds[side].append(time.process_time() - begin)
-        ratios = [theirs / own for theirs, own in zip(seconds["diffusers"], seconds["ours"], strict=True)]
+        ratios = [first / second for first, second in zip(seconds["diffusers"], seconds["ours"], strict=True)]
         row: Row = {"case": name, "pairs": PAIRS, "steps": STEPS, "image": [3, SIZE, SIZE]}
         row |= {side: statistics.median(values) for side, values in seconds.items()}
         low, median, high = statistics.quantiles(ratios, n=4)
