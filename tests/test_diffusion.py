@@ -471,7 +471,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "deterministic scheduler": (scheduler_config(_class_name="EulerDiscreteScheduler"), "solves an ODE"),
     "schedule without end": (scheduler_config(num_train_timesteps=1_000_000), "num_train_timesteps is 1000"),
     "schedule without noise": (scheduler_config(beta_start=0, beta_end=0), "noise does not grow"),
-    "noise beyond one": (scheduler_config(beta_end=3.0), "noise does not grow"),
+    "noise beyond one": (scheduler_config(beta_end=3.0), "no scheduler for sampler .ddpm."),
     "unknown variance": (scheduler_config(variance_type="learned"), "variance_type 'learned'"),
     "unknown prediction": (scheduler_config(prediction_type="flow"), "prediction_type 'flow'"),
     "unknown betas": (scheduler_config(beta_schedule="os.system"), "no scheduler for sampler 'ddpm'"),
@@ -665,6 +665,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prompts_are_classes(text_folder: Path) -> None:
     g = load(text_folder, prompts=text_folder / "prompts.safetensors", guidance=2.0)
     assert g.num_classes == 3
+    assert g.options == {"prompts": str(text_folder / "prompts.safetensors"), "guidance": 2.0}
     z = [value.expand(3, *value.shape[1:]) for value in g.sample_latents(range(1))]
     images = g(z, torch.arange(3))
     assert (images[0] - images[1]).abs().max() > 0.01

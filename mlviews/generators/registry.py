@@ -175,7 +175,11 @@ def load_generator(
     with plain():
         generator = entry.load(weights, **options)
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
-        generator.name, generator.options, generator.border = name, options, entry.border
+        generator.name, generator.border = name, entry.border
+        # As reports can hold them.
+        generator.options = {
+            key: str(value) if isinstance(value, Path) else value for key, value in options.items()
+        }
         if isinstance(network, Inverter):
             network.check(generator)
         generator.inverter = network

@@ -51,25 +51,20 @@ class Block(nn.Module):
 
     def noised(self, z: Tensor, state: State) -> Tensor:
         """Return the sample with the noise ``z [B, C, H, W]``."""
-        if state is None:
-            assert self.scale is not None
-            return z * self.scale
-        if isinstance(state, tuple):
-            mean, scales = state
-            return torch.addcmul(mean, z, scales)
-        assert self.scale is not None
-        return torch.add(state, z, alpha=self.scale)
+        mean, scale = self.prior(state)
+        return z * scale if mean is None else mean + z * scale
 
     def noise(self, x: Tensor, state: State) -> Tensor:
         """Return the noise that makes the sample ``x`` of a state; the inverse of :meth:`noised`."""
-        if state is None:
-            assert self.scale is not None
-            return x / self.scale
+        mean, scale = self.prior(state)
+        return x / scale if mean is None else (x - mean) / scale
+
+    def prior(self, state: State) -> tuple[Tensor | None, Tensor | float]:
+        """Return the mean of the sample, None for zeros, and the scale of its noise."""
         if isinstance(state, tuple):
-            mean, scales = state
-            return (x - mean) / scales
+            return state
         assert self.scale is not None
-        return (x - state) / self.scale
+        return state, self.scale
 
     def target(self, image: Tensor, noise: Tensor) -> Tensor:
         """Return an image ``[B, C, H, W]`` that is noised to where this block's steps begin."""
