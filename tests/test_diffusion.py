@@ -567,6 +567,14 @@ def test_mistakes(options: dict[str, Any], message: str, folder: Path) -> None:
         load_generator("diffusion", weights=folder, **options)
 
 
+def test_a_consistency_model_begins_from_its_largest_noise(tmp_path: Path) -> None:
+    save(tmp_path, diffusers.CMStochasticIterativeScheduler(), unet=unet())
+    with pytest.raises(
+        ValueError, match=r"Invalid timesteps=\(22, 5\): those of a consistency model end in 0"
+    ):
+        load(tmp_path, timesteps=[22, 5])
+
+
 def test_what_is_no_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"No folder .*model"):
         load(tmp_path / "model")

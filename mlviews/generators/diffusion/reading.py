@@ -72,7 +72,8 @@ def load(
             scheduler.
         steps: of the sampler; ignored if there are ``timesteps``.
         timesteps: the steps' times instead, descending, in ``[0, T)`` where T is the length of the noise
-            schedule; of a consistency model, places on its ramp of noise levels, 0 being the least noise.
+            schedule; of a consistency model, places on its ramp of noise levels counted from the largest
+            noise, which sampling begins from: they end in 0.
         eta: the share of noise, above 0 and at most 1, of "ddim" (None: 1) and "tcd" (None: 0.3).
         guidance: the weight of classifier-free guidance, which takes two passes of the network a step; up to
             1 there is none. A latent consistency model is told it instead, in the same pass. None: 4 for a
@@ -214,6 +215,11 @@ def _chain(folder: Folder, classes: ModuleType, options: _Options) -> Chain:
         )
     if options.timesteps is not None and options.timesteps[0] >= times:
         raise ValueError(f"Invalid timesteps={options.timesteps!r}: this schedule has times in [0, {times}).")
+    if name == "cm" and options.timesteps is not None and options.timesteps[-1] != 0:
+        raise ValueError(
+            f"Invalid timesteps={options.timesteps!r}: those of a consistency model end in 0, which stands for "
+            "the largest noise."
+        )
     if options.timesteps is None and options.steps > times:
         raise ValueError(f"Invalid steps={options.steps}: this schedule has {times} times.")
     scheduler_class = getattr(classes, sampler.scheduler)
