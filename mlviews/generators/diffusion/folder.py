@@ -193,9 +193,9 @@ class Folder:
         files = _weight_files(names, "", stem, self.variant, name not in NETWORKS)
         if not files:
             weights = [file for file in names if file.endswith((".safetensors", ".bin"))]
-            remedy = (
-                f"there are {listing(weights[:8])}; choose by variant=" if weights else "download it anew"
-            )
+            remedy = "download it anew"
+            if weights:
+                remedy = f"there are {printable(listing(weights[:8]))}; choose by variant="
             variant = "" if self.variant is None else f".{self.variant}"
             raise WeightsError(f"{place} has no {stem}{variant}.safetensors or .bin: {remedy}.")
         file = place / files[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -131,34 +132,33 @@ def _diffusers() -> ModuleType:
     return diffusers
 
 
+@dataclass
 class _Options:
     """The options of :func:`load`, which are checked here as far as that needs no file."""
 
-    def __init__(
-        self,
-        sampler: str | None,
-        steps: int,
-        timesteps: Sequence[int] | None,
-        eta: float | None,
-        guidance: float | None,
-        prompts: Any,
-        variant: str | None,
-    ) -> None:
-        self.sampler = None if sampler is None else choice("sampler", sampler, SAMPLERS)
-        self.steps = integer("steps", steps, 1, _MOST_TIMES)
-        self.timesteps = None if timesteps is None else _timesteps(timesteps)
-        if eta is not None and not (is_number(eta) and 0 < eta <= 1):
+    sampler: str | None
+    steps: int
+    timesteps: Sequence[int] | None
+    eta: float | None
+    guidance: float | None
+    prompts: Any
+    variant: str | None
+
+    def __post_init__(self) -> None:
+        if self.sampler is not None:
+            choice("sampler", self.sampler, SAMPLERS)
+        self.steps = integer("steps", self.steps, 1, _MOST_TIMES)
+        self.timesteps = None if self.timesteps is None else _timesteps(self.timesteps)
+        if self.eta is not None and not (is_number(self.eta) and 0 < self.eta <= 1):
             raise ValueError(
-                f"Invalid eta={eta!r}: it is above 0 and at most 1. Without noise on the way the first "
+                f"Invalid eta={self.eta!r}: it is above 0 and at most 1. Without noise on the way the first "
                 "latent would be the only one."
             )
-        self.eta = eta
-        if guidance is not None and not (is_number(guidance) and 0 <= guidance <= 100):
+        if self.guidance is not None and not (is_number(self.guidance) and 0 <= self.guidance <= 100):
             raise ValueError(
-                f"Invalid guidance={guidance!r}: it is a number from 0 to 100; up to 1 for none."
+                f"Invalid guidance={self.guidance!r}: it is a number from 0 to 100; up to 1 for none."
             )
-        self.guidance, self.prompts = guidance, prompts
-        self.variant = _variant(variant)
+        self.variant = _variant(self.variant)
 
 
 def _variant(variant: Any) -> str | None:
@@ -217,8 +217,8 @@ def _chain(folder: Folder, classes: ModuleType, options: _Options) -> Chain:
         raise ValueError(f"Invalid timesteps={options.timesteps!r}: this schedule has times in [0, {times}).")
     if name == "cm" and options.timesteps is not None and options.timesteps[-1] != 0:
         raise ValueError(
-            f"Invalid timesteps={options.timesteps!r}: those of a consistency model end in 0, which stands for "
-            "the largest noise."
+            f"Invalid timesteps={options.timesteps!r}: those of a consistency model end in 0, which stands "
+            "for the largest noise."
         )
     if options.timesteps is None and options.steps > times:
         raise ValueError(f"Invalid steps={options.steps}: this schedule has {times} times.")

@@ -38,11 +38,6 @@ class Texts:
     tokens: Tensor  # float32 [N + 1, length, D]
     pooled: Tensor | None  # float32 [N + 1, P], for networks that take it
 
-    @property
-    def count(self) -> int:
-        """The number of prompts."""
-        return len(self.tokens) - 1
-
 
 def read_texts(prompts: Any, folder: Folder, needs_empty: bool) -> Texts:
     """Return prompts as the folder's text encoders understand them, or as a file has them already.
