@@ -7,8 +7,10 @@ applies that noise. A new one subclasses :class:`Perturber`.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,14 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import checks
-from mlviews.checks import integer, path_of
+from mlviews.checks import integer, is_number, path_of
 from mlviews.errors import WeightsError, did_you_mean, listing
 from mlviews.generators.base import Level
 from mlviews.sampling import TruncatedNormal
 from mlviews.weights import checkpoints
 from mlviews.weights import files as weights
 
-__all__ = ["Assignment", "Fixed", "Normal", "Perturber", "Resample", "Walker", "assign", "build", "matched"]
+__all__ = [
+    "Assignment",
+    "Fixed",
+    "Mix",
+    "Normal",
+    "Perturber",
+    "Resample",
+    "Walker",
+    "assign",
+    "build",
+    "matched",
+]
 
 
 class Perturber(ABC):
@@ -95,6 +108,50 @@ class Normal(TruncatedNormal, Perturber):
 
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
         return [z + w for z, w in zip(latents, noise or (), strict=True)]
+
+
+@dataclass(frozen=True)
+class Mix(Perturber):
+    """``T(z) = sqrt(1 - rate^2) z + rate w``, where w is drawn from the anchors' law.
+
+    It keeps the variance, where additive noise makes latents longer. The generators that mind are those with
+    thousands of scalars in a level, whose length hardly varies: diffusion models.
+
+    Args:
+        rate: how far it goes, from 0 (:class:`Fixed`) to 1 (:class:`Resample`). Anchors and positives have
+            the correlation ``sqrt(1 - rate^2)``.
+
+    Raises:
+        ValueError: for a rate out of range.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not is_number(self.rate) or not 0 <= self.rate <= 1:
+            raise ValueError(
+                f"Invalid rate={self.rate!r}: it is a number from 0 (nothing moves) to 1 (drawn afresh)."
+            )
+
+    @property
+    def moves(self) -> bool:  # type: ignore[override]
+        return self.rate > 0
+
+    @property
+    def share(self) -> float:
+        """The anchor's factor, ``sqrt(1 - rate^2)``."""
+        return math.sqrt(1 - self.rate**2)
+
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal | None:
+        if not self.moves:
+            return None
+        # The mean that keeps the mean: the two factors add up to more than 1.
+        return TruncatedNormal(anchor.std, anchor.truncation, anchor.mean * (1 - self.share) / self.rate)
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        if noise is None:
+            return latents
+        return [torch.add(z * self.share, w, alpha=self.rate) for z, w in zip(latents, noise, strict=True)]
 
 
 class Resample(Perturber):
@@ -208,7 +265,7 @@ class Walker(nn.Module, Perturber):
         return weights.fit(empty, tensors, path)
 
 
-BUILT_IN = (Fixed, Normal, Resample, Walker)
+BUILT_IN = (Fixed, Mix, Normal, Resample, Walker)
 """The perturbers that leave their arguments as they are."""
 
 
@@ -250,8 +307,8 @@ def assign(
     for key, perturber in perturb.items():
         if not isinstance(perturber, Perturber):
             raise ValueError(
-                f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Normal, Resample, Walker, "
-                "or a subclass of Perturber."
+                f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Mix, Normal, Resample, "
+                "Walker, or a subclass of Perturber."
             )
         indices = level_indices(key, levels)
         for index in indices:
@@ -365,6 +422,7 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "fixed": _Kind(Fixed, ()),
+    "mix": _Kind(Mix, ("rate",)),
     "normal": _Kind(Normal, ("std", "truncation", "mean")),
     "resample": _Kind(Resample, ()),
     "walker": _Kind(Walker.load, ("path",)),
@@ -392,4 +450,6 @@ def build(spec: Perturber | str | Mapping[str, Any]) -> Perturber:
             "Perturber 'walker' needs path: the .safetensors file that train_walker or Walker.save wrote, "
             "or a .pth of the paper's code."
         )
+    if name == "mix" and "rate" not in options:
+        raise ValueError("Perturber 'mix' needs rate: a number from 0 (nothing moves) to 1 (drawn afresh).")
     return kind.make(**options)

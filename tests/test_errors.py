@@ -88,6 +88,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "std is not a number": (lambda: Normal("1"), ValueError, "Invalid std='1'"),  # type: ignore[arg-type]
     "infinite std": (lambda: Normal(float("inf")), ValueError, "finite"),
     "mean is NaN": (lambda: Normal(1.0, mean=float("nan")), ValueError, "Invalid mean=nan"),
+    "rate above 1": (lambda: perturb.Mix(1.5), ValueError, "Invalid rate=1.5.*from 0"),
+    "rate is not a number": (lambda: perturb.Mix("1"), ValueError, "Invalid rate='1'"),  # type: ignore[arg-type]
     "zero truncation": (lambda: Normal(1.0, 0.0), ValueError, "Invalid truncation=0.0"),
     "walker too narrow": (
         source(perturb={"1:": Walker(5)}),
@@ -407,6 +409,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "'sigma'.*std, truncation, mean",
     ),
     "perturb of another type": (from_config(perturb=3), ValueError, "Invalid perturber 3"),
+    "mix without a rate": (from_config(perturb={0: "mix"}), ValueError, "'mix' needs rate"),
     "walker without a file": (from_config(perturb={0: "walker"}), ValueError, "needs path"),
     "bad std in a configuration": (
         from_config(perturb={0: {"name": "normal", "std": -1}}),

@@ -8,6 +8,7 @@ IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "biggan": ("max", "max_with_graph"),
     "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
     "nvae": ("decode", "reconstruct"),
+    "diffusion": ("max",),
 }
 MEMORY = {  # rows of the record and what they are called
     "resident_before_step": "weights and program, before the step",
@@ -47,19 +48,56 @@ def nvae_parity(record: Record) -> str:
     )
 
 
-@table("parity-biggan", "parity-stylegan2", "parity-nvae")
-def parity(biggan: Record, stylegan2: Record, nvae: Record) -> str:
+@table(*(f"parity-{name}" for name in IMAGE_KEYS))
+def parity(*records: Record) -> str:
     """Largest differences from the official code, over all networks and ways to compute them."""
-    records = {"biggan": biggan, "stylegan2": stylegan2, "nvae": nvae}
     rows = []
-    for name, record in records.items():
+    for name, record in zip(IMAGE_KEYS, records, strict=True):
         cases = record["cases"]
         if isinstance(cases, dict):
             cases = list(cases.values())
         worst = max(case[key] for case in cases for key in IMAGE_KEYS[name] if key in case)
         rows.append([name, str(len(cases)), _sizes(cases), f"{worst:.1e}"])
     header = ["architecture", "networks", "images", "largest difference of a pixel in [0, 1]"]
-    return captioned(markdown(header, rows), "float32.", provenance(*records.values()))
+    return captioned(markdown(header, rows), "float32.", provenance(*records))
+
+
+DIFFUSION_CASES = {  # how the names of the cases begin, and what they are
+    "ddpm": "DDPM",
+    "ddim": "DDIM with noise",
+    "ancestral": "ancestral Euler",
+    "consistency": "consistency models",
+    "lcm": "LCM",
+    "tcd": "TCD",
+    "dit": "DiT's pipeline",
+    "text": "text-to-image, in a loop",
+    "stable": "Stable Diffusion's pipeline",
+    "sdxl": "SDXL's pipeline",
+    "latent": "LCM's pipeline",
+}
+
+
+@table("parity-diffusion")
+def diffusion(record: Record) -> str:
+    """Our samplers beside diffusers', and the time for pairs of views."""
+    rows = []
+    for begin, title in DIFFUSION_CASES.items():
+        cases = [case for case in record["cases"] if case["case"].startswith(begin)]
+        rows.append([title, str(len(cases)), f"{max(case['max'] for case in cases):.1e}"])
+    times = [
+        f"{case['case']}, {case['ours']:.2f} s instead of {case['diffusers']:.2f} s, {case['ratio']:.2f} "
+        f"times as fast ({case['quartiles'][0]:.2f}–{case['quartiles'][1]:.2f})"
+        for case in record["seconds"]
+    ]
+    first = record["seconds"][0]
+    return captioned(
+        markdown(["sampler", "cases", "largest difference of a pixel in [0, 1]"], rows),
+        f"Against diffusers {record['diffusers']}, given the same noises; tiny networks, random weights, "
+        "float32.",
+        f"Processor time for {first['pairs']} pairs of {first['steps']} steps at {first['image'][1]} px, "
+        f"both in turns, {threads(record)}, median (quartiles): {'; '.join(times)}.",
+        provenance(record),
+    )
 
 
 @table("biggan-speed", "stylegan2-speed")

@@ -339,6 +339,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """
         return self.infer(self._checked_images(images))
 
+    def encode_labelled(self, images: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """Return :meth:`encode`'s latents of images whose classes are known; a hook for encoders that ask.
+
+        Args:
+            images: as for :meth:`encode`.
+            labels: int64 ``[B]`` for a class-conditional generator, else None.
+        """
+        return self.encode(images)
+
     def check_encodes(self) -> None:
         """Raise a ValueError if the generator has neither an encoder nor an inverter, with the remedy."""
         has_encoder = type(self).infer is not MLVGM.infer or type(self).encode is not MLVGM.encode
