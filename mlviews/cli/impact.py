@@ -9,21 +9,13 @@ import typer
 
 import mlviews
 from mlviews.cli.shared import (
-    Devices,
     Measured,
-    MeasuredDevice,
-    MeasuredSeed,
-    MeasuredWeights,
-    MonteCarlo,
-    Pairs,
-    Resume,
-    Target,
+    Measurement,
     app,
-    check_shares,
     console,
-    default_device,
     folder_to_write,
     generator_and_law,
+    with_options,
     write,
 )
 from mlviews.impact.measure import METHODS
@@ -35,12 +27,12 @@ from mlviews.runs.processes import rank_of_run
     help="Measure how much each latent level matters (the paper's Table 1): a table, "
     "and a report to show around."
 )
+@with_options
 def impact(
     generator: Measured = "fashion",
     method: Annotated[
         str, typer.Option(help=f"One of: {', '.join(METHODS)} (minutes, and the paper's).")
     ] = "sweep",
-    target_loss: Target = 0.7,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,36 +40,31 @@ def impact(
             "Default: runs/impact-GENERATOR-METHOD."
         ),
     ] = None,
-    pairs: Pairs = 64,
     steps: Annotated[
         int | None,
         typer.Option(help="Training steps: of the sweep's critics; at most, of each walker.", min=10),
     ] = None,
-    monte_carlo: MonteCarlo = 100_000,
-    weights: MeasuredWeights = None,
-    seed: MeasuredSeed = 0,
-    device: MeasuredDevice = None,
-    devices: Devices = 1,
-    resume: Resume = True,
+    *,
+    options: Measurement,
 ) -> None:
     """Run :func:`mlviews.measure_impact`; print and save its report."""
-    check_shares(pairs, devices)
-    network, anchor = generator_and_law(generator, weights)
+    options.check_shares()
+    network, anchor = generator_and_law(generator, options.weights)
     out = folder_to_write(out or Path("runs", f"impact-{Path(generator).stem}-{method}"))
-    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    training: dict[str, Any] = {} if steps is None else {"steps": steps}
     report = mlviews.measure_impact(
         network,
         method,
-        target_loss,
+        options.target_loss,
         out,
         anchor=anchor,
-        seed=seed,
-        device=device or default_device(),
-        devices=devices,
-        monte_carlo=monte_carlo,
-        pairs=pairs,
-        resume=resume,
-        **options,
+        seed=options.seed,
+        device=options.place,
+        devices=options.devices,
+        monte_carlo=options.monte_carlo,
+        pairs=options.pairs,
+        resume=options.resume,
+        **training,
     )
     if rank_of_run() > 0:
         return
@@ -93,6 +80,7 @@ def impact(
     help="Train a walker, the learned perturbation of one level or several (the paper's eq. 5), "
     "until InfoNCE is at the target."
 )
+@with_options
 def walker(
     levels: Annotated[
         str, typer.Argument(help="Level to move, e.g. 2; or several together, start:stop as in a slice.")
@@ -103,7 +91,6 @@ def walker(
             help="A generator's name, or a preset or YAML file whose generator and anchors to take."
         ),
     ] = "fashion",
-    target_loss: Target = 0.7,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -111,7 +98,6 @@ def walker(
             "Default: runs/walker-GENERATOR-LEVELS."
         ),
     ] = None,
-    pairs: Pairs = 64,
     steps: Annotated[int, typer.Option(help="Of the walker, at most.", min=1)] = 1000,
     directions: Annotated[
         float,
@@ -121,33 +107,29 @@ def walker(
         bool,
         typer.Option(help="Keep each anchor's length, so that positives stay where the prior has its mass."),
     ] = False,
-    monte_carlo: MonteCarlo = 100_000,
-    weights: MeasuredWeights = None,
-    seed: MeasuredSeed = 0,
-    device: MeasuredDevice = None,
-    devices: Devices = 1,
-    resume: Resume = True,
+    *,
+    options: Measurement,
 ) -> None:
     """Run :func:`mlviews.train_walker`; print what the walker does."""
-    check_shares(pairs, devices)
-    network, anchor = generator_and_law(generator, weights)
+    options.check_shares()
+    network, anchor = generator_and_law(generator, options.weights)
     moved = level_indices(levels, network.levels)
     out = folder_to_write(out or Path("runs", f"walker-{Path(generator).stem}-{'-'.join(map(str, moved))}"))
     trained = mlviews.train_walker(
         network,
         moved,
-        target_loss,
+        options.target_loss,
         out,
-        pairs=pairs,
+        pairs=options.pairs,
         steps=steps,
         directions=directions,
         keep_norm=keep_norm,
         anchor=anchor,
-        seed=seed,
-        device=device or default_device(),
-        devices=devices,
-        resume=resume,
-        monte_carlo=monte_carlo,
+        seed=options.seed,
+        device=options.place,
+        devices=options.devices,
+        resume=options.resume,
+        monte_carlo=options.monte_carlo,
     )
     if rank_of_run() > 0:
         return

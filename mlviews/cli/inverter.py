@@ -8,18 +8,7 @@ from typing import Annotated
 import typer
 
 import mlviews
-from mlviews.cli.shared import (
-    Devices,
-    Measured,
-    MeasuredDevice,
-    MeasuredSeed,
-    MeasuredWeights,
-    Resume,
-    app,
-    console,
-    default_device,
-    generator_and_law,
-)
+from mlviews.cli.shared import Job, Measured, app, console, generator_and_law, with_options
 from mlviews.runs.processes import rank_of_run
 
 
@@ -27,6 +16,7 @@ from mlviews.runs.processes import rank_of_run
     help="Train an inverter: an encoder for a generator that has none, on its own images alone. "
     "A second call goes on where the first one stopped."
 )
+@with_options
 def inverter(
     generator: Measured,
     out: Annotated[
@@ -44,27 +34,24 @@ def inverter(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16 or float16, for autocast. Default: float32.")
     ] = None,
-    weights: MeasuredWeights = None,
-    seed: MeasuredSeed = 0,
-    device: MeasuredDevice = None,
-    devices: Devices = 1,
-    resume: Resume = True,
+    *,
+    options: Job,
 ) -> None:
     """Run :func:`mlviews.train_inverter`; print what the inverter reconstructs."""
-    network, anchor = generator_and_law(generator, weights)
+    network, anchor = generator_and_law(generator, options.weights)
     out = out or Path("runs", f"inverter-{Path(generator).stem}")
     trained = mlviews.train_inverter(
         network,
         images,
         out=out,
-        device=device or default_device(),
-        devices=devices,
+        device=options.place,
+        devices=options.devices,
         steps=steps,
         batch=batch,
         dtype=dtype,
         anchor=anchor,
-        seed=seed,
-        resume=resume,
+        seed=options.seed,
+        resume=options.resume,
     )
     if rank_of_run() == 0:
         best = trained.run.best

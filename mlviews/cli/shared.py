@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -60,31 +64,97 @@ Measured = Annotated[
         "whose generator and anchors to take."
     ),
 ]
-MeasuredWeights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights", help="Of the generator: a file, a URL, or a Hugging Face id. Default: its own."
-    ),
-]
-Target = Annotated[
-    float,
-    typer.Option(
-        help="Plain InfoNCE in nats to move each level to. The paper's code would print 1.43 times as much."
-    ),
-]
-Pairs = Annotated[int, typer.Option(help="Pairs of a batch, over all processes.", min=2)]
-Devices = Annotated[
-    int, typer.Option(help="Processes on this machine, each with a device of its own.", min=1)
-]
-Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder, or start anew.")]
-MonteCarlo = Annotated[int, typer.Option(help="Anchors for the distances.", min=2)]
-MeasuredSeed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0)]
-MeasuredDevice = Annotated[
-    str | None,
-    typer.Option(
-        "--device", help="Where to run, e.g. cpu or cuda. Default: cuda where there is one, else cpu."
-    ),
-]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Options of a command that runs a generator."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of the generator: a file, a URL, or a Hugging Face id. Default: its own."),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to run, e.g. cpu or cuda. Default: cuda where there is one, else cpu."),
+    ] = None
+
+    @property
+    def place(self) -> str:
+        """The device to run on."""
+        return self.device or default_device()
+
+
+@dataclass(frozen=True)
+class Job(Run):
+    """Options of a command that trains, on any number of devices."""
+
+    devices: Annotated[
+        int, typer.Option(help="Processes on this machine, each with a device of its own.", min=1)
+    ] = 1
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder, or start anew.")] = (
+        True
+    )
+
+
+@dataclass(frozen=True)
+class Measurement(Job):
+    """Options of a command that measures mutual information."""
+
+    target_loss: Annotated[
+        float,
+        typer.Option(
+            help="Plain InfoNCE in nats to move each level to. The paper's code would print 1.43 times as "
+            "much."
+        ),
+    ] = 0.7
+    pairs: Annotated[int, typer.Option(help="Pairs of a batch, over all processes.", min=2)] = 64
+    monte_carlo: Annotated[int, typer.Option(help="Anchors for the distances.", min=2)] = 100_000
+
+    def check_shares(self) -> None:
+        """Raise a ValueError, before any process is started, if they cannot share a batch evenly."""
+        if self.pairs % self.devices:
+            raise ValueError(
+                f"Invalid pairs={self.pairs} for {self.devices} processes: it is the whole batch and must be "
+                "a multiple of them."
+            )
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes the fields of its option groups one by one, as Typer needs them.
+
+    Args:
+        command: a function; an argument whose type is a dataclass is a group of options.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        options = get_type_hints(groups[name], include_extras=True)
+        for field in dataclasses.fields(groups[name]):
+            annotation = options[field.name]
+            parameters.append(
+                inspect.Parameter(
+                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+                )
+            )
+
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(
+                **{field.name: values.pop(field.name) for field in dataclasses.fields(group)}
+            )
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
 
 # -- from the command line's words to arguments --------------------------------------------------------------
 
@@ -114,15 +184,6 @@ def folder_to_write(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise OSError(f"No file can be written into the folder {folder} ({error.strerror}).") from None
-
-
-def check_shares(pairs: int, devices: int) -> None:
-    """Raise a ValueError, before any process is started, if the processes cannot share a batch evenly."""
-    if pairs % devices:
-        raise ValueError(
-            f"Invalid pairs={pairs} for {devices} processes: it is the whole batch and must be a multiple of "
-            "them."
-        )
 
 
 def default_device() -> str:
