@@ -1,6 +1,6 @@
 """mlviews: a generator in the place of a self-supervised-learning codebase's data loader."""
 
-from mlviews import _moved, perturb, transforms
+from mlviews import _moved, latents, perturb, transforms
 from mlviews._version import __version__
 from mlviews.config import list_presets
 from mlviews.errors import WeightsError
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "estimate_mi",
     "info_nce",
+    "latents",
     "list_generators",
     "list_presets",
     "load_generator",

@@ -21,12 +21,13 @@ from mlviews.cli.shared import app
 # isort: off
 from mlviews.cli import generators
 from mlviews.cli import views
+from mlviews.cli import latents
 from mlviews.cli import probe
 from mlviews.cli import impact
 from mlviews.cli import inverter
 # isort: on
 
-__all__ = ["app", "generators", "impact", "inverter", "main", "probe", "views"]
+__all__ = ["app", "generators", "impact", "inverter", "latents", "main", "probe", "views"]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from mlviews.cli.shared import (
     write,
 )
 from mlviews.impact.measure import METHODS
-from mlviews.perturb import level_indices
+from mlviews.levels import level_indices
 from mlviews.runs.processes import rank_of_run
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mlviews import sampling
 from mlviews.checks import described, integer
 from mlviews.errors import listing
-from mlviews.latents import once
+from mlviews.levels import once
 from mlviews.sampling import ANCHOR, NOISE, Field, TruncatedNormal
 
 Latents = Sequence[Tensor]
@@ -154,7 +154,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """Return what each block takes as its latent, e.g. W from Z. Default: the latents themselves.
 
         Levels of a tied generator that were not moved hold the very same tensor (``is``), which is worth
-        mapping only once: see :func:`mlviews.latents.distinct`.
+        mapping only once: see :func:`mlviews.levels.distinct`.
 
         Args:
             latents: one float tensor ``[B, *level.shape]`` per level.
@@ -224,15 +224,20 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return self._images(self.run(inputs, state, start=start), rows)
 
     @torch.no_grad()
-    def states(self, latents: Latents, labels: Tensor | None = None) -> list[Any]:
+    def states(self, latents: Latents, labels: Tensor | None = None, *, stop: int | None = None) -> list[Any]:
         """Return the state before each block, ``None`` before the first, and the one after the last.
 
         :meth:`decode` goes on from any of them.
+
+        Args:
+            latents: as for :meth:`forward`.
+            labels: as for :meth:`forward`.
+            stop: the last block whose state is returned; ``None`` for all, and the one after the last.
         """
         latents = self._checked(latents)
         inputs = self.condition(latents, self._checked_labels(labels, len(latents[0])))
         states: list[Any] = [None]
-        for index in range(len(self.blocks)):
+        for index in range(len(self.blocks) if stop is None else stop):
             state = None if states[-1] is None else _stack([states[-1]])  # it is a copy, as in decode
             states.append(self.run(inputs, state, start=index, stop=index + 1))
         return states
