@@ -9,6 +9,7 @@ from mlviews.impact import ImpactReport, measure_impact, train_walker
 from mlviews.invert import train_inverter
 from mlviews.mi.estimate import MIEstimate, estimate_mi
 from mlviews.mi.infonce import info_nce, mi_lower_bound
+from mlviews.purify import Purifier
 from mlviews.source import MLViewSource
 from mlviews.step import Batch
 
@@ -21,6 +22,7 @@ __all__ = [
     "Level",
     "MIEstimate",
     "MLViewSource",
+    "Purifier",
     "WeightsError",
     "__version__",
     "estimate_mi",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -78,6 +78,21 @@ def with_levels(latents: Sequence[Tensor], levels: Sequence[int], values: Sequen
     for level, value in zip(levels, values, strict=True):
         changed[level] = value
     return changed
+
+
+class Blend(NamedTuple):
+    """A level's latents as a sum: so much of an image's latents, and so much of noise."""
+
+    image: float
+    noise: float
+
+    def __call__(self, z: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the sum, of the shape of both; noise that has no share may be None."""
+        if noise is None or not self.noise:
+            return z if self.image == 1 else self.image * z
+        if not self.image:
+            return noise if self.noise == 1 else self.noise * noise
+        return self.image * z + self.noise * noise
 
 
 def distinct(latents: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:

@@ -26,6 +26,7 @@ from mlviews import (
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.evaluation.probe import train
 from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.generators.inverter import Inverter
 from mlviews.perturb import Normal, Walker
 from mlviews.zoo import FOLDER
 
@@ -66,6 +67,12 @@ def latents_of(function: str, *arguments: Any, **options: Any) -> Callable[[], o
 def recombined(coarse: int, fine: int, split: int) -> Callable[[], object]:
     z = Toy().sample_latents(range(2))
     return lambda: mlviews.latents.recombine(z[:coarse], z[:fine], split)
+
+
+def purifier(**options: Any) -> Callable[[], Any]:
+    g = Toy()
+    g.inverter = Inverter.of(g, width=8, hidden=8)
+    return lambda: mlviews.Purifier(g, **options)
 
 
 def flat() -> MLVGM:
@@ -534,6 +541,33 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "split past the last level": (recombined(3, 3, 4), ValueError, "Invalid split=4.* from 0 to 3"),
     "levels of two generators": (recombined(3, 2, 1), ValueError, "Got 3 coarse and 2 fine levels"),
+    # purifiers
+    "purifier of a generator without an encoder": (
+        lambda: mlviews.Purifier(Toy()),
+        ValueError,
+        "Generator 'Toy' has no encoder: train one",
+    ),
+    "more levels kept than there are": (purifier(keep=4), ValueError, "Invalid keep=4.* from 0 to 3"),
+    "mix rate past 1": (purifier(mix=1.5), ValueError, "Invalid mix=1.5: give a rate from 0"),
+    "mix rates in a list": (purifier(mix=[0.5]), ValueError, r"Invalid mix=\[0.5\].*or a mapping"),
+    "mix of a level that is not there": (purifier(mix={"l9": 0.5}), ValueError, "Invalid level 'l9'"),
+    "no copies": (purifier(samples=0), ValueError, "Invalid samples=0"),
+    "blend of another kind": (purifier(blend="lerp"), ValueError, "Invalid blend 'lerp'"),
+    "purified images of another shape": (
+        lambda: purifier()()(torch.ones(2, 1, 5, 5)),
+        ValueError,
+        r"Invalid images, torch.float32 \(2, 1, 5, 5\)",
+    ),
+    "purified images and other indices": (
+        lambda: purifier()()(torch.ones(2, 1, 4, 4), indices=range(3)),
+        ValueError,
+        "Got 3 indices for 2 images",
+    ),
+    "vote of another kind": (
+        lambda: purifier()().predict(torch.nn.Flatten(), torch.ones(2, 1, 4, 4), vote="median"),
+        ValueError,
+        "Invalid vote 'median'",
+    ),
     "variants of nothing": (lambda: mlviews.latents.decode(Toy(), []), ValueError, "Invalid views="),
 }
 

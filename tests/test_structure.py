@@ -18,7 +18,7 @@ LAYERS = [
     ["mlviews.images", "mlviews.levels", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.latents", "mlviews.perturb"],
-    ["mlviews.identity"],
+    ["mlviews.identity", "mlviews.purify"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.invert", "mlviews.step"],
     ["mlviews.reuse"],

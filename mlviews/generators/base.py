@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mlviews import sampling
 from mlviews.checks import described, integer
 from mlviews.errors import listing
-from mlviews.levels import once
+from mlviews.levels import Blend, once
 from mlviews.sampling import ANCHOR, NOISE, Field, TruncatedNormal
 
 Latents = Sequence[Tensor]
@@ -367,6 +367,44 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         assert self.inverter is not None
         latents: list[Tensor] = self.inverter(images)
         return latents
+
+    def regenerate(
+        self,
+        images: Tensor,
+        blends: Sequence[Blend],
+        noise: Sequence[Tensor | None],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return images like the given ones: encoded, each level blended with noise, and decoded.
+
+        It is differentiable with respect to the images, and what :class:`mlviews.Purifier` does. A generator
+        in which an image's latents of a level depend on those of coarser ones (NVAE), or that gets to these
+        images without encoding, overrides this hook.
+
+        Args:
+            images: as for :meth:`encode`.
+            blends: for each level, how much of the image's latents and how much of the noise.
+            noise: ``[copies * B, *level.shape]`` per level, so many copies of all images one after the other;
+                None for levels without noise.
+            labels: int64 ``[B]`` for a class-conditional generator, else None.
+
+        Returns:
+            Float32 ``[copies * B, C, H, W]`` in [0, 1]; of no noise at all, one copy.
+
+        Raises:
+            ValueError: as :meth:`encode`.
+        """
+        images = self._checked_images(images)
+        copies = self._copies(noise, len(images))
+        latents = once(lambda z: z.repeat(copies, *(1 for _ in z.shape[1:])), self.infer(images))
+        values = [blend(z, drawn) for blend, z, drawn in zip(blends, latents, noise, strict=True)]
+        return self.decode(values, None if labels is None else labels.repeat(copies))
+
+    @staticmethod
+    def _copies(noise: Sequence[Tensor | None], rows: int) -> int:
+        """Return how many copies of so many images the noise is for."""
+        drawn = next((values for values in noise if values is not None), None)
+        return 1 if drawn is None or not rows else len(drawn) // rows
 
     # -- sampling --------------------------------------------------------------------------------------------
 
