@@ -196,8 +196,8 @@ class Purifier(nn.Module):
 
         Args:
             classifier: as for :meth:`logits`.
-            fresh: whether every call has new noise; else all have that of epoch 0, as for an attacker who
-                knows the seed.
+            fresh: whether every call and image has new noise. Else all have the noise of image 0 in epoch 0:
+                a deterministic classifier, as before an attacker who knows the seed.
         """
         return Defended(self, classifier, fresh)
 
@@ -244,6 +244,9 @@ class Defended(nn.Module):
         """Of the next call's noise."""
 
     def forward(self, images: Tensor) -> Tensor:
+        if not self.fresh:
+            indices = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+            return self.purifier.logits(self.classifier, images, indices=indices)
         epoch = self.epoch
-        self.epoch += self.fresh
+        self.epoch += 1
         return self.purifier.logits(self.classifier, images, epoch=epoch)
