@@ -300,7 +300,7 @@ def draw(budget: Budget, files: dict[bool, Path], path: Path) -> Path:
         model = Defended(defence, classifier)
         attacked = attack("APGD-CE", "L2", 2.0, model, budget, True)(images, labels)[0]
         with torch.no_grad():
-            purified = [defence.copies(shown, epoch=JUDGES)[0] for shown in (images, attacked)]
+            purified = [defence.copies(batch, epoch=JUDGES)[0] for batch in (images, attacked)]
         rows += [purified[0], attacked, purified[1]]
         names += [f"{name.split(',')[0]}: purified", "attacked", "purified"]
     table = [list(row) for row in rows]

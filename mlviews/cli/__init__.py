@@ -22,12 +22,13 @@ from mlviews.cli.shared import app
 from mlviews.cli import generators
 from mlviews.cli import views
 from mlviews.cli import latents
+from mlviews.cli import purify
 from mlviews.cli import probe
 from mlviews.cli import impact
 from mlviews.cli import inverter
 # isort: on
 
-__all__ = ["app", "generators", "impact", "inverter", "latents", "main", "probe", "views"]
+__all__ = ["app", "generators", "impact", "inverter", "latents", "main", "probe", "purify", "views"]
 
 
 def main() -> None:
