@@ -153,7 +153,7 @@ def draw_panels(panels: Sequence[Sequence[Panel]], path: str | Path, title: str 
     height = sum(len(row[0].rows) for row in panels)
     columns = max(len(row) for row in panels)
     figure = Figure(
-        figsize=(0.62 * width + 0.7 * columns, 0.62 * height + 0.55 * len(panels) + 0.4), layout="constrained"
+        figsize=(0.62 * width + 0.7 * columns, 0.64 * height + 0.4 * len(panels) + 0.2), layout="constrained"
     )
     axes = figure.subplots(len(panels), columns, squeeze=False)
     for axis_row, row in zip(axes, panels, strict=True):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from conftest import Toy
+from PIL import Image
 from test_source import Watch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from typer.testing import CliRunner
 
-from mlviews import MLVGM, Purifier
+from mlviews import MLVGM, Purifier, load_generator
+from mlviews.cli import app
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import NVAE, NVAEConfig
 from mlviews.perturb import Normal
@@ -211,3 +217,25 @@ def test_it_never_waits_for_the_device(make) -> None:  # type: ignore[no-untyped
     assert copies.device.type == "cuda"
     assert watch.devices == {"cuda"}
     assert watch.waits == []
+
+
+def test_a_folder_is_purified_as_the_purifier_does_it(tmp_path: Path) -> None:
+    fashion_nvae = load_generator("fashion-nvae")
+    clean = pictures(fashion_nvae, 3)
+    for name, image in zip(("a.png", "deep/b.png", "c.bmp"), clean, strict=True):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
+    options = ["--keep", "2", "--mix", "0.5", "--seed", "3", "--samples", "2", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["purify", str(tmp_path / "images"), *options])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    stored = torch.stack([to_image(tmp_path / "images" / name) for name in ("a.png", "c.bmp", "deep/b.png")])
+    purified = Purifier(fashion_nvae, 2, 0.5, 1, 3)(stored)
+    for name, image in zip(("a.png", "c.bmp.png", "deep/b.png"), purified, strict=True):
+        written = to_image(tmp_path / "out" / "images" / name)
+        torch.testing.assert_close(written, image, atol=1 / 255, rtol=0)
+
+
+def to_image(path: Path) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(path)))[None].float() / 255

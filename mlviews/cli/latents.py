@@ -133,8 +133,8 @@ def recombine(
             table += [[originals[row], *(column[row] for column in mixed)] for row in range(rows)]
             names = [level.name for level in network.levels]
             title = f"rows: {', '.join(names[:index])} | columns: {', '.join(names[index:])}"
-            panels.append([Panel(title, table)])
-    write(draw_panels(panels, _path(out, "recombine", generator), f"{generator}: levels of two samples"))
+            panels.append(Panel(title, table))
+    write(draw_panels([panels], _path(out, "recombine", generator), f"{generator}: levels of two samples"))
 
 
 def _numbers(count: int) -> list[str]:
