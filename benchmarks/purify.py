@@ -163,9 +163,10 @@ def measure(name: str, norm: str, attack_name: str, budget: Budget, files: dict[
     classifier = networks[row.trained]
     defence = row.make(budget.samples)
     images, labels = test_images(budget)
-    known = KNOWN in attack_name
-    judge = Judge(defence, classifier, 0 if known else budget.seeds if row.random else 1)
-    model: nn.Module = Defended(defence, classifier, fresh=not known)
+    fresh = KNOWN not in attack_name
+    seeds = budget.seeds if row.random else 1
+    judge = Judge(defence, classifier, seeds if fresh else 0)
+    model: nn.Module = Defended(defence, classifier, fresh=fresh)
     if attack_name == "transfer":
         model = networks[False]
     elif attack_name == "BPDA":

@@ -16,11 +16,11 @@ def purify_radii(record: Record) -> str:
         header = ["defence", "judged by", "clean", *(_radius(norm, radius) for radius in radii)]
         lines = []
         for row in rows:
-            known = row["attack"] != "all"
-            kinds = ("majority",) if known else ("majority", "worst")
-            for kind in kinds:
-                judged = "the known seed" if known else kind
-                lines.append([row["defence"], judged, *map(_with_bounds, row[kind])])
+            judges = {"majority": "majority", "worst": "worst"}
+            if row["attack"] != "all":
+                judges = {"majority": "the known seed"}
+            for kind, judge in judges.items():
+                lines.append([row["defence"], judge, *map(_with_bounds, row[kind])])
         tables.append(markdown(header, lines))
     return "\n\n".join(tables)
 
