@@ -150,6 +150,9 @@ def test_levels_of_two_samples(toy: Toy) -> None:
     all_fine = latents.recombine(fine, [z[:2] for z in coarse], 0)
     assert all(torch.equal(a, b[:2]) for a, b in zip(all_fine, coarse, strict=True))
     assert latents.recombine(coarse, coarse, 3) == list(coarse)
+    # Tensors after those of the levels go with their levels.
+    longer = latents.recombine([*coarse, *coarse], [z[:1] for z in [*fine, *fine]], 1, levels=3)
+    assert [z is a for z, a in zip(longer, [*coarse, *coarse], strict=True)] == [True, False, False] * 2
 
 
 def test_interpolation_moves_the_levels_it_is_told(toy: Toy) -> None:

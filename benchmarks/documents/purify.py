@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from documents.common import Record, markdown
+from documents.common import Record, markdown, table
 
 
+@table("purify")
 def purify_radii(record: Record) -> str:
     """Return accuracy under all attacks by radius, a table for each norm."""
     tables = []
@@ -25,6 +23,7 @@ def purify_radii(record: Record) -> str:
     return "\n\n".join(tables)
 
 
+@table("purify")
 def purify_attacks(record: Record) -> str:
     """Return the accuracy under every attack, at the middle radius of each norm; judged by majority."""
     middle = 1 + len(record["radii"]["L2"]) // 2
@@ -47,6 +46,5 @@ def _radius(norm: str, radius: float) -> str:
     return f"{norm} {radius:g}" if norm == "L2" else f"{norm} {radius * 255:.0f}/255"
 
 
-def _with_bounds(figure: dict[str, Any] | Sequence[Any]) -> str:
-    assert isinstance(figure, dict)
+def _with_bounds(figure: dict[str, float]) -> str:
     return f"{figure['mean']:.0f} ({figure['low']:.0f}–{figure['high']:.0f})"

@@ -127,7 +127,9 @@ def recombine(
     for key in split or [str(len(network.levels) // 2)]:
         for index in level_indices(key, network.levels):
             mixed = latents.decode(
-                network, latents.matrix(coarse, fine, index), None if labels is None else labels[:rows]
+                network,
+                latents.matrix(coarse, fine, index, levels=len(network.levels)),
+                None if labels is None else labels[:rows],
             )
             table = [[blank, *originals[rows:]]]
             table += [[originals[row], *(column[row] for column in mixed)] for row in range(rows)]

@@ -397,7 +397,9 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         images = self._checked_images(images)
         copies = self._copies(noise, len(images))
         latents = once(lambda z: z.repeat(copies, *(1 for _ in z.shape[1:])), self.infer(images))
-        values = [blend(z, drawn) for blend, z, drawn in zip(blends, latents, noise, strict=True)]
+        values = [blend(z, drawn) for blend, z, drawn in zip(blends, latents, noise, strict=False)]
+        # What latents of real images hold after those of the levels fades as its level is drawn anew.
+        values += [blend(z, None) for blend, z in zip(blends, latents[len(blends) :], strict=False)]
         return self.decode(values, None if labels is None else labels.repeat(copies))
 
     @staticmethod

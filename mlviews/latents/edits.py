@@ -94,13 +94,15 @@ def intervene(
     return with_levels(z, list(changes), list(changes.values()))
 
 
-def recombine(coarse: Latents, fine: Latents, split: int) -> list[Tensor]:
+def recombine(coarse: Latents, fine: Latents, split: int, *, levels: int | None = None) -> list[Tensor]:
     """Return the coarse levels of some samples with the fine levels of others ("style mixing").
 
     Args:
         coarse: latents whose levels before ``split`` are taken, ``[B, *level.shape]`` each.
         fine: latents whose levels from ``split`` on are taken; of ``B`` samples, or of one for all.
         split: the index of the first fine level; 0 takes all of ``fine``, the number of levels none.
+        levels: the number of levels, where latents hold further tensors after those of the levels, level by
+            level: these go with their levels. None: there are none.
 
     Raises:
         ValueError: if the two do not have as many levels, or ``fine`` has neither ``B`` samples nor one, or
@@ -110,21 +112,23 @@ def recombine(coarse: Latents, fine: Latents, split: int) -> list[Tensor]:
         raise ValueError(
             f"Got {len(coarse)} coarse and {len(fine)} fine levels: take latents of one generator."
         )
-    split = integer("split", split, 0, len(coarse))
+    levels = len(coarse) if levels is None else integer("levels", levels, 1, len(coarse))
+    split = integer("split", split, 0, levels)
     rows = len(coarse[0])
     if len(fine[0]) not in (1, rows):
         raise ValueError(f"Got {len(fine[0])} fine samples for {rows} coarse ones: give as many, or one.")
-    values = once(lambda z: z.expand(rows, *z.shape[1:]), fine[split:])
-    return [*coarse[:split], *values]
+    fine = once(lambda z: z.expand(rows, *z.shape[1:]), fine)
+    return [coarse[place] if place % levels < split else fine[place] for place in range(len(coarse))]
 
 
-def matrix(coarse: Latents, fine: Latents, split: int) -> list[list[Tensor]]:
+def matrix(coarse: Latents, fine: Latents, split: int, *, levels: int | None = None) -> list[list[Tensor]]:
     """Return all combinations of some samples' coarse levels with others' fine ones.
 
     Args:
         coarse: latents of R samples, the rows.
         fine: latents of C samples, the columns.
         split: as for :func:`recombine`.
+        levels: as for :func:`recombine`.
 
     Returns:
         C latents of R samples each: column by column, for :func:`decode`.
@@ -132,8 +136,8 @@ def matrix(coarse: Latents, fine: Latents, split: int) -> list[list[Tensor]]:
     Raises:
         ValueError: as :func:`recombine`.
     """
-    columns = range(len(fine[0]))
-    return [recombine(coarse, once(lambda z, c=column: z[c : c + 1], fine), split) for column in columns]  # type: ignore[misc]
+    singles = [_sample(fine, column) for column in range(len(fine[0]))]
+    return [recombine(coarse, single, split, levels=levels) for single in singles]
 
 
 def decode(g: MLVGM, variants: Sequence[Latents], labels: Tensor | None = None) -> list[Tensor]:
@@ -153,9 +157,11 @@ def decode(g: MLVGM, variants: Sequence[Latents], labels: Tensor | None = None) 
     Raises:
         ValueError: if there are no variants, or they do not fit the generator.
     """
-    levels = list(zip(*variants, strict=False))
-    changed = (index for index, tensors in enumerate(levels) if any(z is not tensors[0] for z in tensors))
-    return g.decode_views(variants, next(changed, len(g.levels)), labels)
+    count = len(g.levels)
+    tensors = enumerate(zip(*variants, strict=False))
+    # What latents hold after those of the levels stands there level by level.
+    changed = (place % count for place, column in tensors if any(z is not column[0] for z in column))
+    return g.decode_views(variants, min(changed, default=count), labels)
 
 
 # -- along a level -------------------------------------------------------------------------------------------
@@ -225,6 +231,11 @@ def traverse(
 
 
 # -- arguments -----------------------------------------------------------------------------------------------
+
+
+def _sample(z: Latents, place: int) -> list[Tensor]:
+    """Return the latents of one sample, ``[1, *level.shape]`` each."""
+    return once(lambda values: values[place : place + 1], z)
 
 
 def _fitted(value: Tensor | float, z: Tensor, name: str) -> Tensor:
