@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from mlviews import checks
 from mlviews.checks import integer, is_number, path_of
-from mlviews.errors import WeightsError, did_you_mean, listing
+from mlviews.errors import WeightsError, listing
 from mlviews.generators.base import Level
+from mlviews.levels import level_indices, levels_text
 from mlviews.sampling import TruncatedNormal
 from mlviews.weights import checkpoints
 from mlviews.weights import files as weights
@@ -300,7 +301,7 @@ def assign(
     if not isinstance(perturb, Mapping):
         raise ValueError(
             f"Invalid perturb={perturb!r}: give a perturber, or a mapping from levels to perturbers. "
-            f"{_levels_text(levels)}"
+            f"{levels_text(levels)}"
         )
     keys: dict[int, int | str] = {}  # by level: the key that named it
     assignments = []
@@ -316,7 +317,7 @@ def assign(
                 raise ValueError(
                     f"Level {index} ({levels[index].name}) is given twice, by {keys[index]!r} and by "
                     f"{key!r}; "
-                    f"name it once. {_levels_text(levels)}"
+                    f"name it once. {levels_text(levels)}"
                 )
             keys[index] = key
         perturber.check([levels[index] for index in indices])
@@ -374,45 +375,6 @@ def matched(report: Report) -> dict[int | str, Perturber]:
             "each must be in one row only, to be moved once."
         )
     return {int(impact.key) if impact.key.isdigit() else impact.key: impact.choice for impact in impacts}
-
-
-def _levels_text(levels: Sequence[Level]) -> str:
-    return f"The levels are {listing(f'{index} ({level.name})' for index, level in enumerate(levels))}."
-
-
-def level_indices(key: int | str, levels: Sequence[Level]) -> tuple[int, ...]:
-    """Return the levels that a key of ``perturb=`` names: an index, a name, or ``"start:stop"`` as in a
-    slice.
-
-    Raises:
-        ValueError: for an unknown key, an index out of range, or an empty range; the message names the levels
-            there are.
-    """
-    names = [level.name for level in levels]
-    if isinstance(key, str) and key in names:
-        return (names.index(key),)
-    remedy = f"use an index, a name, or 'start:stop'. {_levels_text(levels)}"
-    try:
-        if isinstance(key, bool) or not isinstance(key, int | str):
-            raise ValueError
-        bounds = [int(part) if part.strip() else None for part in str(key).split(":")]
-    except ValueError:
-        raise ValueError(f"Invalid level {key!r}: {remedy}{did_you_mean(key, names)}") from None
-    count = len(levels)
-    if len(bounds) > 2 or bounds == [None]:
-        raise ValueError(f"Invalid level {key!r}: {remedy}")
-    limit = count if len(bounds) == 2 else count - 1
-    if any(bound is not None and not -count <= bound <= limit for bound in bounds):
-        raise ValueError(
-            f"Level {key!r} is out of range. {_levels_text(levels)} "
-            "(In YAML, quote ranges: 1:3 without quotes is the number 63.)"
-        )
-    if len(bounds) == 1:
-        return (range(count)[bounds[0] or 0],)
-    indices = tuple(range(count)[bounds[0] : bounds[1]])
-    if not indices:
-        raise ValueError(f"Level range {key!r} is empty. {_levels_text(levels)}")
-    return indices
 
 
 class _Kind(NamedTuple):

@@ -16,7 +16,7 @@ This file holds the decoder and the generator; the other parts are in :mod:`~mlv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from mlviews.generators.nvae.cells import INVERTED, RESIDUAL, Cell, up_conv, wid
 from mlviews.generators.nvae.config import ROLES, NVAEConfig
 from mlviews.generators.nvae.encoder import Encoder, Posterior
 from mlviews.generators.nvae.likelihood import Gaussian, Head
+from mlviews.levels import Blend
 from mlviews.weights import configs
 
 __all__ = [
@@ -256,16 +257,57 @@ class NVAE(MLVGM):
         """Return ``log p(x | z)`` in nats ``[B]``, from the decoder's last features."""
         return self.head.log_probability(self.head(self.post(features)), images)
 
-    def posterior(self, images: Tensor, noise: Latents | None = None) -> Posterior:
-        """Go through the encoder and the decoder once, differentiably; the arguments are those of encode."""
+    def regenerate(
+        self,
+        images: Tensor,
+        blends: Sequence[Blend],
+        noise: Sequence[Tensor | None],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return images like the given ones, see :meth:`MLVGM.regenerate`.
+
+        Each group's posterior is inferred given the blended latents of the groups before it, as in Serez et
+        al. 2025: what the images say of a finer level then fits to what became of the coarser ones.
+        """
+        images = self._checked_images(images)
+        copies = self._copies(noise, len(images))
+        runs = self.config.groups if self.merged else [1] * len(self.groups)  # groups of each level
+        by_group = [blend for blend, count in zip(blends, runs, strict=True) for _ in range(count)]
+        drawn: list[Tensor | None] = []
+        for values, count in zip(noise, runs, strict=True):
+            drawn += [None] * count if values is None else values.chunk(count, dim=1)
+
+        def blended(index: int, eps: Tensor) -> Tensor:
+            return by_group[index](eps, drawn[index])
+
+        features = self.posterior(images, change=blended, copies=copies).features
+        return self._images(features, copies * len(images))
+
+    def posterior(
+        self,
+        images: Tensor,
+        noise: Latents | None = None,
+        *,
+        change: Callable[[int, Tensor], Tensor] | None = None,
+        copies: int = 1,
+    ) -> Posterior:
+        """Go through the encoder and the decoder once, differentiably.
+
+        Args:
+            images: as for :meth:`encode`.
+            noise: as for :meth:`encode`.
+            change: takes a group's index and its latent in the prior's standard deviations, ``[B, c, h, w]``,
+                and returns the latent to go on with; the groups after it depend on that.
+            copies: how many copies of all images go through the decoder, one after the other.
+        """
         group_noise = None if noise is None else self._split(noise)
-        bottom_up = self.encoder(images)
+        bottom_up = [level.repeat(copies, 1, 1, 1) for level in self.encoder(images)]
         features: Tensor | None = None
         latents = []
         divergences = []
         for index, group in enumerate(self.groups):
             # The group's prior, given the latents before it.
-            features, prior_raw = group.prepare(features, len(images))  # type: ignore[operator]
+            features, prior_raw = group.prepare(features, copies * len(images))  # type: ignore[operator]
             prior = Gaussian.of(prior_raw, self.config.floor)
             # Its posterior, given the images too.
             raw = self.encoder.parameters_of(index, bottom_up, features)
@@ -273,7 +315,11 @@ class NVAE(MLVGM):
                 raw = raw + prior_raw
             z, divergence = self._draw(index, raw, prior, group_noise)
             # The latent, in the prior's standard deviations.
-            latents.append((z - prior.mean) / (self.temperature * prior.std))
+            eps = (z - prior.mean) / (self.temperature * prior.std)
+            if change is not None:
+                eps = change(index, eps)
+                z = torch.addcmul(prior.mean, eps, prior.std, value=self.temperature)
+            latents.append(eps)
             divergences.append(divergence)
             features = group.join(features, z)  # type: ignore[operator]
         assert features is not None
