@@ -19,6 +19,7 @@ LAYERS = [
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.perturb"],
     ["mlviews.identity"],
+    ["mlviews.codes"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.invert", "mlviews.step"],
     ["mlviews.reuse"],

@@ -25,6 +25,7 @@ from mlviews.generators.stylegan import reading as stylegan
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
+from mlviews.weights.files import format_of
 
 BUNDLED = Path(str(files("mlviews"))) / "zoo"
 """The folder of the bundled weights."""
@@ -46,7 +47,7 @@ class Entry:
         None  # where they are the same whatever the weights, and none are bundled
     )
     image_shape: tuple[int, int, int] | None = None  # likewise
-    border: int = 0  # black pixels on each side of the images that it was trained on
+    border: int = 0  # black pixels on each side of the images that it was trained on, if no file says so
 
 
 def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
@@ -69,6 +70,13 @@ def _load_bigbigan(checkpoint: checkpoints.Checkpoint) -> MLVGM:
     return generator
 
 
+def _load_nvae(weights: str | Path | nn.Module, **options: Any) -> MLVGM:
+    """Load a checkpoint of another project, or a file of mlviews.zoo.train_nvae."""
+    if isinstance(weights, Path) and format_of(weights) == NVAE.FORMAT:
+        return NVAE.load(weights, **{"levels": "scale", **options})
+    return nvae.load(checkpoints.expect(weights, ("nvae-serezd", "nvae-nvlabs"), "nvae"), **options)
+
+
 _GENERATORS = {
     "fashion": Entry(
         FilmGenerator.load,
@@ -85,6 +93,10 @@ _GENERATORS = {
         border=2,
         encodes=True,
     ),
+    "film": Entry(
+        FilmGenerator.load,
+        needs="a file of mlviews.zoo.train, of images of your own",
+    ),
     "bigbigan": Entry(
         _from_checkpoint(_load_bigbigan, "bigbigan", "biggan"),
         needs="BigBiGAN_x1.pth, or a make_gan('bigbigan') object of pytorch_pretrained_gans",
@@ -97,8 +109,9 @@ _GENERATORS = {
         options=("label", "bn_eps"),
     ),
     "nvae": Entry(
-        _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
-        needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch",
+        _load_nvae,
+        needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch, or a file of "
+        "mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
         encodes=True,
     ),
@@ -167,7 +180,8 @@ def load_generator(
     with plain():
         generator = entry.load(weights, **options)
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
-        generator.name, generator.options, generator.border = name, options, entry.border
+        generator.name, generator.options = name, options
+        generator.border = checks.integer("border", generator.provenance.get("border", entry.border), 0)
         if isinstance(network, Inverter):
             network.check(generator)
         generator.inverter = network
