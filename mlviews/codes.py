@@ -200,7 +200,7 @@ class Codes:
                 "images": stored["settings"].get("images") if stored and same else self.images.content(),
                 **self.encoding.settings(),
             }
-            if self.encoding.refine and self.encoding.generator.num_classes:
+            if self.encoding.generator.num_classes:
                 settings["labels"] = hashlib.sha256(self.images.labels.numpy().tobytes()).hexdigest()[:16]
             if stored is None:
                 if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
