@@ -66,8 +66,13 @@ def anchors_disk(record: Record) -> str:
     ]
     for name, candidates in size["candidates"].items():
         total = candidates * size["positive"]
+        plural = "s" * (candidates > 1)
         rows.append(
-            [f"{candidates} candidates an image, as {name}", f"{total:.0f}", f"{total * count / 1e6:.1f}"]
+            [
+                f"{candidates} candidate{plural} an image, as {name}",
+                f"{total:.0f}",
+                f"{total * count / 1e6:.1f}",
+            ]
         )
     return captioned(
         markdown(["on disk", "bytes an image", "MB for 60,000 images"], rows),
