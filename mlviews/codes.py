@@ -257,6 +257,12 @@ class Codes:
             if self.encoding.generator.num_classes:
                 labels = self.images.labels.to(device)[start : numbers.stop]
             latents = self.encoding(images, labels)
+            if len(latents) != len(self.encoding.generator.levels):
+                raise ValueError(
+                    f"Invalid codes={str(self.folder)!r}: the latents that generator "
+                    f"{self.encoding.generator.name!r} makes of an image hold more than its levels, and are "
+                    "not kept; leave codes out."
+                )
             tensors = {level.name: z.float().cpu() for level, z in zip(self.levels, latents, strict=False)}
             write_safetensors(path, tensors, {"format": _FORMAT, "settings": token})
         finally:
