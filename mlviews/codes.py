@@ -78,8 +78,8 @@ class Encoding:
         parts = []
         for start in range(0, len(images), self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
-            part_labels = None if labels is None else labels[rows]
-            latents = self.generator.encode_labelled(images[rows], part_labels)
+            rows_labels = None if labels is None else labels[rows]
+            latents = self.generator.encode_labelled(images[rows], rows_labels)
             if self.refine:
                 assert isinstance(self.generator.inverter, Inverter)
                 latents = self.generator.inverter.refine(
@@ -87,7 +87,7 @@ class Encoding:
                     images[rows],
                     latents,
                     steps=self.refine,
-                    labels=part_labels,
+                    labels=rows_labels,
                 )
             parts.append(latents)
         return [torch.cat(levels) for levels in zip(*parts, strict=True)]
@@ -257,6 +257,12 @@ class Codes:
             if self.encoding.generator.num_classes:
                 labels = self.images.labels.to(device)[start : numbers.stop]
             latents = self.encoding(images, labels)
+            if len(latents) != len(self.encoding.generator.levels):
+                raise ValueError(
+                    f"Invalid codes={str(self.folder)!r}: the latents that generator "
+                    f"{self.encoding.generator.name!r} makes of an image hold more than its levels, and are "
+                    "not kept; leave codes out."
+                )
             tensors = {level.name: z.float().cpu() for level, z in zip(self.levels, latents, strict=False)}
             write_safetensors(path, tensors, {"format": _FORMAT, "settings": token})
         finally:
