@@ -16,6 +16,7 @@ from mlviews import checks
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError
 from mlviews.generators.base import MLVGM, Level
+from mlviews.generators.biggan import deep_reading as biggan_deep
 from mlviews.generators.biggan import reading as biggan
 from mlviews.generators.film import FilmGenerator
 from mlviews.generators.inverter import Inverter
@@ -92,9 +93,16 @@ _GENERATORS = {
         image_shape=(3, 128, 128),
     ),
     "biggan": Entry(
-        _from_checkpoint(biggan.load, "biggan", "biggan"),
-        needs="G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z",
+        _from_checkpoint(biggan.load, "biggan", "biggan", "biggan-studiogan"),
+        needs="G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z, or a BigGAN, ContraGAN or ReACGAN of "
+        "PyTorch-StudioGAN",
         options=("label", "bn_eps"),
+    ),
+    "biggan-deep": Entry(
+        _from_checkpoint(biggan_deep.load, "biggan-deep", "biggan-deep"),
+        needs="a pytorch_model.bin of pytorch-pretrained-BigGAN, its config.json beside it, or a "
+        "make_gan('biggan') object of pytorch_pretrained_gans",
+        options=("truncation", "groups"),
     ),
     "nvae": Entry(
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
