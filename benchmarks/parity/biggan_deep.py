@@ -68,17 +68,13 @@ DOWNLOADERS: dict[str, dict[str, Any]] = {  # imports that are of no use here
 }  # fmt: skip
 SMALL = {"z_dim": 12, "class_embed_dim": 12, "num_classes": 10}
 CASES = (
-    Case(
-        "tiny-16", "deep", settings(16, TINY, 8, attention_layer_position=2, n_stats=11, **SMALL), golden=1
-    ),
-    Case("128", "deep", settings(128, LAYERS[128])),
-    Case("128-0.4", "deep", settings(128, LAYERS[128], 32), psi=0.4),
-    Case("128-0.433", "deep", settings(128, LAYERS[128], 32), psi=0.433),
-    Case("128-0.14", "deep", settings(128, LAYERS[128], 32), psi=0.14),
-    Case("256", "deep", settings(256, LAYERS[256]), rows=1, psi=0.4),
-    Case("256-small", "deep", settings(256, LAYERS[256], 32), psi=0.7),
-    Case("512", "deep", settings(512, LAYERS[512]), rows=1),
-    Case("512-small", "deep", settings(512, LAYERS[512], 32), rows=1, psi=0.94),
+    Case("tiny-16", "deep", settings(16, TINY, 8, attention_layer_position=2, n_stats=11, **SMALL), golden=1),
+    Case("128", "deep", settings(128, LAYERS[128]), rows=1),
+    Case("128-0.4", "deep", settings(128, LAYERS[128], 64), psi=0.4),
+    Case("128-0.433", "deep", settings(128, LAYERS[128], 16), psi=0.433),
+    Case("128-0.14", "deep", settings(128, LAYERS[128], 16), psi=0.14),
+    Case("256-small", "deep", settings(256, LAYERS[256], 16), psi=0.7),
+    Case("512-small", "deep", settings(512, LAYERS[512], 16), rows=1, psi=0.94),
 )
 
 
@@ -137,7 +133,7 @@ def compare(case: Case, checkouts: Mapping[str, Path], goldens: bool) -> Row:
         tracked = ours.decode(latents, labels).detach()
     if case.golden and goldens:
         write_golden(
-            f"biggan-deep-{case.name}",
+            f"deep-biggan-{case.name}",
             images=expected[:, :, :: case.golden, :: case.golden].numpy(),
             facts=as_json(case.facts),
             shapes=as_json(shapes_of(tensors)),

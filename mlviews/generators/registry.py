@@ -23,6 +23,7 @@ from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.stylegan import reading as stylegan
+from mlviews.generators.vdvae import reading as vdvae
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
@@ -108,6 +109,12 @@ _GENERATORS = {
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
         needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch",
         options=("levels", "temperature"),
+        encodes=True,
+    ),
+    "vdvae": Entry(
+        _from_checkpoint(vdvae.load, "vdvae", "vdvae"),
+        needs="a model.th or model-ema.th of openai/vdvae",
+        options=("levels", "temperature", "hps", "dec_blocks", "enc_blocks", "normalization"),
         encodes=True,
     ),
     "stylegan2": Entry(

@@ -39,6 +39,7 @@ LAYOUTS = {
     "biggan-deep": "BigGAN-deep as pytorch-pretrained-BigGAN saves it (.bin, its -config.json beside it)",
     "nvae-serezd": "NVAE as SerezD/NVAE-from-scratch saves it (.pt with configuration and state_dict)",
     "nvae-nvlabs": "NVAE as NVlabs/NVAE saves it (.pt with args, arch_instance and state_dict)",
+    "vdvae": "VDVAE as openai/vdvae saves it (.th, a flat state dict)",
 }
 FORMAT = "mlviews.checkpoint"
 _MARKERS = {
@@ -48,6 +49,7 @@ _MARKERS = {
     "shared.weight": ("biggan", "linear.weight"),
     "mapping.fc0.weight": ("stylegan2-ada", "synthesis.b4.const"),
     "style.1.weight": ("stylegan2-rosinality", "input.input"),
+    "decoder.dec_blocks.0.z_proj.weight": ("vdvae", "encoder.in_conv.weight"),
 }
 """Layouts by a tensor of the generator's, each with another one that is beside it."""
 

@@ -178,9 +178,7 @@ class BigGANDeep(MLVGM):
             channels, out_channels = config.channels[index], config.channels[index + 1]
             attention = None if widths is None else Attention(out_channels, *widths)
             head = Head(out_channels) if index + 1 == len(config.up) else None
-            steps.append(
-                Bottleneck(dim, channels, out_channels, config.sizes[index], up, attention, head)
-            )
+            steps.append(Bottleneck(dim, channels, out_channels, config.sizes[index], up, attention, head))
         runs = level_runs(config, groups)
         side = config.sizes[-1]
         super().__init__(
@@ -217,7 +215,9 @@ def level_runs(config: BigGANDeepConfig, groups: int | str | None) -> list[Span]
     count = len(config.channels)
     if isinstance(groups, str):
         if groups != "scale":
-            raise ValueError(f"Invalid groups={groups!r}: it must be an integer from 1 to {count} or 'scale'.")
+            raise ValueError(
+                f"Invalid groups={groups!r}: it must be an integer from 1 to {count} or 'scale'."
+            )
         starts = [0, *(step for step, up in enumerate(config.up, start=1) if up)]
         return [Span(start, stop) for start, stop in pairwise([*starts, count])]
     return style_runs(count, groups)

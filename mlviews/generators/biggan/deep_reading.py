@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mlviews.checks import is_number
 from mlviews.errors import listing
+from mlviews.generators.assembly import assembled
 from mlviews.generators.biggan import folding
 from mlviews.generators.biggan.deep import BOTTOM, REDUCTION, BigGANDeep, BigGANDeepConfig
 from mlviews.weights.checkpoints import Checkpoint
@@ -58,11 +59,13 @@ def load(
     with torch.device("meta"):
         runs = make().runs  # here, so that a wrong option is told before the file's values are
     steps = _folded(reader, config, float(truncation))
-    tensors = {"classes": reader.take("embeddings.weight", config.embedding, config.num_classes).T.contiguous()}
+    tensors = {
+        "classes": reader.take("embeddings.weight", config.embedding, config.num_classes).T.contiguous()
+    }
     for level, run in enumerate(runs):
         for place, step in enumerate(steps[run.start : run.stop]):
             tensors |= {f"blocks.{level}.steps.{place}.{name}": value for name, value in step.items()}
-    return folding.assembled(reader, make, tensors)
+    return assembled(reader, make, tensors)
 
 
 class _Reader(Reader):
@@ -122,13 +125,18 @@ def _config(reader: _Reader) -> BigGANDeepConfig:
     embedding, num_classes = reader.shape("embeddings.weight", None, None)
     outputs, dim = reader.shape("generator.gen_z.weight_orig", None, None)
     if dim <= embedding:
-        raise reader.error(f"generator.gen_z takes {dim} values, {embedding} of them a class's, so it has no z")
+        raise reader.error(
+            f"generator.gen_z takes {dim} values, {embedding} of them a class's, so it has no z"
+        )
     channels = [outputs // BOTTOM**2]
     for name in reader.blocks:
         channels.append(reader.shape(f"{name}.conv_3.weight_orig", None, channels[-1] // REDUCTION, 1, 1)[0])
     attention = {
         place: folding.attention_widths(
-            reader, name, *(f"{name}.snconv1x1_{part}.weight_orig" for part in ("theta", "g")), channels[place]
+            reader,
+            name,
+            *(f"{name}.snconv1x1_{part}.weight_orig" for part in ("theta", "g")),
+            channels[place],
         )
         for place, name in reader.attention.items()
     }
@@ -224,7 +232,9 @@ def _block(
         norm = f"{name}.bn_{index}"
         mean, inverse = reader.statistics(norm, inputs, truncation)
         gain = reader.spectral(f"{norm}.scale", inputs, dim)
-        norms.append(folding.Norm.of(gain, reader.spectral(f"{norm}.offset", inputs, dim), mean, inverse, bias))
+        norms.append(
+            folding.Norm.of(gain, reader.spectral(f"{norm}.offset", inputs, dim), mean, inverse, bias)
+        )
         side = 3 if index in (1, 2) else 1
         kernels.append(reader.spectral(f"{name}.conv_{index}", outputs, inputs, side, side))
         bias = reader.take(f"{name}.conv_{index}.bias", outputs)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mlviews.errors import WeightsError
-from mlviews.generators.base import MLVGM
 from mlviews.weights.reader import Reader
-
-Generator = TypeVar("Generator", bound=MLVGM)
 
 
 class Norm(NamedTuple):
@@ -44,7 +39,9 @@ class Norm(NamedTuple):
         widths = [len(values), self.scale.shape[1] - len(values)]
         scale_part, scale = self.scale.split(widths, dim=1)
         shift_part, shift = self.shift.split(widths, dim=1)
-        return Norm(scale, shift, self.scale_bias + scale_part @ values, self.shift_bias + shift_part @ values)
+        return Norm(
+            scale, shift, self.scale_bias + scale_part @ values, self.shift_bias + shift_part @ values
+        )
 
 
 def style(*norms: Norm) -> dict[str, Tensor]:
@@ -65,9 +62,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, outer: Tensor, gain: Te
     return {"query": query.flatten(1), "answer": answer, "outer": outer.flatten(1) * gain}
 
 
-def attention_widths(
-    reader: Reader, name: str, query: str, value: str, channels: int
-) -> tuple[int, int]:
+def attention_widths(reader: Reader, name: str, query: str, value: str, channels: int) -> tuple[int, int]:
     """Return the channels of an attention's queries and of its values.
 
     Args:
@@ -121,23 +116,3 @@ def spectral(reader: Reader, name: str, weight: Tensor) -> Tensor:
     if not sigma.abs() > 0:
         raise reader.damaged(f"{name}_orig has no singular value in the direction of {name}_u")
     return weight / sigma
-
-
-def assembled(reader: Reader, make: Callable[[], Generator], tensors: Mapping[str, Tensor]) -> Generator:
-    """Return the generator that has these very tensors: none is copied, and no random weights are drawn.
-
-    Raises:
-        mlviews.WeightsError: if a tensor of the file was not taken, or a product of its values is not finite.
-    """
-    reader.finish()
-    for name, value in tensors.items():
-        # Finite values may have products that are not.
-        if not value.isfinite().all():
-            raise reader.damaged(f"its values are so large that {name} holds a NaN or an infinity")
-    with torch.device("meta"):
-        generator = make()
-    generator.load_state_dict(tensors, assign=True)
-    # The one tensor that is in no state dict, and is still on the meta device. Module.to_empty would replace
-    # it too, but costs seconds of imports.
-    generator._place = torch.empty(0)
-    return generator

@@ -321,9 +321,7 @@ class Styled(nn.Module):
         # they do.
         pixels = state.shape[2] * state.shape[3] * (4 if self.up else 1)
         count = max(_CACHED // (pixels * max(self.splits)), 1)
-        parts = [
-            self.transformed(*part) for part in zip(style.split(count), state.split(count), strict=True)
-        ]
+        parts = [self.transformed(*part) for part in zip(style.split(count), state.split(count), strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def transformed(self, style: Tensor, x: Tensor) -> Tensor:

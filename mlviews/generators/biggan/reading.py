@@ -7,6 +7,7 @@ such a file says nothing of itself. What does not depend on the latents is folde
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mlviews.checks import integer, is_number
 from mlviews.errors import WeightsError, listing
+from mlviews.generators.assembly import assembled
 from mlviews.generators.biggan import folding
 from mlviews.generators.biggan.network import BigGAN, BigGANConfig
 from mlviews.weights.checkpoints import Checkpoint
@@ -64,7 +66,7 @@ def load(checkpoint: Checkpoint, *, label: int | None = None, bn_eps: float | No
         tensors["classes"] = classes
     else:
         config = dataclasses.replace(config, num_classes=0, embedding=0)
-    return folding.assembled(reader, lambda: BigGAN(config), tensors)
+    return assembled(reader, lambda: BigGAN(config), tensors)
 
 
 # -- a file's tensors
@@ -109,8 +111,12 @@ class _Reader(Reader):
         )
 
     @abstractmethod
+    def count(self) -> int:
+        """Return the number of residual blocks, which have no gaps between them."""
+
+    @abstractmethod
     def block(self, index: int) -> str:
-        """Return the name of a residual block; of one after the last, any name that is not in the file."""
+        """Return the name of a residual block."""
 
     @abstractmethod
     def attention(self, index: int) -> str:
@@ -157,6 +163,11 @@ class _Torch(_Reader):
         self.eps = TORCH_EPS if trained else HUB_EPS
         renamed = {_STORED.sub(r".stored_\1", name): value for name, value in self.tensors.items()}
         self.tensors = {name: value for name, value in renamed.items() if not _UNUSED.search(name)}
+
+    def count(self) -> int:
+        return next(
+            index for index in itertools.count() if f"blocks.{index}.0.conv1.weight" not in self.tensors
+        )
 
     def block(self, index: int) -> str:
         return f"blocks.{index}.0"
@@ -215,9 +226,12 @@ class _Studio(_Reader):
         blocks = {int(match[1]) for name in self.tensors if (match := _STUDIO_BLOCK.match(name))}
         self.places = sorted(blocks)
 
+    def count(self) -> int:
+        return len(self.places)
+
     def block(self, index: int) -> str:
-        place = self.places[index] if index < len(self.places) else len(self.places)
-        return f"blocks.{place}.0"
+        # Without any, the first one's name is what is missing.
+        return f"blocks.{self.places[index] if self.places else index}.0"
 
     def attention(self, index: int) -> str:
         return f"blocks.{self.places[index] + 1}.0"
@@ -250,9 +264,7 @@ _READERS: dict[str, type[_Torch] | type[_Studio]] = {"biggan": _Torch, "biggan-s
 def _config(reader: _Reader) -> BigGANConfig:
     """Return the architecture that the tensors' shapes imply, its classes included."""
     names = reader.names
-    num_blocks = 0
-    while reader.weight(f"{reader.block(num_blocks)}.{names.conv1}") in reader.tensors:
-        num_blocks += 1
+    num_blocks = reader.count()
     if num_blocks > _MOST_BLOCKS:
         raise reader.error(f"it has {num_blocks} blocks, at most {_MOST_BLOCKS} are known")
 
@@ -264,7 +276,9 @@ def _config(reader: _Reader) -> BigGANConfig:
     channels = [reader.shape(reader.weight(f"{first}.{names.conv1}"), None, None, 3, 3)[1]]
     bottom = int((outputs / channels[0]) ** 0.5)
     if bottom < 1 or channels[0] * bottom**2 != outputs:
-        raise reader.error(f"{linear} has {outputs} outputs, which are no square image of {channels[0]} channels")
+        raise reader.error(
+            f"{linear} has {outputs} outputs, which are no square image of {channels[0]} channels"
+        )
     if reader.shape(reader.weight(f"{first}.bn1.gain"), None, None)[1] == embedding:
         raise WeightsError(
             f"{reader.path} was trained without hierarchical z (--hier): its z enters the first layer only, "
