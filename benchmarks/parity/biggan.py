@@ -2,9 +2,9 @@
 
 ``python benchmarks/parity/biggan.py --pretrained DIR --biggan DIR --studiogan DIR``
 
-The directories are checkouts of lukemelas/pytorch-pretrained-gans (BigBiGAN, BigGAN in the same code, and early
-StudioGAN), ajbrock/BigGAN-PyTorch (BigGAN) and POSTECH-CVLab/PyTorch-StudioGAN (its ``big_resnet``), run on the
-CPU as they are. Compared are images from given latents and
+The directories are checkouts of lukemelas/pytorch-pretrained-gans (BigBiGAN, BigGAN in the same code, and
+early StudioGAN), ajbrock/BigGAN-PyTorch (BigGAN) and POSTECH-CVLab/PyTorch-StudioGAN (``big_resnet``), run on
+the CPU as they are. Compared are images from given latents and
 classes, with and without a graph, which take different ways. Writes
 ``benchmarks/results/parity-biggan.json``; with ``--goldens`` also what CI compares with where there are no
 checkouts. Exits with 1 if an image differs by more than 1e-3.

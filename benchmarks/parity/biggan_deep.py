@@ -4,9 +4,9 @@
 
 The directory is a checkout of huggingface/pytorch-pretrained-BigGAN, run on the CPU as it is; the copy in
 lukemelas/pytorch-pretrained-gans is the same code. Compared are images from given latents and classes, at
-truncations for which the norms have statistics and between them, with and without a graph, which take different
-ways. Writes ``benchmarks/results/parity-biggan-deep.json``; with ``--goldens`` also what CI compares with where
-there is no checkout. Exits with 1 if an image differs by more than 1e-3.
+truncations for which the norms have statistics and between them, with and without a graph, which take
+different ways. Writes ``benchmarks/results/parity-biggan-deep.json``; with ``--goldens`` also what CI
+compares with where there is no checkout. Exits with 1 if an image differs by more than 1e-3.
 """
 
 from __future__ import annotations

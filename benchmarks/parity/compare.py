@@ -1,4 +1,4 @@
-"""What the comparisons with official code share: options, cases, imports from checkouts, goldens, the record."""
+"""What the comparisons with official code share: options, cases, imports, goldens, and the record."""
 
 from __future__ import annotations
 

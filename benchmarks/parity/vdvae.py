@@ -2,11 +2,12 @@
 
 ``python benchmarks/parity/vdvae.py --vdvae DIR``
 
-The directory is a checkout of openai/vdvae, run on the CPU as it is but for its random draws, which take given
-noises (see :func:`scripted`). Compared are images from given noises, at two temperatures and with levels by
-resolution, reconstructions of given images, and the KL divergences. An official image is the mean over the
-mixture's components, each at the means of its logistics. Writes ``benchmarks/results/parity-vdvae.json``; with
-``--goldens`` also what CI compares with. Exits with 1 if an image differs by more than 1e-3.
+The directory is a checkout of openai/vdvae, run on the CPU as it is but for its random draws, which take
+given noises (see :func:`scripted`). Compared are images from given noises, at two temperatures and with
+levels by resolution, reconstructions of given images, and the KL divergences. An official image is the mean
+over the mixture's components, each at the means of its logistics. Writes
+``benchmarks/results/parity-vdvae.json``; with ``--goldens`` also what CI compares with. Exits with 1 if an
+image differs by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ WIDTHS = "512:4,256:8,128:16,64:16,32:16,16:16,8:16,4:16,1:16"
 _V = partial(Case, layout="vdvae")
 CASES = (
     _V("tiny-8", facts=settings("cifar10", 8, 16, num_mixtures=3, **TINY), golden=1),
-    _V("tiny-8-widths", facts=settings("cifar10", 8, 8, custom_width_str="1:32,4:16", no_bias_above=4, **TINY)),
+    _V(
+        "tiny-8-widths",
+        facts=settings("cifar10", 8, 8, custom_width_str="1:32,4:16", no_bias_above=4, **TINY),
+    ),
     _V("cifar10", facts=settings("cifar10", 32, 384)),
     _V("imagenet32", facts=settings("imagenet32", 32, 64)),
     _V("imagenet64", facts=settings("imagenet64", 64, 64)),

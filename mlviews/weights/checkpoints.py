@@ -110,7 +110,7 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
 
 
 def _settings_beside(file: Path) -> dict[str, Any]:
-    """Return the settings in ``NAME-config.json``, which is beside ``NAME-pytorch_model.bin``; none without it.
+    """Return the settings in ``NAME-config.json`` beside ``NAME-pytorch_model.bin``, if there are any.
 
     Raises:
         mlviews.WeightsError: if the file is there, and holds no settings.

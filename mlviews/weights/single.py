@@ -1,7 +1,7 @@
 """Generators that have one latent, and so no levels: what they are, and how to wrap them.
 
-They are those of pytorch-pretrained-gans' ``make_gan`` that no architecture of mlviews reads. Each is told from
-its tensors' names, and the sizes in the call that wraps it are those of its tensors.
+They are those of pytorch-pretrained-gans' ``make_gan`` that no architecture of mlviews reads. Each is told
+from its tensors' names, and the sizes in the call that wraps it are those of its tensors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _studiogan(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _classes(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the classes that set StudioGAN's norms: by embeddings in early versions, else by a linear map."""
+    """Return the classes that set StudioGAN's norms, by embeddings in early versions, then a linear map."""
     for name, axis in (("embed0", 0), ("gain", 1)):
         for end in ("weight", "weight_orig"):
             shape = shapes.get(f"blocks.0.0.bn1.{name}.{end}", ())

@@ -1,8 +1,8 @@
 """Files of BigGAN-deep, translated into the weights of :mod:`mlviews.generators.biggan.deep`.
 
-They are those of huggingface/pytorch-pretrained-BigGAN: a state dict (``...-pytorch_model.bin``), and beside it
-the settings that the network was built with (``...-config.json``). The settings say which blocks upsample and
-what is added to the variances of the norms; all else comes from the tensors, and is compared with them.
+They are those of huggingface/pytorch-pretrained-BigGAN: a state dict (``...-pytorch_model.bin``), and beside
+it the settings that the network was built with (``...-config.json``). The settings say which blocks upsample
+and what is added to the variances of the norms; all else comes from the tensors, and is compared with them.
 Without them, every second block upsamples, as in all published files.
 """
 
@@ -103,10 +103,9 @@ class _Reader(Reader):
 def _between(statistics: Tensor, truncation: float) -> Tensor:
     """Return the statistics ``[C]`` of a truncation, from those ``[n, C]`` of n truncations from 0 to 1.
 
-    Between two of them, the original interpolates from the later to the earlier: at a fourth of the way it
-    takes a fourth of the one before and three fourths of the one after. The published images are made with
-    it, and so are ours. By rounding, it takes 0.14, 0.28 and 0.56 for a place just before, hence their
-    successors, and 0.58 and 0.94 for a place just before them, hence nearly themselves.
+    Between two of them, the original interpolates backwards: at a fourth of the way it takes a fourth of the
+    one before and three fourths of the one after. By rounding, it takes the statistics after those of 0.14,
+    0.28 and 0.56, and those before those of 0.58 and 0.94. Its published images are made so, and so are ours.
     """
     share, place = math.modf(truncation / (1.0 / (len(statistics) - 1)))
     index = int(place)

@@ -11,7 +11,7 @@ from mlviews.weights.reader import Reader
 
 
 class Norm(NamedTuple):
-    """A batch norm as ``x * scale + shift``, each linear in what sets it: weights ``[C, d]``, biases ``[C]``."""
+    """A batch norm as ``x * scale + shift``, linear in what sets it: weights ``[C, d]``, biases ``[C]``."""
 
     scale: Tensor
     shift: Tensor
@@ -35,7 +35,7 @@ class Norm(NamedTuple):
         return cls(gain * inverse[:, None], bias + gain * offset[:, None], inverse, offset)
 
     def folded(self, values: Tensor) -> Norm:
-        """Return the norm with its first inputs fixed to these values ``[e]``; it takes the other ``d - e``."""
+        """Return the norm with its first inputs fixed to these values ``[e]``; ``d - e`` others are left."""
         widths = [len(values), self.scale.shape[1] - len(values)]
         scale_part, scale = self.scale.split(widths, dim=1)
         shift_part, shift = self.shift.split(widths, dim=1)

@@ -1,7 +1,7 @@
 """Files of BigGAN and BigBiGAN, translated into the weights of :mod:`mlviews.generators.biggan.network`.
 
-BigGAN-PyTorch and PyTorch-StudioGAN have names of their own for the same tensors. Sizes come from the tensors:
-such a file says nothing of itself. What does not depend on the latents is folded here.
+BigGAN-PyTorch and PyTorch-StudioGAN have names of their own for the same tensors. Sizes come from the
+tensors: such a file says nothing of itself. What does not depend on the latents is folded here.
 """
 
 from __future__ import annotations
@@ -223,8 +223,14 @@ class _Studio(_Reader):
             name: value for name, value in self.tensors.items() if not name.endswith(".num_batches_tracked")
         }
         # An attention is a block of its own here.
-        blocks = {int(match[1]) for name in self.tensors if (match := _STUDIO_BLOCK.match(name))}
-        self.places = sorted(blocks)
+        numbers = {int(match[1]) for name in self.tensors if (match := _STUDIO_BLOCK.match(name))}
+        gaps = set(range(len(numbers))) - numbers
+        if gaps:
+            raise self.missing(f"blocks.{min(gaps)}")
+        self.places = [number for number in sorted(numbers) if self._is_residual(number)]
+
+    def _is_residual(self, number: int) -> bool:
+        return self.weight(f"blocks.{number}.0.{self.names.conv1}") in self.tensors
 
     def count(self) -> int:
         return len(self.places)
@@ -254,7 +260,7 @@ class _Studio(_Reader):
         return mean, folding.inverse_deviation(self, f"{inner}.running_var", variance, eps)
 
 
-_STUDIO_BLOCK = re.compile(r"blocks\.(\d{1,3})\.0\.conv2d1\.")
+_STUDIO_BLOCK = re.compile(r"blocks\.(\d{1,3})\.0\.")
 _READERS: dict[str, type[_Torch] | type[_Studio]] = {"biggan": _Torch, "biggan-studiogan": _Studio}
 
 

@@ -1,7 +1,7 @@
 """VDVAE (Child 2021, "Very Deep VAEs Generalize Autoregressive Models"), in plain PyTorch.
 
-A latent group is a block of the decoder; there are up to twenty or forty at a resolution. What a level is, and
-how images are encoded, is in :mod:`mlviews.generators.hierarchy`. The affine map before the output is folded
+A latent group is a block of the decoder; there are up to forty at a resolution. What a level is, and how
+images are encoded, is in :mod:`mlviews.generators.hierarchy`. The affine map before the output is folded
 into its convolution, and the scales of the mixture of logistics, which no image needs, are left out.
 """
 
@@ -225,9 +225,7 @@ class VDVAE(HierarchicalVAE):
     ) -> None:
         config = config or VDVAEConfig()
         groups = [
-            Group(config, size, index == 0)
-            for size, count in config.counts.items()
-            for index in range(count)
+            Group(config, size, index == 0) for size, count in config.counts.items() for index in range(count)
         ]
         side = config.image_size
         super().__init__(

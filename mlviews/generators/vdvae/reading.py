@@ -1,8 +1,8 @@
 """Files of openai/vdvae, translated for :mod:`mlviews.generators.vdvae.network`.
 
-Such a file (``...-model.th``, or the running average ``...-model-ema.th``) is a state dict alone. Its tensors'
-shapes do not say at which resolution a block is, nor how the images were normalized: the published networks
-are told by the numbers of their blocks, for all others there are options.
+Such a file (``...-model.th``, or the running average ``...-model-ema.th``) is a state dict alone. The shapes
+of its tensors do not say at which resolution a block is, nor how the images were normalized: the published
+networks are told by the numbers of their blocks, for all others there are options.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlviews import checks
 from mlviews.checks import is_number
-from mlviews.errors import WeightsError, listing
+from mlviews.errors import WeightsError
 from mlviews.generators.assembly import assembled
 from mlviews.generators.hierarchy import check_options
 from mlviews.generators.vdvae.network import VDVAE, VDVAEConfig
@@ -57,7 +57,8 @@ HPS = {
     ),
     "ffhq1024": Published(
         "1x2,4m1,4x3,8m4,8x4,16m8,16x9,32m16,32x20,64m32,64x14,128m64,128x7,256m128,256x2,512m256,1024m512",
-        "1024x1,1024d2,512x3,512d2,256x5,256d2,128x7,128d2,64x10,64d2,32x14,32d2,16x7,16d2,8x5,8d2,4x5,4d4,1x4",
+        "1024x1,1024d2,512x3,512d2,256x5,256d2,128x7,128d2,64x10,64d2,32x14,32d2,16x7,16d2,8x5,8d2,4x5,4d4,"
+        "1x4",
         (0.4387 * 255, 0.2743 * 255),
     ),
 }
@@ -135,8 +136,8 @@ def _settings(
     complete = None not in (dec_blocks, enc_blocks, normalization)
     if hps is None and not names and not complete:
         raise WeightsError(
-            f"{reader.path} has {count} decoder blocks, as no published VDVAE: pass dec_blocks, enc_blocks and "
-            "normalization of its training, e.g. dec_blocks='1x1,4m1,4x2', enc_blocks='4x3,4d4,1x1', "
+            f"{reader.path} has {count} decoder blocks, as no published VDVAE: pass dec_blocks, enc_blocks "
+            "and normalization of its training, e.g. dec_blocks='1x1,4m1,4x2', enc_blocks='4x3,4d4,1x1', "
             "normalization=(mean, std) of values from 0 to 255."
         )
     if hps is not None:
