@@ -6,8 +6,10 @@ from documents.common import Record, captioned, markdown, provenance, table, thr
 
 IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "biggan": ("max", "max_with_graph"),
+    "biggan-deep": ("max", "max_with_graph", "max_by_scale"),
     "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
     "nvae": ("decode", "reconstruct"),
+    "vdvae": ("decode", "decode_0.6", "decode_scales", "reconstruct"),
 }
 MEMORY = {  # rows of the record and what they are called
     "resident_before_step": "weights and program, before the step",
@@ -47,19 +49,18 @@ def nvae_parity(record: Record) -> str:
     )
 
 
-@table("parity-biggan", "parity-stylegan2", "parity-nvae")
-def parity(biggan: Record, stylegan2: Record, nvae: Record) -> str:
+@table(*(f"parity-{name}" for name in IMAGE_KEYS))
+def parity(*records: Record) -> str:
     """Largest differences from the official code, over all networks and ways to compute them."""
-    records = {"biggan": biggan, "stylegan2": stylegan2, "nvae": nvae}
     rows = []
-    for name, record in records.items():
+    for name, record in zip(IMAGE_KEYS, records, strict=True):
         cases = record["cases"]
         if isinstance(cases, dict):
             cases = list(cases.values())
         worst = max(case[key] for case in cases for key in IMAGE_KEYS[name] if key in case)
         rows.append([name, str(len(cases)), _sizes(cases), f"{worst:.1e}"])
     header = ["architecture", "networks", "images", "largest difference of a pixel in [0, 1]"]
-    return captioned(markdown(header, rows), "float32.", provenance(*records.values()))
+    return captioned(markdown(header, rows), "float32.", provenance(*records))
 
 
 @table("biggan-speed", "stylegan2-speed")
@@ -93,19 +94,24 @@ def biggan_times(record: Record, part: str = "step") -> list[list[str]]:
     return rows
 
 
-def stylegan2_times(record: Record) -> list[list[str]]:
+def stylegan2_times(record: Record, name: str = "StyleGAN2") -> list[list[str]]:
     """Return rows of TIMES for our images and the official generator's."""
     rows = []
     for case in record["cases"]:
         low, high = case["ratio_quartiles"]
         rows.append([
-            f"StyleGAN2, {case['images']} images, {case['case']}",
+            f"{name}, {case['images']} images, {case['case']}",
             f"{case['official']['wall']['median']:.2f} s",
             f"{case['ours']['wall']['median']:.2f} s",
             f"{case['ratio_wall']:.2f}",
             f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
         ])  # fmt: skip
     return rows
+
+
+def deep_times(record: Record) -> list[list[str]]:
+    """Return rows of TIMES for BigGAN-deep, which has a record like StyleGAN2's."""
+    return stylegan2_times(record, "BigGAN-deep")
 
 
 def biggan_memory(record: Record) -> str:

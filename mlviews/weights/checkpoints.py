@@ -405,9 +405,9 @@ def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     network = getattr(module, "G", module)  # make_gan's objects hold it, and their truncation
     facts = _arguments(getattr(network, "init_kwargs", None))  # StyleGAN2's modules remember them
-    config = getattr(network, "config", None)
-    if hasattr(config, "to_dict"):
-        facts |= _arguments(config.to_dict())  # BigGAN-deep's
+    settings = getattr(getattr(network, "config", None), "to_dict", None)
+    if callable(settings):
+        facts |= _arguments(settings())  # BigGAN-deep's
         facts["truncation"] = getattr(module, "truncation", None)
     return content, _named(_unwrapped(content), facts, path)
 
