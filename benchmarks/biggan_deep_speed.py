@@ -11,6 +11,7 @@ last two resolutions only (the original makes both images whole). Prints a table
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,13 @@ import torch.nn.functional as F
 import typer
 from documents.common import markdown
 from documents.generators import TIMES, deep_times
-from parity.biggan_deep import LAYERS, official_network, settings
-from parity.compare import SEED, Case, checkout, largest
 from record import RESULTS, command, publish
 from stylegan2_speed import time_case
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parent / "parity"))
+from biggan_deep import LAYERS, official_network, settings
+from compare import SEED, Case, checkout, largest
 
 from mlviews import MLViewSource
 from mlviews.generators.biggan.deep_reading import load as load_deep

@@ -16,6 +16,7 @@ import torch
 from fill import fill, pictures
 from invariances import check_device, check_prefixes, check_samples
 from torch import Tensor
+from vdvae import random_weights
 
 from mlviews import WeightsError, load_generator
 from mlviews.generators.vdvae import VDVAE, VDVAEConfig
@@ -33,20 +34,10 @@ with np.load(Path(__file__).parent / "golden" / "vdvae-tiny-8.npz") as _file:
 OPTIONS: dict[str, Any] = {key: FACTS[key] for key in ("dec_blocks", "enc_blocks")} | {"hps": "cifar10"}
 
 
-def filled() -> Tensors:
-    """The weights that the official code was run with, as in benchmarks/parity/vdvae.py."""
-    tensors = fill(SHAPES, SEED)
-    for name, value in tensors.items():
-        if name in ("decoder.gain", "decoder.bias"):
-            tensors[name] = 0.1 * value.abs() * value.numel() ** 0.5 + (name == "decoder.gain")
-        elif name.endswith(("c4.weight", "z_proj.weight")):
-            tensors[name] = 0.5 * value
-    return tensors
-
-
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
-    return filled()
+    """The weights that the official code was run with."""
+    return random_weights(SHAPES)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ CASES = (
         "tiny-8-widths",
         facts=settings("cifar10", 8, 8, custom_width_str="1:32,4:16", no_bias_above=4, **TINY),
     ),
-    _V("cifar10", facts=settings("cifar10", 32, 384)),
+    _V("cifar10", facts=settings("cifar10", 32, 128)),
     _V("imagenet32", facts=settings("imagenet32", 32, 64)),
     _V("imagenet64", facts=settings("imagenet64", 64, 64)),
     _V("ffhq256", facts=settings("ffhq256", 256, 16), rows=1),
@@ -76,13 +76,14 @@ CASES = (
 
 
 def random_weights(name_to_shape: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return weights by name, scaled so that the features stay of one size over so many blocks."""
+    """Return weights by name; what each of so many blocks adds to the features is small, as in training."""
     weights = fill(name_to_shape, SEED)
+    blocks = sum(name.endswith("z_proj.weight") for name in weights)
     for name, values in weights.items():
         if name in ("decoder.gain", "decoder.bias"):
             weights[name] = 0.1 * values.abs() * values.numel() ** 0.5 + (name == "decoder.gain")
         elif name.endswith(("c4.weight", "z_proj.weight")):
-            weights[name] = 0.5 * values
+            weights[name] = values * blocks**-0.5
     return weights
 
 

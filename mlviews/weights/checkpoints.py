@@ -37,9 +37,9 @@ LAYOUTS = {
     "biggan": "BigBiGAN or BigGAN (a flat state dict of the generator)",
     "biggan-studiogan": "BigGAN or ContraGAN as PyTorch-StudioGAN saves it (.pth with state_dict)",
     "biggan-deep": "BigGAN-deep as pytorch-pretrained-BigGAN saves it (.bin, its -config.json beside it)",
+    "vdvae": "VDVAE as openai/vdvae saves it (.th, a flat state dict)",
     "nvae-serezd": "NVAE as SerezD/NVAE-from-scratch saves it (.pt with configuration and state_dict)",
     "nvae-nvlabs": "NVAE as NVlabs/NVAE saves it (.pt with args, arch_instance and state_dict)",
-    "vdvae": "VDVAE as openai/vdvae saves it (.th, a flat state dict)",
 }
 FORMAT = "mlviews.checkpoint"
 _MARKERS = {
@@ -403,12 +403,13 @@ def _description(record: Record) -> Mapping[Any, Any]:
 def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
     """Return the state dict of a module of another project, and what was recognised in it."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    network = getattr(module, "G", module)  # make_gan's objects hold it, and their truncation
-    facts = _arguments(getattr(network, "init_kwargs", None))  # StyleGAN2's modules remember them
-    settings = getattr(getattr(network, "config", None), "to_dict", None)
-    if callable(settings):
-        facts |= _arguments(settings())  # BigGAN-deep's
-        facts["truncation"] = getattr(module, "truncation", None)
+    facts: dict[str, Any] = {}
+    for network in (module, getattr(module, "G", None)):  # an object of make_gan has the network in G
+        facts |= _arguments(getattr(network, "init_kwargs", None))  # StyleGAN2's modules remember them
+        settings = getattr(getattr(network, "config", None), "to_dict", None)
+        if callable(settings):
+            facts |= _arguments(settings())  # BigGAN-deep's
+            facts["truncation"] = getattr(module, "truncation", None)
     return content, _named(_unwrapped(content), facts, path)
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlviews.checks import is_number
@@ -171,6 +170,7 @@ class BigGANDeep(MLVGM):
         config = config or BigGANDeepConfig()
         if not (is_number(truncation) and 0 < truncation <= 1):
             raise ValueError(f"Invalid truncation={truncation!r}: it must be a number above 0 and at most 1.")
+        runs = level_runs(config, groups)
         dim = config.z_dim + config.embedding
         steps: list[nn.Module] = [First(dim, config.channels[0], BOTTOM)]
         for index, up in enumerate(config.up):
@@ -179,7 +179,6 @@ class BigGANDeep(MLVGM):
             attention = None if widths is None else Attention(out_channels, *widths)
             head = Head(out_channels) if index + 1 == len(config.up) else None
             steps.append(Bottleneck(dim, channels, out_channels, config.sizes[index], up, attention, head))
-        runs = level_runs(config, groups)
         side = config.sizes[-1]
         super().__init__(
             [Steps(steps[run.start : run.stop]) for run in runs],
@@ -197,13 +196,9 @@ class BigGANDeep(MLVGM):
 
     def condition(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
         """Return z and the class's embedding ``[B, z_dim + embedding]``; equal latents share one tensor."""
-        embedding = F.embedding(labels, self.classes) if labels is not None else None
-
-        def joined(z: Tensor) -> Tensor:
-            assert embedding is not None
-            return torch.cat([self.scale * z, embedding], dim=1)
-
-        return once(joined, latents)
+        assert labels is not None
+        embedding = self.classes[labels]  # [B, embedding]
+        return once(lambda z: torch.cat([self.scale * z, embedding], dim=1), latents)
 
 
 def level_runs(config: BigGANDeepConfig, groups: int | str | None) -> list[Span]:
