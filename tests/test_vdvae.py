@@ -229,6 +229,7 @@ BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "no output": (_without("decoder.out_net"), "out_conv.weight is missing"),
     "no gain": (_without("decoder.gain"), "decoder.gain is missing"),
     "no constant": (_without("decoder.bias_xs.0"), "decoder.bias_xs.0 is missing"),
+    "no constants": (_without("decoder.bias_xs"), "decoder.bias_xs.0 is missing"),
     "a missing layer": (_without(f"{BLOCK}.prior.c3"), r"prior\.c3\.weight is missing"),
     "an unknown tensor": (_with(f"{BLOCK}.prior.c5.weight", torch.clone), r"unknown .*prior\.c5"),
     "another kernel": (_with(f"{BLOCK}.prior.c2.weight", lambda w: w[..., :1, :1]), "has shape"),

@@ -63,6 +63,19 @@ def parity(*records: Record) -> str:
     return captioned(markdown(header, rows), "float32.", provenance(*records))
 
 
+@table("biggan-deep-speed")
+def deep_speed(record: Record) -> str:
+    """BigGAN-deep beside the original, in turns."""
+    shared = "The machine was shared with other work meanwhile." if record["machine_was_shared"] else ""
+    return captioned(
+        markdown(TIMES, deep_times(record)),
+        "Channels of the published networks, random weights, against pytorch-pretrained-BigGAN; pairs are an "
+        "anchor and a positive that differ in the last two resolutions.",
+        f"Both sides in turns, {threads(record)}. {shared}".strip(),
+        provenance(record),
+    )
+
+
 @table("biggan-speed", "stylegan2-speed")
 def speed(biggan: Record, stylegan2: Record) -> str:
     """Ours beside the research code and the official code, in turns."""

@@ -221,6 +221,10 @@ def _config(reader: _Reader, settings: Published) -> VDVAEConfig:
         widths[size], latent = reader.shape(f"{name}.z_proj.weight", None, None, 1, 1)[:2]
         inner[size] = reader.shape(f"{name}.resnet.c1.weight", None, widths[size], 1, 1)[0]
         first += count
+    # The constants are those of the coarsest resolutions, of which the first always has a constant.
+    biases = [size for index, size in enumerate(counts) if f"decoder.bias_xs.{index}" in reader.tensors]
+    if not biases:
+        raise reader.missing("decoder.bias_xs.0")
     outputs = reader.shape("decoder.out_net.out_conv.weight", None, widths[max(counts)], 1, 1)[0]
     try:
         return VDVAEConfig(
@@ -228,7 +232,7 @@ def _config(reader: _Reader, settings: Published) -> VDVAEConfig:
             encoder=encoder,
             widths=widths,
             inner=inner,
-            biases=max((size for index, size in enumerate(counts) if _has_bias(reader, index)), default=0),
+            biases=max(biases),
             latent=latent,
             mixtures=outputs // 10,
             mean=mean / 255,
@@ -238,11 +242,6 @@ def _config(reader: _Reader, settings: Published) -> VDVAEConfig:
         raise reader.error(
             f"dec_blocks={settings.dec_blocks!r} and enc_blocks={settings.enc_blocks!r} make no network"
         ) from error
-
-
-def _has_bias(reader: _Reader, index: int) -> bool:
-    """Is there a constant that the features of a resolution start from?"""
-    return f"decoder.bias_xs.{index}" in reader.tensors
 
 
 def _source(name: str, config: VDVAEConfig) -> str:
