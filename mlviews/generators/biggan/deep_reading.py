@@ -130,15 +130,10 @@ def _config(reader: _Reader) -> BigGANDeepConfig:
     channels = [outputs // BOTTOM**2]
     for name in reader.blocks:
         channels.append(reader.shape(f"{name}.conv_3.weight_orig", None, channels[-1] // REDUCTION, 1, 1)[0])
-    attention = {
-        place: folding.attention_widths(
-            reader,
-            name,
-            *(f"{name}.snconv1x1_{part}.weight_orig" for part in ("theta", "g")),
-            channels[place],
-        )
-        for place, name in reader.attention.items()
-    }
+    attention = {}
+    for place, name in reader.attention.items():
+        query, value = f"{name}.snconv1x1_theta.weight_orig", f"{name}.snconv1x1_g.weight_orig"
+        attention[place] = folding.attention_widths(reader, name, query, value, channels[place])
     try:
         config = BigGANDeepConfig(
             channels=tuple(channels),
@@ -224,26 +219,25 @@ def _block(
     """Return the weights of a residual block; the biases before a norm are part of it."""
     inner = channels // REDUCTION
     widths = (channels, inner, inner, inner, out_channels)
-    norms = []
-    kernels = []
-    bias: Tensor | float = 0.0
+    norms: list[folding.Norm] = []
+    kernels: list[Tensor] = []
+    biases: list[Tensor] = []
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
         norm = f"{name}.bn_{index}"
         mean, inverse = reader.statistics(norm, inputs, truncation)
         gain = reader.spectral(f"{norm}.scale", inputs, dim)
-        norms.append(
-            folding.Norm.of(gain, reader.spectral(f"{norm}.offset", inputs, dim), mean, inverse, bias)
-        )
+        offset = reader.spectral(f"{norm}.offset", inputs, dim)
+        norms.append(folding.Norm.of(gain, offset, mean, inverse, biases[-1] if biases else 0.0))
         side = 3 if index in (1, 2) else 1
         kernels.append(reader.spectral(f"{name}.conv_{index}", outputs, inputs, side, side))
-        bias = reader.take(f"{name}.conv_{index}.bias", outputs)
+        biases.append(reader.take(f"{name}.conv_{index}.bias", outputs))
     contract, kernel1, kernel2, expand = kernels
     return folding.style(*norms) | {
         "contract.weight": contract.flatten(1),
         "conv1.kernel": folding.channels_last(kernel1),
         "conv2.kernel": folding.channels_last(kernel2),
         "expand.weight": expand.flatten(1),
-        "expand.bias": bias,
+        "expand.bias": biases[-1],
     }
 
 

@@ -201,7 +201,8 @@ class Head(nn.Module):
         blue = (blue + b * red + c * green).clamp(-1, 1)
         # The expectation over components.
         colors = torch.stack([red, green, blue], dim=1)  # [B, 3, component, H, W]
-        return (colors * logits.softmax(1)[:, None]).sum(2) / 2 + 0.5
+        mean: Tensor = (colors * logits.softmax(1)[:, None]).sum(2)
+        return mean / 2 + 0.5
 
 
 class VDVAE(HierarchicalVAE):
