@@ -1,6 +1,6 @@
 """mlviews: a generator in the place of a self-supervised-learning codebase's data loader."""
 
-from mlviews import _moved, perturb, transforms
+from mlviews import _moved, latents, perturb, transforms
 from mlviews._version import __version__
 from mlviews.config import list_presets
 from mlviews.errors import WeightsError
@@ -9,6 +9,7 @@ from mlviews.impact import ImpactReport, measure_impact, train_walker
 from mlviews.invert import train_inverter
 from mlviews.mi.estimate import MIEstimate, estimate_mi
 from mlviews.mi.infonce import info_nce, mi_lower_bound
+from mlviews.purify import Purifier
 from mlviews.source import MLViewSource
 from mlviews.step import Batch
 
@@ -21,10 +22,12 @@ __all__ = [
     "Level",
     "MIEstimate",
     "MLViewSource",
+    "Purifier",
     "WeightsError",
     "__version__",
     "estimate_mi",
     "info_nce",
+    "latents",
     "list_generators",
     "list_presets",
     "load_generator",

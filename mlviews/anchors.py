@@ -224,7 +224,11 @@ class Images(Pool):
         labels = targets if self.generator.num_classes else None
         if self.generated == 0 and self.real_anchor:  # every view is the image itself
             return Anchors([], labels, targets, images)
-        parts = [self.generator.encode(part) for part in images.split(self.micro_batch_size)]
+        parts = []
+        for start in range(0, len(images), self.micro_batch_size):
+            rows = slice(start, start + self.micro_batch_size)
+            part_labels = None if labels is None else labels[rows]
+            parts.append(self.generator.encode_labelled(images[rows], part_labels))
         latents = [torch.cat(levels) for levels in zip(*parts, strict=True)]
         return Anchors(latents, labels, targets, images)
 

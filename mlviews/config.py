@@ -108,7 +108,9 @@ def _with_paths(values: dict[Any, Any], folder: Path | None) -> dict[Any, Any]:
             values[key] = located(values[key])
     generator = values.get("generator")
     if isinstance(generator, Mapping):
-        paths = {key: located(generator[key]) for key in ("weights", "inverter") if key in generator}
+        paths = {
+            key: located(generator[key]) for key in ("weights", "inverter", "prompts") if key in generator
+        }
         values["generator"] = {**generator, **paths}
     for walker in _walkers(values.get("perturb")).values():
         if "path" in walker:

@@ -7,8 +7,10 @@ applies that noise. A new one subclasses :class:`Perturber`.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,14 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from mlviews import checks
-from mlviews.checks import integer, path_of
-from mlviews.errors import WeightsError, did_you_mean, listing
+from mlviews.checks import integer, is_number, path_of
+from mlviews.errors import WeightsError, listing
 from mlviews.generators.base import Level
+from mlviews.levels import level_indices, levels_text
 from mlviews.sampling import TruncatedNormal
 from mlviews.weights import checkpoints
 from mlviews.weights import files as weights
 
-__all__ = ["Assignment", "Fixed", "Normal", "Perturber", "Resample", "Walker", "assign", "build", "matched"]
+__all__ = [
+    "Assignment",
+    "Fixed",
+    "Mix",
+    "Normal",
+    "Perturber",
+    "Resample",
+    "Walker",
+    "assign",
+    "build",
+    "matched",
+]
 
 
 class Perturber(ABC):
@@ -95,6 +109,50 @@ class Normal(TruncatedNormal, Perturber):
 
     def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
         return [z + w for z, w in zip(latents, noise or (), strict=True)]
+
+
+@dataclass(frozen=True)
+class Mix(Perturber):
+    """``T(z) = sqrt(1 - rate^2) z + rate w``, where w is drawn from the anchors' law.
+
+    It keeps the variance, where additive noise makes latents longer. The generators that mind are those with
+    thousands of scalars in a level, whose length hardly varies: diffusion models.
+
+    Args:
+        rate: how far it goes, from 0 (:class:`Fixed`) to 1 (:class:`Resample`). Anchors and positives have
+            the correlation ``sqrt(1 - rate^2)``.
+
+    Raises:
+        ValueError: for a rate out of range.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not is_number(self.rate) or not 0 <= self.rate <= 1:
+            raise ValueError(
+                f"Invalid rate={self.rate!r}: it is a number from 0 (nothing moves) to 1 (drawn afresh)."
+            )
+
+    @property
+    def moves(self) -> bool:  # type: ignore[override]
+        return self.rate > 0
+
+    @property
+    def share(self) -> float:
+        """The anchor's factor, ``sqrt(1 - rate^2)``."""
+        return math.sqrt(1 - self.rate**2)
+
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal | None:
+        if not self.moves:
+            return None
+        # The mean that keeps the mean: the two factors add up to more than 1.
+        return TruncatedNormal(anchor.std, anchor.truncation, anchor.mean * (1 - self.share) / self.rate)
+
+    def __call__(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        if noise is None:
+            return latents
+        return [torch.add(z * self.share, w, alpha=self.rate) for z, w in zip(latents, noise, strict=True)]
 
 
 class Resample(Perturber):
@@ -208,7 +266,7 @@ class Walker(nn.Module, Perturber):
         return weights.fit(empty, tensors, path)
 
 
-BUILT_IN = (Fixed, Normal, Resample, Walker)
+BUILT_IN = (Fixed, Mix, Normal, Resample, Walker)
 """The perturbers that leave their arguments as they are."""
 
 
@@ -243,15 +301,15 @@ def assign(
     if not isinstance(perturb, Mapping):
         raise ValueError(
             f"Invalid perturb={perturb!r}: give a perturber, or a mapping from levels to perturbers. "
-            f"{_levels_text(levels)}"
+            f"{levels_text(levels)}"
         )
     keys: dict[int, int | str] = {}  # by level: the key that named it
     assignments = []
     for key, perturber in perturb.items():
         if not isinstance(perturber, Perturber):
             raise ValueError(
-                f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Normal, Resample, Walker, "
-                "or a subclass of Perturber."
+                f"Invalid perturber {perturber!r} for level {key!r}: use Fixed, Mix, Normal, Resample, "
+                "Walker, or a subclass of Perturber."
             )
         indices = level_indices(key, levels)
         for index in indices:
@@ -259,7 +317,7 @@ def assign(
                 raise ValueError(
                     f"Level {index} ({levels[index].name}) is given twice, by {keys[index]!r} and by "
                     f"{key!r}; "
-                    f"name it once. {_levels_text(levels)}"
+                    f"name it once. {levels_text(levels)}"
                 )
             keys[index] = key
         perturber.check([levels[index] for index in indices])
@@ -319,45 +377,6 @@ def matched(report: Report) -> dict[int | str, Perturber]:
     return {int(impact.key) if impact.key.isdigit() else impact.key: impact.choice for impact in impacts}
 
 
-def _levels_text(levels: Sequence[Level]) -> str:
-    return f"The levels are {listing(f'{index} ({level.name})' for index, level in enumerate(levels))}."
-
-
-def level_indices(key: int | str, levels: Sequence[Level]) -> tuple[int, ...]:
-    """Return the levels that a key of ``perturb=`` names: an index, a name, or ``"start:stop"`` as in a
-    slice.
-
-    Raises:
-        ValueError: for an unknown key, an index out of range, or an empty range; the message names the levels
-            there are.
-    """
-    names = [level.name for level in levels]
-    if isinstance(key, str) and key in names:
-        return (names.index(key),)
-    remedy = f"use an index, a name, or 'start:stop'. {_levels_text(levels)}"
-    try:
-        if isinstance(key, bool) or not isinstance(key, int | str):
-            raise ValueError
-        bounds = [int(part) if part.strip() else None for part in str(key).split(":")]
-    except ValueError:
-        raise ValueError(f"Invalid level {key!r}: {remedy}{did_you_mean(key, names)}") from None
-    count = len(levels)
-    if len(bounds) > 2 or bounds == [None]:
-        raise ValueError(f"Invalid level {key!r}: {remedy}")
-    limit = count if len(bounds) == 2 else count - 1
-    if any(bound is not None and not -count <= bound <= limit for bound in bounds):
-        raise ValueError(
-            f"Level {key!r} is out of range. {_levels_text(levels)} "
-            "(In YAML, quote ranges: 1:3 without quotes is the number 63.)"
-        )
-    if len(bounds) == 1:
-        return (range(count)[bounds[0] or 0],)
-    indices = tuple(range(count)[bounds[0] : bounds[1]])
-    if not indices:
-        raise ValueError(f"Level range {key!r} is empty. {_levels_text(levels)}")
-    return indices
-
-
 class _Kind(NamedTuple):
     make: Callable[..., Perturber]
     options: tuple[str, ...]
@@ -365,6 +384,7 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "fixed": _Kind(Fixed, ()),
+    "mix": _Kind(Mix, ("rate",)),
     "normal": _Kind(Normal, ("std", "truncation", "mean")),
     "resample": _Kind(Resample, ()),
     "walker": _Kind(Walker.load, ("path",)),
@@ -392,4 +412,6 @@ def build(spec: Perturber | str | Mapping[str, Any]) -> Perturber:
             "Perturber 'walker' needs path: the .safetensors file that train_walker or Walker.save wrote, "
             "or a .pth of the paper's code."
         )
+    if name == "mix" and "rate" not in options:
+        raise ValueError("Perturber 'mix' needs rate: a number from 0 (nothing moves) to 1 (drawn afresh).")
     return kind.make(**options)

@@ -126,6 +126,53 @@ def draw_views(
     return save_figure(figure, path)
 
 
+class Panel(NamedTuple):
+    """A table of images with a name for every row and column."""
+
+    title: str
+    rows: Sequence[Sequence[Tensor]]  # images [C, h, w] in [0, 1], row by row, all of one size
+    row_names: Sequence[str] = ()
+    column_names: Sequence[str] = ()
+
+
+def draw_panels(panels: Sequence[Sequence[Panel]], path: str | Path, title: str = "") -> Path:
+    """Write a PNG of panels: tables of images with their rows and columns named.
+
+    Args:
+        panels: the panels, row by row.
+        path: the PNG's path.
+        title: the text above the picture.
+
+    Returns:
+        The PNG's path.
+
+    Raises:
+        ValueError: if the path does not end in .png.
+    """
+    width = sum(len(panel.rows[0]) for panel in panels[0])
+    height = sum(len(row[0].rows) for row in panels)
+    columns = max(len(row) for row in panels)
+    figure = Figure(
+        figsize=(0.62 * width + 0.7 * columns, 0.64 * height + 0.4 * len(panels) + 0.2), layout="constrained"
+    )
+    axes = figure.subplots(len(panels), columns, squeeze=False)
+    for axis_row, row in zip(axes, panels, strict=True):
+        for axis in axis_row[len(row) :]:
+            axis.axis("off")
+        for axis, panel in zip(axis_row, row, strict=False):
+            axis.imshow(mosaic(panel.rows).numpy(), interpolation="nearest")
+            height, width = (size + 1 for size in panel.rows[0][0].shape[-2:])  # with the gap
+            axis.set_title(panel.title, fontsize=9, parse_math=False)
+            axis.xaxis.tick_top()
+            columns_named = range(len(panel.column_names))
+            axis.set_xticks([(column + 0.5) * width for column in columns_named], panel.column_names)
+            axis.set_yticks([(line + 0.5) * height for line in range(len(panel.row_names))], panel.row_names)
+            axis.tick_params(length=0, labelsize=7, pad=1)
+            axis.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    return save_figure(figure, path)
+
+
 def draw_loss(losses: Sequence[float], path: str | Path, title: str, chance: float | None = None) -> Path:
     """Write a PNG with the loss of every step and its running mean.
 

@@ -23,6 +23,7 @@ from mlviews.runs.progress import bar, bars
 
 run = CliRunner().invoke
 COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "inverter", "export")
+COMMANDS += ("traverse", "recombine", "purify")
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -43,6 +43,7 @@ SHORTER = {  # than on the pages
         ("mlviews/generators/README.md", 1),
         ("mlviews/generators/WRITING.md", 5),
         ("mlviews/impact/README.md", 1),
+        ("mlviews/latents/README.md", 2),
     ],
 )
 def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +65,9 @@ def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest
         assert len(session["report"].impacts) == 4
         assert Path("runs/impact/report.html").exists()
         assert len(next(iter(session["source"]))) == 2
+    elif page.endswith("latents/README.md"):
+        assert session["moved"].images(mlviews.load_generator("fashion")).shape == (1, 7, 4, 1, 32, 32)
+        assert session["classes"].shape == (4,)
     elif page == "README.md":
         assert tuple(session["anchor"].shape) == (256, 3, 28, 28)
         assert [assignment.levels for assignment in session["source"].assignments] == [(0,), (1,), (2,), (3,)]

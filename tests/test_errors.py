@@ -27,6 +27,7 @@ from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.evaluation.probe import train
 from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.generators.inverter import Inverter
 from mlviews.generators.vdvae import VDVAE
 from mlviews.generators.vdvae.reading import load as load_vdvae
 from mlviews.perturb import Normal, Walker
@@ -61,6 +62,30 @@ class Nothing(perturb.Perturber):
         return None
 
 
+def latents_of(function: str, *arguments: Any, **options: Any) -> Callable[[], object]:
+    """A function of mlviews.latents on two samples of the toy generator."""
+    g = Toy()
+    return lambda: getattr(mlviews.latents, function)(g, g.sample_latents(range(2)), *arguments, **options)
+
+
+def recombined(coarse: int, fine: int, split: int) -> Callable[[], object]:
+    z = Toy().sample_latents(range(2))
+    return lambda: mlviews.latents.recombine(z[:coarse], z[:fine], split)
+
+
+def purifier(**options: Any) -> Callable[[], Any]:
+    g = Toy()
+    g.inverter = Inverter.of(g, width=8, hidden=8)
+    return lambda: mlviews.Purifier(g, **options)
+
+
+def flat() -> MLVGM:
+    """A generator without a derivative."""
+    return wrap_generator(
+        lambda z: z[0].detach().sigmoid().view(-1, 1, 2, 2), levels=[("z", (4,))], image_shape=(1, 2, 2)
+    )
+
+
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     # levels
     "level out of range": (
@@ -92,6 +117,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "std is not a number": (lambda: Normal("1"), ValueError, "Invalid std='1'"),  # type: ignore[arg-type]
     "infinite std": (lambda: Normal(float("inf")), ValueError, "finite"),
     "mean is NaN": (lambda: Normal(1.0, mean=float("nan")), ValueError, "Invalid mean=nan"),
+    "rate above 1": (lambda: perturb.Mix(1.5), ValueError, "Invalid rate=1.5.*from 0"),
+    "rate is not a number": (lambda: perturb.Mix("1"), ValueError, "Invalid rate='1'"),  # type: ignore[arg-type]
     "zero truncation": (lambda: Normal(1.0, 0.0), ValueError, "Invalid truncation=0.0"),
     "walker too narrow": (
         source(perturb={"1:": Walker(5)}),
@@ -431,6 +458,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "'sigma'.*std, truncation, mean",
     ),
     "perturb of another type": (from_config(perturb=3), ValueError, "Invalid perturber 3"),
+    "mix without a rate": (from_config(perturb={0: "mix"}), ValueError, "'mix' needs rate"),
     "walker without a file": (from_config(perturb={0: "walker"}), ValueError, "needs path"),
     "bad std in a configuration": (
         from_config(perturb={0: {"name": "normal", "std": -1}}),
@@ -496,6 +524,78 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "Did you mean 'simclr'",
     ),
+    # latents in hand
+    "traversal of a level that is not there": (
+        latents_of("traverse", "l9"),
+        ValueError,
+        "Invalid level 'l9'",
+    ),
+    "traversal of two levels": (latents_of("traverse", "0:2"), ValueError, "Invalid level '0:2': name one"),
+    "coordinate out of range": (latents_of("traverse", 1, 6), ValueError, "Invalid dim=6.* from 0 to 5"),
+    "direction of another shape": (
+        latents_of("traverse", 1, torch.ones(5)),
+        ValueError,
+        r"Invalid dim, torch.float32 \(5,\).*level 'l1'.*\(6,\) or \(D, 2, 6\)",
+    ),
+    "traversal of no span": (latents_of("traverse", 1, 0, span=0), ValueError, "Invalid span=0"),
+    "traversal of one step": (latents_of("traverse", 1, 0, count=1), ValueError, "Invalid count=1"),
+    "more directions than scalars": (latents_of("directions", 2, 6), ValueError, "Invalid count=6.*1 to 5"),
+    "directions by another method": (
+        latents_of("directions", 2, method="jacobi"),
+        ValueError,
+        "Invalid method 'jacobi'.*Did you mean 'jacobian'",
+    ),
+    "directions without a derivative": (
+        lambda: mlviews.latents.directions(flat(), flat().sample_latents(range(2)), 0),
+        ValueError,
+        "no derivative: take method='images'",
+    ),
+    "level set twice": (latents_of("intervene", {"l1": 0.0, 1: 1.0}), ValueError, "Level 1 .* set twice"),
+    "value of another shape": (
+        latents_of("intervene", {"l1": torch.ones(5)}),
+        ValueError,
+        r"Invalid value for level 'l1', torch.float32 \(5,\): .*\(6,\) or \(2, 6\)",
+    ),
+    "finer levels neither kept nor drawn": (
+        latents_of("intervene", {1: 0.0}, finer="redraw"),
+        ValueError,
+        "Invalid finer 'redraw': there are keep, draw",
+    ),
+    "indices of other samples": (
+        latents_of("intervene", {1: 0.0}, finer="draw", indices=range(3)),
+        ValueError,
+        "Got 3 indices for 2 samples",
+    ),
+    "split past the last level": (recombined(3, 3, 4), ValueError, "Invalid split=4.* from 0 to 3"),
+    "levels of two generators": (recombined(3, 2, 1), ValueError, "Got 3 coarse and 2 fine levels"),
+    # purifiers
+    "purifier of a generator without an encoder": (
+        lambda: mlviews.Purifier(Toy()),
+        ValueError,
+        "Generator 'Toy' has no encoder: train one",
+    ),
+    "more levels kept than there are": (purifier(keep=4), ValueError, "Invalid keep=4.* from 0 to 3"),
+    "mix rate past 1": (purifier(mix=1.5), ValueError, "Invalid mix=1.5: give a rate from 0"),
+    "mix rates in a list": (purifier(mix=[0.5]), ValueError, r"Invalid mix=\[0.5\].*or a mapping"),
+    "mix of a level that is not there": (purifier(mix={"l9": 0.5}), ValueError, "Invalid level 'l9'"),
+    "no copies": (purifier(samples=0), ValueError, "Invalid samples=0"),
+    "blend of another kind": (purifier(blend="lerp"), ValueError, "Invalid blend 'lerp'"),
+    "purified images of another shape": (
+        lambda: purifier()()(torch.ones(2, 1, 5, 5)),
+        ValueError,
+        r"Invalid images, torch.float32 \(2, 1, 5, 5\)",
+    ),
+    "purified images and other indices": (
+        lambda: purifier()()(torch.ones(2, 1, 4, 4), indices=range(3)),
+        ValueError,
+        "Got 3 indices for 2 images",
+    ),
+    "vote of another kind": (
+        lambda: purifier()().predict(torch.nn.Flatten(), torch.ones(2, 1, 4, 4), vote="median"),
+        ValueError,
+        "Invalid vote 'median'",
+    ),
+    "variants of nothing": (lambda: mlviews.latents.decode(Toy(), []), ValueError, "Invalid views="),
 }
 
 

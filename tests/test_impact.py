@@ -40,7 +40,7 @@ from mlviews.impact.sweep import Condition, Critic, SweepOptions, _monotone, _so
 from mlviews.impact.walkers import WINDOW, TrainedWalker, WalkerOptions, _Log, train_walker
 from mlviews.latents import interpolate
 from mlviews.mi.critics import ImageCritic, ImageTrunk
-from mlviews.perturb import Normal, Resample, Walker, matched
+from mlviews.perturb import Mix, Normal, Resample, Walker, matched
 from mlviews.runs.checkpoint import Checkpoint, differences
 from mlviews.runs.files import fingerprint
 from mlviews.runs.processes import launch
@@ -632,6 +632,22 @@ def test_a_sweeps_report(swept: mlviews.ImpactReport) -> None:
                 assert impact.loss == pytest.approx(0.7, abs=0.3)
 
 
+def test_a_sweep_of_mixtures_stays_in_the_prior(tmp_path: Path) -> None:
+    report = measure_impact(
+        Toy(truncation=None), perturber="mix", target_loss=0.02, steps=10, evaluations=2, **SMALL
+    )
+    assert "reached" in [impact.status for impact in report.impacts]
+    for impact in report.impacts:
+        assert impact.distances.norm == pytest.approx(1, abs=0.1)
+        if impact.status == "reached":
+            assert impact.magnitude is not None
+            assert impact.perturber == Mix(impact.magnitude / math.hypot(1, impact.magnitude))
+            assert "Mix(rate=" in impact.advice
+    report.save(tmp_path)
+    again = mlviews.ImpactReport.load(tmp_path)
+    assert [impact.perturber for impact in again.impacts] == [impact.perturber for impact in report.impacts]
+
+
 def test_matched_perturbers_go_into_a_source(swept: mlviews.ImpactReport) -> None:
     source = mlviews.MLViewSource(Toy(), matched(swept), batch_size=4, num_samples=4)
     assert [assignment.levels for assignment in source.assignments] == [(0,), (1,), (2,)]
@@ -692,6 +708,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         "Unknown option 'directions'",
     ),
     "not a generator": (lambda: measure_impact(sum), "mlviews.MLVGM"),  # type: ignore[arg-type]
+    "levels too wide for a walker": (
+        lambda: train_walker(Toy(dims=(4, 8200)), [1], 0.7),
+        r"they have 8,200 scalars, of which a walker can move 8,192.*perturber='mix'",
+    ),
     "joint levels in a sweep": (lambda: measure_impact(Toy(), levels=[[0, 1]]), "use method='walker'"),
     "level out of range": (
         lambda: train_walker(Toy(), [3]),

@@ -7,7 +7,7 @@ import torch
 from conftest import Toy, toy_source
 
 from mlviews.generators import Level
-from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker, assign, build
+from mlviews.perturb import Fixed, Mix, Normal, Perturber, Resample, Walker, assign, build
 from mlviews.source import Batch
 
 LEVELS = [Level("coarse", (4,)), Level("middle", (6,)), Level("fine", (5,)), Level("finest", (2, 2))]
@@ -72,6 +72,28 @@ def test_resample_has_the_anchors_distribution_and_forgets_them() -> None:
     assert abs(float(torch.corrcoef(torch.stack([anchor[0].flatten(), positive[0].flatten()]))[0, 1])) < 0.1
 
 
+def test_mix_keeps_mean_and_variance_and_its_correlation() -> None:
+    anchor, positive = first_batch(perturb={1: Mix(0.6)}, anchor=Normal(2.0, mean=5.0)).latents
+    assert torch.equal(anchor[0], positive[0])
+    assert positive[1].mean() == pytest.approx(5, abs=0.15)
+    assert positive[1].std() == pytest.approx(2, abs=0.1)
+    correlation = torch.corrcoef(torch.stack([anchor[1].flatten(), positive[1].flatten()]))[0, 1]
+    assert correlation == pytest.approx(0.8, abs=0.03)
+
+
+def test_mix_is_its_formula() -> None:
+    z, w = torch.randn(4, 3), torch.randn(4, 3)
+    (moved,) = Mix(0.6)([z], [w])
+    torch.testing.assert_close(moved, 0.8 * z + 0.6 * w)
+
+
+def test_mix_at_its_ends_is_resample_and_fixed() -> None:
+    fresh, afresh = (first_batch(perturb={1: perturber}).latents[1] for perturber in (Mix(1), Resample()))
+    assert all(torch.equal(a, b) for a, b in zip(fresh, afresh, strict=True))
+    assert assign({0: Mix(0.0), 2: Mix(0.1)}, LEVELS)[0].levels == (2,)
+    assert Mix(0.0).law(N) is None
+
+
 def walker(width: int) -> Walker:
     torch.manual_seed(1)
     made = Walker(width, {"target": 0.7})
@@ -127,6 +149,7 @@ def test_perturbers_from_configuration(tmp_path: Path) -> None:
     assert isinstance(build("fixed"), Fixed)
     assert isinstance(build("resample"), Resample)
     assert build({"name": "normal", "std": 0.5, "truncation": 1}) == Normal(0.5, 1)
+    assert build({"name": "mix", "rate": 0.3}) == Mix(0.3)
     made = build({"name": "walker", "path": str(tmp_path / "w.safetensors")})
     assert isinstance(made, Walker)
     assert made.width == 6

@@ -591,7 +591,7 @@ def test_reports_that_cannot_be_written(tmp_path: Path) -> None:
     impact = sweep().impacts[0]
     with pytest.raises(ValueError, match=r"Invalid report\.impacts\[0\]\.loss=nan"):
         replace(sweep(), impacts=(replace(impact, loss=math.nan),)).save(tmp_path / "nan")
-    with pytest.raises(ValueError, match="a report holds Fixed, Normal, Resample or Walker"):
+    with pytest.raises(ValueError, match="a report holds Fixed, Mix, Normal, Resample or Walker"):
         replace(sweep(), impacts=(replace(impact, perturber=Own()),)).save(tmp_path / "own")
     assert list(tmp_path.iterdir()) == [], "nothing was written"
 

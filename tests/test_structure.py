@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["mlviews._version", "mlviews._moved", "mlviews.errors"],
     ["mlviews.checks", "mlviews.documents"],
-    ["mlviews.images", "mlviews.latents", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
+    ["mlviews.images", "mlviews.levels", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
     ["mlviews.generators", "mlviews.transforms"],
-    ["mlviews.perturb"],
-    ["mlviews.identity"],
+    ["mlviews.latents", "mlviews.perturb"],
+    ["mlviews.identity", "mlviews.purify"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.invert", "mlviews.step"],
     ["mlviews.reuse"],

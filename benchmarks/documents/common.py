@@ -19,6 +19,7 @@ FOLDERS = (
     "mlviews/zoo",
     "mlviews/generators",
     "mlviews/impact",
+    "mlviews/latents",
     "integrations/lightly",
     "integrations/solo_learn",
 )

@@ -10,6 +10,7 @@ IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
     "nvae": ("decode", "reconstruct"),
     "vdvae": ("decode", "decode_0.6", "decode_scales", "reconstruct"),
+    "diffusion": ("max",),
 }
 MEMORY = {  # rows of the record and what they are called
     "resident_before_step": "weights and program, before the step",
@@ -72,6 +73,44 @@ def deep_speed(record: Record) -> str:
         "Channels of the published networks, random weights, against pytorch-pretrained-BigGAN; pairs are an "
         "anchor and a positive that differ in the last two resolutions.",
         f"Both sides in turns, {threads(record)}. {shared}".strip(),
+        provenance(record),
+    )
+
+
+DIFFUSION_CASES = {  # how the names of the cases begin, and what they are
+    "ddpm": "DDPM",
+    "ddim": "DDIM with noise",
+    "ancestral": "ancestral Euler",
+    "consistency": "consistency models",
+    "lcm": "LCM",
+    "tcd": "TCD",
+    "dit": "DiT's pipeline",
+    "text": "text-to-image, in a loop",
+    "stable": "Stable Diffusion's pipeline",
+    "sdxl": "SDXL's pipeline",
+    "latent": "LCM's pipeline",
+}
+
+
+@table("parity-diffusion")
+def diffusion(record: Record) -> str:
+    """Our samplers beside diffusers', and the time for pairs of views."""
+    rows = []
+    for begin, title in DIFFUSION_CASES.items():
+        cases = [case for case in record["cases"] if case["case"].startswith(begin)]
+        rows.append([title, str(len(cases)), f"{max(case['max'] for case in cases):.1e}"])
+    times = [
+        f"{case['case']}, {case['ours']:.2f} s instead of {case['diffusers']:.2f} s, {case['ratio']:.2f} "
+        f"times as fast ({case['quartiles'][0]:.2f}–{case['quartiles'][1]:.2f})"
+        for case in record["seconds"]
+    ]
+    first = record["seconds"][0]
+    return captioned(
+        markdown(["sampler", "cases", "largest difference of a pixel in [0, 1]"], rows),
+        f"Against diffusers {record['diffusers']}, given the same noises; tiny networks, random weights, "
+        "float32.",
+        f"Processor time for {first['pairs']} pairs of {first['steps']} steps at {first['image'][1]} px, "
+        f"both in turns, {threads(record)}, median (quartiles): {'; '.join(times)}.",
         provenance(record),
     )
 

@@ -104,7 +104,7 @@ def write_golden(name: str, **arrays: Any) -> None:
     np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
 
 
-def compare_all(cases: Sequence[Case], only: str, compare: Callable[[Case], Row]) -> list[Row]:
+def compare_all(cases: Sequence[Any], only: str, compare: Callable[[Any], Row]) -> list[Row]:
     """Compare the cases whose name has ``only`` in it."""
     chosen = [case for case in cases if only in case.name]
     return [compare(case) for case in track(chosen, "cases", console=Console(stderr=True))]
@@ -145,8 +145,10 @@ def conclude(
     script: str,
     arguments: Sequence[str],
     out: Path | None,
+    limit: float = LIMIT,
+    facts: Mapping[str, Any] | None = None,
 ) -> NoReturn:
-    """Print a table, write the record, and exit with 1 if an image differs by more than LIMIT.
+    """Print a table, write the record, and exit with 1 if an image differs by more than the limit.
 
     Args:
         rows: figures of each case.
@@ -155,17 +157,21 @@ def conclude(
         script: name in this folder.
         arguments: of the command in the record.
         out: the JSON file to write; None for a part of the cases.
+        limit: the largest difference of a pixel that is allowed.
+        facts: what else the record holds.
     """
     table = Table(*columns, *keys, title="Largest difference from the official code, on [0, 1]")
     for row in rows:
         table.add_row(*(_text(row.get(column)) for column in columns), *(f"{row[key]:.1e}" for key in keys))
     worst = max((row[key] for row in rows for key in keys), default=0.0)
     console = Console(width=150)
-    console.print(table, f"Largest difference of an image: {worst:.1e}; allowed: {LIMIT:.0e}.", sep="\n")
+    console.print(table, f"Largest difference of an image: {worst:.1e}; allowed: {limit:.0e}.", sep="\n")
     if out is not None:
         record = {"command": command(f"parity/{script}", arguments), "seed": SEED, **environment()}
-        console.print(write(record | {"limit": LIMIT, "worst": worst, "cases": list(rows)}, out))
-    raise SystemExit(0 if worst <= LIMIT else 1)
+        console.print(
+            write(record | {"limit": limit, "worst": worst, "cases": list(rows), **(facts or {})}, out)
+        )
+    raise SystemExit(0 if worst <= limit else 1)
 
 
 def _text(value: Any) -> str:

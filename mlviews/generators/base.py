@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mlviews import sampling
 from mlviews.checks import described, integer
 from mlviews.errors import listing
-from mlviews.latents import once
+from mlviews.levels import Blend, once
 from mlviews.sampling import ANCHOR, NOISE, Field, TruncatedNormal
 
 Latents = Sequence[Tensor]
@@ -154,7 +154,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """Return what each block takes as its latent, e.g. W from Z. Default: the latents themselves.
 
         Levels of a tied generator that were not moved hold the very same tensor (``is``), which is worth
-        mapping only once: see :func:`mlviews.latents.distinct`.
+        mapping only once: see :func:`mlviews.levels.distinct`.
 
         Args:
             latents: one float tensor ``[B, *level.shape]`` per level.
@@ -224,15 +224,20 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return self._images(self.run(inputs, state, start=start), rows)
 
     @torch.no_grad()
-    def states(self, latents: Latents, labels: Tensor | None = None) -> list[Any]:
+    def states(self, latents: Latents, labels: Tensor | None = None, *, stop: int | None = None) -> list[Any]:
         """Return the state before each block, ``None`` before the first, and the one after the last.
 
         :meth:`decode` goes on from any of them.
+
+        Args:
+            latents: as for :meth:`forward`.
+            labels: as for :meth:`forward`.
+            stop: the last block whose state is returned; ``None`` for all, and the one after the last.
         """
         latents = self._checked(latents)
         inputs = self.condition(latents, self._checked_labels(labels, len(latents[0])))
         states: list[Any] = [None]
-        for index in range(len(self.blocks)):
+        for index in range(len(self.blocks) if stop is None else stop):
             state = None if states[-1] is None else _stack([states[-1]])  # it is a copy, as in decode
             states.append(self.run(inputs, state, start=index, stop=index + 1))
         return states
@@ -339,6 +344,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """
         return self.infer(self._checked_images(images))
 
+    def encode_labelled(self, images: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """Return :meth:`encode`'s latents of images whose classes are known; a hook for encoders that ask.
+
+        Args:
+            images: as for :meth:`encode`.
+            labels: int64 ``[B]`` for a class-conditional generator, else None.
+        """
+        return self.encode(images)
+
     def check_encodes(self) -> None:
         """Raise a ValueError if the generator has neither an encoder nor an inverter, with the remedy."""
         has_encoder = type(self).infer is not MLVGM.infer or type(self).encode is not MLVGM.encode
@@ -362,6 +376,46 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         assert self.inverter is not None
         latents: list[Tensor] = self.inverter(images)
         return latents
+
+    def regenerate(
+        self,
+        images: Tensor,
+        blends: Sequence[Blend],
+        noise: Sequence[Tensor | None],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return images like the given ones: encoded, each level blended with noise, and decoded.
+
+        It is differentiable with respect to the images, and what :class:`mlviews.Purifier` does. A generator
+        in which an image's latents of a level depend on those of coarser ones (NVAE), or that gets to these
+        images without encoding, overrides this hook.
+
+        Args:
+            images: as for :meth:`encode`.
+            blends: for each level, how much of the image's latents and how much of the noise.
+            noise: ``[copies * B, *level.shape]`` per level, so many copies of all images one after the other;
+                None for levels without noise.
+            labels: int64 ``[B]`` for a class-conditional generator, else None.
+
+        Returns:
+            Float32 ``[copies * B, C, H, W]`` in [0, 1]; of no noise at all, one copy.
+
+        Raises:
+            ValueError: as :meth:`encode`.
+        """
+        images = self._checked_images(images)
+        copies = self._copies(noise, len(images))
+        latents = once(lambda z: z.repeat(copies, *(1 for _ in z.shape[1:])), self.infer(images))
+        values = [blend(z, drawn) for blend, z, drawn in zip(blends, latents, noise, strict=False)]
+        # What latents of real images hold after those of the levels fades as its level is drawn anew.
+        values += [blend(z, None) for blend, z in zip(blends, latents[len(blends) :], strict=False)]
+        return self.decode(values, None if labels is None else labels.repeat(copies))
+
+    @staticmethod
+    def _copies(noise: Sequence[Tensor | None], rows: int) -> int:
+        """Return how many copies of so many images the noise is for."""
+        drawn = next((values for values in noise if values is not None), None)
+        return 1 if drawn is None or not rows else len(drawn) // rows
 
     # -- sampling --------------------------------------------------------------------------------------------
 

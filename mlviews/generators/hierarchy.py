@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mlviews.checks import is_number
 from mlviews.generators.base import MLVGM, Latents, Level
+from mlviews.levels import Blend
 
 
 class Group(nn.Module):
@@ -161,9 +162,50 @@ class HierarchicalVAE(MLVGM):
         """Return the latents of images by the posterior's mean, differentiably."""
         return self.posterior(images).latents
 
+    def regenerate(
+        self,
+        images: Tensor,
+        blends: Sequence[Blend],
+        noise: Sequence[Tensor | None],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return images like the given ones, see :meth:`MLVGM.regenerate`.
+
+        Each group's posterior is inferred given the blended latents of the groups before it, as in Serez et
+        al. 2025: what the images say of a finer level then fits to what became of the coarser ones.
+        """
+        images = self._checked_images(images)
+        copies = self._copies(noise, len(images))
+        runs = self.counts if self.merged else [1] * len(self.groups)  # groups of each level
+        by_group = [blend for blend, count in zip(blends, runs, strict=True) for _ in range(count)]
+        drawn: list[Tensor | None] = []
+        for values, count in zip(noise, runs, strict=True):
+            drawn += [None] * count if values is None else values.chunk(count, dim=1)
+
+        def blended(index: int, eps: Tensor) -> Tensor:
+            return by_group[index](eps, drawn[index])
+
+        features = self.posterior(images, change=blended, copies=copies).features
+        return self._images(features, copies * len(images))
+
     @abstractmethod
-    def posterior(self, images: Tensor, noise: Latents | None = None) -> Posterior:
-        """Go through the encoder and the decoder once, differentiably; the arguments are those of encode."""
+    def posterior(
+        self,
+        images: Tensor,
+        noise: Latents | None = None,
+        *,
+        change: Callable[[int, Tensor], Tensor] | None = None,
+        copies: int = 1,
+    ) -> Posterior:
+        """Go through the encoder and the decoder once, differentiably.
+
+        Args:
+            images: as for :meth:`encode`.
+            noise: as for :meth:`encode`.
+            change: takes a group's index and its latent in the prior's standard deviations, ``[B, c, h, w]``,
+                and returns the latent to go on with; the groups after it depend on that.
+            copies: how many copies of all images go through the decoder, one after the other.
+        """
 
     def _split(self, latents: Latents) -> list[Tensor]:
         """Return one tensor per group, from one per level."""

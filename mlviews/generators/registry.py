@@ -18,6 +18,7 @@ from mlviews.errors import WeightsError
 from mlviews.generators.base import MLVGM, Level
 from mlviews.generators.biggan import deep_reading as biggan_deep
 from mlviews.generators.biggan import reading as biggan
+from mlviews.generators.diffusion import reading as diffusion
 from mlviews.generators.film import FilmGenerator
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
@@ -41,14 +42,13 @@ class Entry:
     load: Callable[..., MLVGM]  # called as load(weights, **options)
     needs: str  # for people: which weights it takes
     options: tuple[str, ...] = ()  # further arguments of load_generator
-    bundled: Path | None = None  # the file that is used when no weights are given
+    bundled: Path | None = None  # the file or folder that is used when no weights are given
     inverter: Path | None = None  # the bundled weights' inverter, if this file is there
     encodes: bool = False  # whether it has an encoder, and so takes no inverter
-    levels: tuple[Level, ...] | None = (
-        None  # where they are the same whatever the weights, and none are bundled
-    )
+    levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights
     image_shape: tuple[int, int, int] | None = None  # likewise
     border: int = 0  # black pixels on each side of the images that it was trained on
+    fetch: Callable[..., Path] | None = None  # downloads a folder, called as load; None: weights are a file
 
 
 def _from_checkpoint(load: Callable[..., MLVGM], name: str, *layouts: str) -> Callable[..., MLVGM]:
@@ -104,6 +104,13 @@ _GENERATORS = {
         needs="a pytorch_model.bin of pytorch-pretrained-BigGAN, its config.json beside it, or a "
         "make_gan('biggan') object of pytorch_pretrained_gans",
         options=("truncation", "groups"),
+    ),
+    "diffusion": Entry(
+        diffusion.load,
+        fetch=diffusion.fetch,
+        needs="a folder of diffusers', or a Hugging Face id: UNet2DModel, DiT, UNet2DConditionModel",
+        options=("sampler", "steps", "timesteps", "eta", "guidance", "prompts", "variant"),
+        encodes=True,
     ),
     "nvae": Entry(
         _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
@@ -174,7 +181,8 @@ def load_generator(
     if weights is None and entry.bundled is None:
         raise ValueError(f"Generator {name!r} has no bundled weights: pass weights=FILE ({entry.needs}).")
     if download.is_remote(weights):
-        weights = download.fetch(str(weights))
+        reference = str(weights)
+        weights = download.fetch(reference) if entry.fetch is None else entry.fetch(reference, **options)
     elif weights is None:
         weights = entry.bundled
     elif not isinstance(weights, nn.Module):
@@ -182,7 +190,11 @@ def load_generator(
     with plain():
         generator = entry.load(weights, **options)
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
-        generator.name, generator.options, generator.border = name, options, entry.border
+        generator.name, generator.border = name, entry.border
+        # As reports can hold them.
+        generator.options = {
+            key: str(value) if isinstance(value, Path) else value for key, value in options.items()
+        }
         if isinstance(network, Inverter):
             network.check(generator)
         generator.inverter = network
@@ -194,7 +206,7 @@ def list_generators() -> list[GeneratorInfo]:
     infos = []
     for name, entry in _GENERATORS.items():
         levels, image_shape = entry.levels, entry.image_shape
-        if entry.bundled is not None:
+        if entry.bundled is not None and levels is None:  # a generator that needs an extra says it itself
             generator = load_generator(name)
             levels, image_shape = generator.levels, generator.image_shape
         infos.append(

@@ -15,7 +15,7 @@ from torch import Tensor
 from mlviews.generators import list_generators
 from mlviews.impact.stored import Stored, StoredPerturber
 from mlviews.mi.infonce import mi_lower_bound, to_paper_scale
-from mlviews.perturb import Fixed, Normal, Perturber, Resample, Walker
+from mlviews.perturb import Fixed, Mix, Normal, Perturber, Resample, Walker
 
 OVER_USED = 0.25
 """The share of the distance between two draws below which a level decides nearly everything."""
@@ -106,7 +106,7 @@ class LevelImpact(Stored):
     loss: float  # plain InfoNCE under that perturber, nats; under-used: the largest that was reached
     stderr: float  # standard error of the loss, nats
     distances: Distances  # how far that perturber moves the level
-    magnitude: float | None = None  # standard deviation of the perturbation (sweep)
+    magnitude: float | None = None  # standard deviation of the noise (sweep); Mix: of the anchors'
     interval: tuple[float, float] | None = None  # 95 % interval of the magnitude (sweep)
     distance_interval: tuple[float, float] | None = None  # the mean distances at its ends (sweep)
     steps: int = 0  # of training
@@ -177,13 +177,15 @@ class LevelImpact(Stored):
                 "truncation": perturber.truncation,
                 "mean": perturber.mean,
             }
+        if isinstance(perturber, Mix):
+            return {"name": "mix", "rate": perturber.rate}
         if isinstance(perturber, Walker):
             return {"name": "walker", "path": f"walker-{'-'.join(map(str, self.levels))}.safetensors"}
         if isinstance(perturber, Fixed | Resample):
             return {"name": type(perturber).__name__.lower()}
         raise ValueError(
             f"Perturber {perturber!r} of level {self.name!r} cannot be written: "
-            "a report holds Fixed, Normal, Resample or Walker."
+            "a report holds Fixed, Mix, Normal, Resample or Walker."
         )
 
     @property
@@ -567,6 +569,8 @@ def _short(specification: Mapping[str, Any]) -> dict[str, Any] | str:
 
 def _code(perturber: Perturber) -> str:
     """Return the call that makes a perturber, with numbers of three digits."""
+    if isinstance(perturber, Mix):
+        return f"Mix(rate={perturber.rate:.3g})"
     if not isinstance(perturber, Normal):
         return f"{type(perturber).__name__}()"
     arguments = [f"std={perturber.std:.3g}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from mlviews.impact.report import ImpactReport, LevelImpact
 from mlviews.impact.sweep import HIGH, SweepOptions, Swept, sweep
 from mlviews.impact.walkers import WalkerOptions, check_levels, train_walker
 from mlviews.latents import interpolate
-from mlviews.perturb import Normal, Resample, Walker
+from mlviews.perturb import Mix, Normal, Resample, Walker
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import launch
 from mlviews.runs.records import environment
@@ -221,11 +221,11 @@ def _by_sweep(run: _Run, options: dict[str, Any]) -> tuple[LevelImpact, ...]:
     curves = sweep(
         run.generator, run.target, run.fabric, run.folder, anchor=run.law, seed=run.seed, **options
     )
-    truncation = options.get("truncation", SweepOptions.truncation)
+    shift = SweepOptions(**options).shift
     impacts = []
     for levels in run.groups:
         swept = curves.levels[levels[0]]
-        outcome = _outcome(swept, run.target, truncation)
+        outcome = _outcome(swept, run.target, shift)
         distances = measure_distances(
             run.generator, levels, outcome.perturber, run.monte_carlo, run.seed, run.law
         )
@@ -239,7 +239,7 @@ def _by_sweep(run: _Run, options: dict[str, Any]) -> tuple[LevelImpact, ...]:
             distances=distances,
             magnitude=swept.std,
             interval=swept.interval,
-            distance_interval=_distance_interval(run, levels, swept.interval, truncation),
+            distance_interval=_distance_interval(run, levels, swept.interval, shift),
             steps=curves.steps,
             seconds=curves.seconds / len(curves.levels),
             curve=swept.curve,
@@ -249,14 +249,17 @@ def _by_sweep(run: _Run, options: dict[str, Any]) -> tuple[LevelImpact, ...]:
 
 
 def _distance_interval(
-    run: _Run, levels: Sequence[int], interval: tuple[float, float] | None, truncation: float | None
+    run: _Run,
+    levels: Sequence[int],
+    interval: tuple[float, float] | None,
+    shift: Callable[[float], Normal | Mix],
 ) -> tuple[float, float] | None:
     """Return the mean distances at the ends of an interval of standard deviations."""
     if interval is None:
         return None
     count = min(ENDS, run.monte_carlo)
     low, high = (
-        measure_distances(run.generator, levels, Normal(std, truncation), count, run.seed, run.law).mean
+        measure_distances(run.generator, levels, shift(std), count, run.seed, run.law).mean
         for std in interval
     )
     return low, high
@@ -267,22 +270,22 @@ class _Outcome:
     """What a level's curve comes to."""
 
     status: str
-    perturber: Normal | Resample
+    perturber: Normal | Mix | Resample
     loss: float  # plain InfoNCE under the perturber, nats
     stderr: float  # its standard error, nats
 
 
-def _outcome(swept: Swept, target: float, truncation: float | None) -> _Outcome:
+def _outcome(swept: Swept, target: float, shift: Callable[[float], Normal | Mix]) -> _Outcome:
     """Return a level's perturber: the shift that meets the target, a fresh draw, or the farthest shift."""
     curve = swept.curve
     if swept.std is not None:
         place, places = np.log(swept.std), np.log(curve.magnitudes)
         loss = float(np.interp(place, places, curve.losses))
         stderr = float(np.interp(place, places, curve.stderrs))
-        return _Outcome("reached", Normal(swept.std, truncation), loss, stderr)
+        return _Outcome("reached", shift(swept.std), loss, stderr)
     if curve.resample >= target:
         return _Outcome("resample", Resample(), curve.resample, curve.resample_stderr)
-    return _Outcome("under-used", Normal(HIGH, truncation), curve.losses[-1], curve.stderrs[-1])
+    return _Outcome("under-used", shift(HIGH), curve.losses[-1], curve.stderrs[-1])
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlviews import checks, sampling
 from mlviews.anchors import Sampler
-from mlviews.checks import integer, output_folder, positive
+from mlviews.checks import choice, integer, output_folder, positive
 from mlviews.generators.base import MLVGM
 from mlviews.identity import generator_identity
 from mlviews.impact.figures import Curve
@@ -32,7 +32,7 @@ from mlviews.impact.streams import EVALUATE, TRAIN
 from mlviews.latents import with_levels
 from mlviews.mi.critics import ImageTrunk
 from mlviews.mi.infonce import info_nce, reachable
-from mlviews.perturb import Normal
+from mlviews.perturb import Mix, Normal, Resample
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import mean, rows, share
@@ -63,6 +63,7 @@ class SweepOptions:
     critics: int = 2  # trained side by side, at least 2: their differences are a part of the intervals
     lr: float = 1e-3  # Adam's rate at the peak of a cosine schedule
     truncation: float | None = 2.0  # of the noise, in standard deviations; None for the full normal
+    perturber: str = "normal"  # or "mix": the noise is of the anchors' law, and the variance is kept
     evaluations: int = 8  # batches of fresh pairs on which the curves are measured, at least 2
     width: int | None = None  # channels of the critics' first stages; None: by the image's size
     anchor: TruncatedNormal | None = None  # their law; None: N(0, 1), truncated as the generator prefers
@@ -79,7 +80,17 @@ class SweepOptions:
         self.critics = integer("critics", self.critics, 2)
         self.lr = positive("lr", self.lr)
         self.evaluations = integer("evaluations", self.evaluations, 2)
+        choice("perturber", self.perturber, ("normal", "mix"), problem="Invalid")
         self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
+
+    def shift(self, std: float) -> Normal | Mix:
+        """Return the perturber with noise of this standard deviation; of "mix", in units of the anchors'.
+
+        ``(z + std w) / sqrt(1 + std^2)`` is the mixture with the rate ``std / sqrt(1 + std^2)``.
+        """
+        if self.perturber == "mix":
+            return Mix(std / math.hypot(1.0, std))
+        return Normal(std, self.truncation)
 
 
 class Condition(NamedTuple):
@@ -217,11 +228,11 @@ class _Pairs:
     Args:
         generator: an MLVGM.
         draw: what draws the anchors.
-        law: the law of noise of standard deviation 1.
+        shift: returns the perturber with noise of a standard deviation.
     """
 
-    def __init__(self, generator: MLVGM, draw: Sampler, law: TruncatedNormal) -> None:
-        self.generator, self.draw, self.law = generator, draw, law
+    def __init__(self, generator: MLVGM, draw: Sampler, shift: Callable[[float], Normal | Mix]) -> None:
+        self.generator, self.draw, self.shift = generator, draw, shift
 
     @torch.no_grad()
     def __call__(
@@ -243,11 +254,12 @@ class _Pairs:
         The noise is the same at every magnitude: curves are smooth, and differences between magnitudes are
         theirs.
         """
-        if std is None:
-            (fresh,) = self.draw.noise(indices, self.draw.law, epoch, (level,), 2)
-            return fresh
-        (noise,) = self.draw.noise(indices, self.law, epoch, (level,), 1)
-        return z + std * noise
+        perturber = Resample() if std is None else self.shift(std)
+        law = perturber.law(self.draw.law)
+        assert law is not None
+        noise = self.draw.noise(indices, law, epoch, (level,), 2 if std is None else 1)
+        (moved,) = perturber([z], noise)
+        return moved
 
 
 def _random_condition(level: int, seed: int, step: int) -> Condition:
@@ -284,6 +296,8 @@ def sweep(
             - critics (2): trained side by side, at least 2: their differences are a part of the intervals.
             - lr (1e-3): Adam's rate at the peak of a cosine schedule.
             - truncation (2.0): of the noise, in standard deviations; None for the full normal.
+            - perturber (normal): or "mix", whose noise is of the anchors' law and which keeps the variance
+              (:class:`mlviews.perturb.Mix`). Its standard deviations are in units of the anchors'.
             - evaluations (8): batches of fresh pairs on which the curves are measured, at least 2.
             - width (None): channels of the critics' first stages; None: by the image's size.
             - anchor (None): law of the anchors; None: N(0, 1) truncated as the generator prefers.
@@ -321,7 +335,7 @@ class _Training:
             share(count, fabric)  # a ValueError now, if they cannot be shared
         self.generator, self.options, self.fabric = generator, options, fabric
         draw = Sampler(generator, options.anchor, options.seed)
-        self.pairs = _Pairs(generator, draw, Normal(1.0, options.truncation))
+        self.pairs = _Pairs(generator, draw, options.shift)
         self.grid: list[float] = np.geomspace(LOW, HIGH, POINTS).tolist()
         self._make_critics()
         path = None if folder is None else folder / "sweep.pt"
@@ -342,6 +356,8 @@ class _Training:
             "width": options.width,
             "anchor": dataclasses.asdict(self.pairs.draw.law),
             "seed": options.seed,
+            # Checkpoints of version 0.1 know of no other than normal.
+            **({} if options.perturber == "normal" else {"perturber": options.perturber}),
         }
 
     def _make_critics(self) -> None:

@@ -51,6 +51,7 @@ REACH = 10.0  # times the prior's own distance: farther out a walker says nothin
 STALL = 300  # steps without a larger smoothed loss after which a level is given up
 EVALUATIONS = 32  # batches of fresh pairs on which the final loss is measured
 STATUSES = ("", "reached", "under-used")  # of a game: it goes on, or how it ended
+WIDEST = 8192  # scalars that a walker moves: it has twice their square of weights
 PRIOR_ANCHORS = 2000  # anchors for the prior's own distance, which REACH is counted in
 
 
@@ -312,6 +313,7 @@ def train_walker(
     names = [item.name for item in dataclasses.fields(WalkerOptions)]
     checks.options("train_walker", options, names)
     levels = check_levels(generator, levels)
+    _check_width(generator, levels)
     chosen = WalkerOptions(**options)
     target = reachable(target_loss, chosen.pairs)
     if fabric is None:
@@ -623,6 +625,17 @@ def check_levels(generator: MLVGM, levels: Sequence[int]) -> tuple[int, ...]:
             "e.g. [1, 2, 3]."
         )
     return indices
+
+
+def _check_width(generator: MLVGM, levels: Sequence[int]) -> None:
+    """Raise a ValueError for levels that are too wide for a walker."""
+    sizes = [generator.levels[level].size for level in levels]
+    width = sizes[0] if generator.tied else sum(sizes)
+    if width > WIDEST:
+        raise ValueError(
+            f"Invalid levels={list(levels)}: they have {width:,} scalars, of which a walker can move "
+            f"{WIDEST:,} at most. Use measure_impact(..., method='sweep', perturber='mix')."
+        )
 
 
 def _write_history(history: History, path: Path) -> None:

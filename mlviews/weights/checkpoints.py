@@ -127,6 +127,26 @@ def _settings_beside(file: Path) -> dict[str, Any]:
     return facts
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a state dict of any network: tensors by their names, on the CPU, in the file's own precision.
+
+    Args:
+        path: a safetensors file, or one of ``torch.save``, which is read as data.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        mlviews.WeightsError: if the file is damaged or holds something else.
+    """
+    with reading(path) as data:
+        if data[8:9] == b"{":
+            return parse(data)[0]
+        content = unpickle.read(data)
+        tensors = _tensors(content) if isinstance(content, Mapping) else {}
+        if not tensors or len(tensors) < len(content):
+            raise Refused(f"{_describe(content)}; expected a state dict, tensors by their names")
+    return tensors
+
+
 def read_walker(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a walker that the research code saved (``w_COPGen_N.pth``, a pickled module of two linear layers).
 

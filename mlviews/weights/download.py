@@ -333,41 +333,97 @@ def _checksum(url: str, name: str, fragment: str) -> str:
 # -- by Hugging Face id --------------------------------------------------------------------------------------
 
 
-def _from_hub(reference: str) -> Path:
-    """Return the local copy of a weights file of a Hugging Face repository."""
-    name, _, revision = reference.removeprefix("hf://").partition("@")
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if not re.fullmatch(r"[\w.-]+", owner) or not re.fullmatch(r"[\w.-]+", repository):
-        raise ValueError(f"Invalid Hugging Face id {reference!r}: write hf://owner/name/file, or owner/name.")
-    hub = _hub(reference)
-    repository = f"{owner}/{repository}"
+def fetch_folder(reference: str, choose: Callable[[list[str]], list[str]]) -> Path:
+    """Return the local copy of a Hugging Face repository, of which only some files are downloaded.
 
-    def ask(call: Callable[..., Any], *arguments: str) -> Any:
+    Without a network, the copy is what an earlier download left.
+
+    Args:
+        reference: ``owner/name``, or ``hf://owner/name``, each followed by ``@revision`` if a certain one is
+            meant.
+        choose: returns the names of the files to download, of those that there are.
+
+    Raises:
+        ValueError: if the reference has another form.
+        ModuleNotFoundError, FileNotFoundError: as :func:`fetch`.
+        mlviews.WeightsError: if a downloaded file does not have its checksum.
+    """
+    repository = _Repository.parse(reference)
+    if repository is None or repository.file:
+        raise ValueError(
+            f"Invalid weights {reference!r}: this generator takes a folder, or a Hugging Face id, owner/name "
+            "or hf://owner/name@revision."
+        )
+    hub = _hub(reference)
+    try:
+        names = choose(repository.ask(hub.list_repo_files))
+    except FileNotFoundError as error:
+        try:
+            return Path(repository.ask(hub.snapshot_download, local_files_only=True))
+        except FileNotFoundError:
+            raise error from None
+    folder = Path(repository.ask(hub.snapshot_download, allow_patterns=names))
+    for name in names:
+        _check_blob(folder / name)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A Hugging Face repository, or a file of it."""
+
+    name: str  # owner/name
+    file: str  # "" for none
+    revision: str | None
+
+    @classmethod
+    def parse(cls, reference: str) -> _Repository | None:
+        """Return what a reference means; None if it is none."""
+        name, _, revision = reference.removeprefix("hf://").partition("@")
+        owner, _, rest = name.partition("/")
+        repository, _, file = rest.partition("/")
+        if not re.fullmatch(r"[\w.-]+", owner) or not re.fullmatch(r"[\w.-]+", repository):
+            return None
+        return cls(f"{owner}/{repository}", file, revision or None)
+
+    def ask(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:
         """Call a function of the hub's client for this repository."""
         try:
-            return call(repository, *arguments, revision=revision or None)
+            return call(self.name, *arguments, revision=self.revision, **options)
         except Exception as error:  # huggingface_hub's errors, its HTTP library's, the system's
             reason = str(error).strip().partition("\n")[0]
             problem = f"{type(error).__name__}: {reason}"
-            raise FileNotFoundError(f"{repository} cannot be downloaded ({problem}). {_OFFLINE}") from error
+            raise FileNotFoundError(f"{self.name} cannot be downloaded ({problem}). {_OFFLINE}") from error
 
+
+def _from_hub(reference: str) -> Path:
+    """Return the local copy of a weights file of a Hugging Face repository."""
+    repository = _Repository.parse(reference)
+    if repository is None:
+        raise ValueError(f"Invalid Hugging Face id {reference!r}: write hf://owner/name/file, or owner/name.")
+    hub = _hub(reference)
+    file = repository.file
     if not file:
-        files = [path for path in ask(hub.list_repo_files) if path.endswith(SUFFIXES)]
+        files = [path for path in repository.ask(hub.list_repo_files) if path.endswith(SUFFIXES)]
         if len(files) != 1:
             raise FileNotFoundError(
-                f"{repository} has {len(files)} weights files ({listing(files[:5])}): "
-                f"write hf://{repository}/FILE."
+                f"{repository.name} has {len(files)} weights files ({listing(files[:5])}): "
+                f"write hf://{repository.name}/FILE."
             )
         file = files[0]
-    path = Path(ask(hub.hf_hub_download, file))
+    path = Path(repository.ask(hub.hf_hub_download, file))
+    _check_blob(path)
+    return path
+
+
+def _check_blob(path: Path) -> None:
+    """Raise a WeightsError unless a file of the hub's cache has its checksum, where it is kept under that."""
     blob = path.resolve().name  # large files are kept under their SHA-256
     if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
         raise WeightsError(
             f"{path} does not have its SHA-256, {blob}: the download was damaged; "
             "remove the file and try again."
         )
-    return path
 
 
 def _hub(reference: str) -> ModuleType:

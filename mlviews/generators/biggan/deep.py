@@ -35,7 +35,7 @@ from mlviews.generators.biggan.network import (
 )
 from mlviews.generators.stylegan.mapping import style_runs
 from mlviews.generators.stylegan.regions import Span
-from mlviews.latents import once
+from mlviews.levels import once
 
 BOTTOM = 4  # pixels of one side of the first features
 REDUCTION = 4  # a block's inner channels are a fourth of those it takes

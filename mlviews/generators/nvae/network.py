@@ -13,6 +13,7 @@ This file holds the decoder and the generator; the other parts are in :mod:`~mlv
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +174,22 @@ class NVAE(HierarchicalVAE):
         """Return ``log p(x | z)`` in nats ``[B]``, from the decoder's last features."""
         return self.head.log_probability(self.head(self.post(features)), images)
 
-    def posterior(self, images: Tensor, noise: Latents | None = None) -> Posterior:
-        """Go through the encoder and the decoder once, differentiably; the arguments are those of encode."""
+    def posterior(
+        self,
+        images: Tensor,
+        noise: Latents | None = None,
+        *,
+        change: Callable[[int, Tensor], Tensor] | None = None,
+        copies: int = 1,
+    ) -> Posterior:
         group_noise = None if noise is None else self._split(noise)
-        bottom_up = self.encoder(images)
+        bottom_up = [level.repeat(copies, 1, 1, 1) for level in self.encoder(images)]
         features: Tensor | None = None
         latents = []
         divergences = []
         for index, group in enumerate(self.groups):
             # The group's prior, given the latents before it.
-            features, prior_raw = group.prepare(features, len(images))  # type: ignore[operator]
+            features, prior_raw = group.prepare(features, copies * len(images))  # type: ignore[operator]
             prior = Gaussian.of(prior_raw, self.config.floor)
             # Its posterior, given the images too.
             raw = self.encoder.parameters_of(index, bottom_up, features)
@@ -190,7 +197,11 @@ class NVAE(HierarchicalVAE):
                 raw = raw + prior_raw
             z, divergence = self._draw(index, raw, prior, group_noise)
             # The latent, in the prior's standard deviations.
-            latents.append((z - prior.mean) / (self.temperature * prior.std))
+            eps = (z - prior.mean) / (self.temperature * prior.std)
+            if change is not None:
+                eps = change(index, eps)
+                z = torch.addcmul(prior.mean, eps, prior.std, value=self.temperature)
+            latents.append(eps)
             divergences.append(divergence)
             features = group.join(features, z)  # type: ignore[operator]
         assert features is not None

@@ -49,7 +49,7 @@ from mlviews.generators.stylegan.regions import (
     padded,
     visible,
 )
-from mlviews.latents import distinct
+from mlviews.levels import distinct
 
 __all__ = ["Filter", "StyleGAN2", "StyleGAN2Config", "StyledConvolution", "normalized"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -246,16 +247,25 @@ class VDVAE(HierarchicalVAE):
         images: Tensor = self.head(state)
         return images
 
-    def posterior(self, images: Tensor, noise: Latents | None = None) -> Posterior:
+    def posterior(
+        self,
+        images: Tensor,
+        noise: Latents | None = None,
+        *,
+        change: Callable[[int, Tensor], Tensor] | None = None,
+        copies: int = 1,
+    ) -> Posterior:
         noises = None if noise is None else self._split(noise)
-        bottom_up = self.encoder((images - self.config.mean) / self.config.std)
+        encoded = self.encoder((images - self.config.mean) / self.config.std)
+        bottom_up = {size: level.repeat(copies, 1, 1, 1) for size, level in encoded.items()}
+        rows = copies * len(images)
         features: Tensor | None = None
         latents = []
         divergences = []
         for index, group in enumerate(self.groups):
             assert isinstance(group, Group)
-            before = group.features(features)
-            before = before.expand(len(images), -1, -1, -1)  # [B, C, h, w]; the first group has 1 for B
+            # Of the first group, all rows have the same features.
+            before = group.features(features).expand(rows, -1, -1, -1)  # [B, C, h, w]
             # The group's prior, given the latents before it, and its posterior, given the images too.
             joined, prior = group.split(before)
             raw = group.enc(torch.cat([before, bottom_up[group.shape[1]]], dim=1))
@@ -265,7 +275,11 @@ class VDVAE(HierarchicalVAE):
             if noises is not None:
                 z = torch.addcmul(posterior.mean, posterior.std, noises[index])
             # The latent, in the prior's standard deviations.
-            latents.append((z - prior.mean) / (self.temperature * prior.std))
+            eps = (z - prior.mean) / (self.temperature * prior.std)
+            if change is not None:
+                eps = change(index, eps)
+                z = torch.addcmul(prior.mean, eps, prior.std, value=self.temperature)
+            latents.append(eps)
             divergences.append(posterior.divergence(prior))
             features = group.join(joined, z)
         assert features is not None

@@ -1,0 +1,6 @@
+"""`python -m mlviews.cli` is the command `mlviews`."""
+
+from mlviews.cli import main
+
+if __name__ == "__main__":
+    main()
