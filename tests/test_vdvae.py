@@ -22,6 +22,7 @@ from mlviews import WeightsError, load_generator
 from mlviews.generators.vdvae import VDVAE, VDVAEConfig
 from mlviews.generators.vdvae.reading import HPS, _decoder, _encoder
 from mlviews.generators.vdvae.reading import load as load_vdvae
+from mlviews.levels import Blend
 from mlviews.weights.checkpoints import Checkpoint, convert
 
 Tensors = dict[str, Tensor]
@@ -134,6 +135,16 @@ def test_encoding_with_noise_samples_the_posterior(vdvae: VDVAE) -> None:
         assert (sample[level] - mean[level]).abs().mean() > 1e-3
     with pytest.raises(ValueError, match="Got noise for 1 images, and 2 images"):
         vdvae.encode(images, [value[:1] for value in noise])
+
+
+def test_regenerated_images_keep_or_draw_each_level(tensors: Tensors) -> None:
+    scales = load(tensors, temperature=0.9)
+    images = pictures(scales.image_shape, 2, 6)
+    kept = scales.regenerate(images, [Blend(1.0, 0.0)] * 3, [None] * 3)
+    torch.testing.assert_close(kept, scales(scales.encode(images)), atol=1e-5, rtol=0)
+    noise = scales.sample_latents(range(4))  # two copies of each image
+    drawn = scales.regenerate(images, [Blend(0.0, 1.0)] * 3, noise)
+    torch.testing.assert_close(drawn, scales(noise), atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_the_latents_and_the_images(vdvae: VDVAE) -> None:
