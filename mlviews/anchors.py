@@ -6,7 +6,7 @@ epoch, the epoch that their latents are drawn in, and the latents themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mlviews import sampling
 from mlviews.checks import choice, is_number
+from mlviews.codes import Codes, Encoding
 from mlviews.generators.base import MLVGM
-from mlviews.images import ImageSet
+from mlviews.images import Reader
 from mlviews.perturb import Normal
 from mlviews.sampling import Field, TruncatedNormal, Uniform
 
@@ -26,15 +27,15 @@ class Anchors(NamedTuple):
     latents: list[Tensor]  # float32 [B, *level.shape] per level; empty if no view is decoded from them
     labels: Tensor | None  # int64 [B], what a class-conditional generator takes; None for all others
     targets: Tensor  # int64 [B], what a layout hands out; -1 where there is no class
-    images: Tensor | None = None  # float32 [B, C, H, W] in [0, 1], the user's own; None for drawn anchors
+    images: Tensor | None = None  # float32 [B, C, H, W] in [0, 1], the user's own; None if no view shows them
 
 
 class Samples(NamedTuple):
     """The samples of one batch."""
 
     indices: Tensor  # int64 [B], global sample indices, on the device
-    numbers: list[int] | None = None  # of images that have to be decoded for them
-    following: Sequence[int] = ()  # of those that the next batch will probably ask for
+    numbers: list[int] | None = None  # of the images behind them, where these or their latents are on disk
+    following: Iterable[list[int]] | None = None  # the same of the pass's batches after this one, if known
 
 
 Places = range | Tensor
@@ -73,8 +74,13 @@ class Prior:
         if not isinstance(self.law, TruncatedNormal):
             raise ValueError(f"Invalid anchor={law!r}: it must be a perturb.Normal(std, truncation, mean).")
 
-    def samples(self, places: Places, seed: int, epoch: int, device: torch.device) -> Samples:
-        """Return the epoch's samples in these places."""
+    def samples(
+        self, places: Places, seed: int, epoch: int, device: torch.device, stride: int = 0
+    ) -> Samples:
+        """Return the epoch's samples in these places.
+
+        ``stride`` is how far on the pass asks for as many places again; 0 if that is not known.
+        """
         return Samples(placed(places, device))
 
     def latent_epoch(self, epoch: int) -> int:
@@ -124,7 +130,9 @@ class Pool(Prior):
                 self._order = key, sampling.permutation(self.size, seed, epoch, device)
         return self._order[1]
 
-    def samples(self, places: Places, seed: int, epoch: int, device: torch.device) -> Samples:
+    def samples(
+        self, places: Places, seed: int, epoch: int, device: torch.device, stride: int = 0
+    ) -> Samples:
         return Samples(self.order(seed, epoch, device)[placed(places, device)])
 
     def latent_epoch(self, epoch: int) -> int:
@@ -142,14 +150,15 @@ class Images(Pool):
         generator: the generator; it needs an encoder.
         law: the law that a :class:`~mlviews.perturb.Resample` draws from; None: that of the generator's
             anchors.
-        images: the images.
+        reader: of the images.
         size: samples of an epoch.
         generated: the probability that a positive is the generator's, for each sample and positive; else it
             is the image itself.
         anchor_view: "real": view 0 is the image itself; "reconstructed": what the generator makes of its
             latents.
         pool: whether every epoch has the same positives.
-        micro_batch_size: the most images that are encoded at once.
+        encoding: how images become latents.
+        codes: the folder in which latents are kept; None: images are encoded at every step.
 
     Raises:
         ValueError: for a value out of range, or classes that are not the generator's.
@@ -159,19 +168,22 @@ class Images(Pool):
         self,
         generator: MLVGM,
         law: TruncatedNormal | None,
-        images: ImageSet,
+        reader: Reader,
         size: int,
         generated: float,
         anchor_view: str,
         pool: bool,
-        micro_batch_size: int,
+        encoding: Encoding,
+        codes: Codes | None,
     ) -> None:
         # If there are fewer samples than images, an epoch is the first part of an order of all of them.
+        images = reader.images
         super().__init__(generator, law, max(size, len(images)))
-        self.pool, self.micro_batch_size = pool, micro_batch_size
+        self.epoch_size = size
+        self.pool, self.encoding, self.codes = pool, encoding, codes
         if not is_number(generated) or not 0 <= generated <= 1:
             raise ValueError(f"Invalid generated={generated!r}: it is a probability, from 0 to 1.")
-        self.images, self.generated = images, float(generated)
+        self.images, self.reader, self.generated = images, reader, float(generated)
         self.real_anchor = choice("anchor_view", anchor_view, ANCHOR_VIEWS, problem="Invalid") == "real"
         classes = generator.num_classes
         if classes and not (int(images.labels.min()) >= 0 and int(images.labels.max()) < classes):
@@ -181,26 +193,24 @@ class Images(Pool):
                 f"generator makes images of {classes} classes: each image needs a label in [0, {classes})."
             )
         self._labels = images.labels
-        # The start of the latest range of a large set, and how far it was from the one before.
-        self._stride = (0, 0)
+        # What a step asks for: no image if none is shown or encoded, no latents if nothing is decoded.
+        self.decodes = self.generated > 0 or not self.real_anchor
+        self.shows = self.generated < 1 or self.real_anchor
 
-    def samples(self, places: Places, seed: int, epoch: int, device: torch.device) -> Samples:
-        if self.images.is_small:
+    def samples(
+        self, places: Places, seed: int, epoch: int, device: torch.device, stride: int = 0
+    ) -> Samples:
+        small_codes = self.codes is None or self.codes.is_small
+        if self.images.is_small and small_codes:
             return super().samples(places, seed, epoch, device)
-        order = self.order(seed, epoch, torch.device("cpu"))  # images are decoded there, by their numbers
-        if not isinstance(places, range):
-            return Samples(placed(order[places], device), self._numbers(order[places]))
-        start, stop = places.start, places.stop
-        latest, stride = self._stride
-        if start != latest:
-            stride = start - latest if start > latest else stop - start
-            self._stride = start, stride
-        following = self._numbers(order[start + stride : stop + stride])
-        return Samples(order[start:stop].to(device), self._numbers(order[start:stop]), following)
-
-    def _numbers(self, indices: Tensor) -> list[int]:
-        numbers: list[int] = (indices % len(self.images)).tolist()
-        return numbers
+        order = self.order(seed, epoch, torch.device("cpu"))  # files are read there, by their numbers
+        count = len(self.images)
+        indices = order[placed(places, order.device)]
+        samples = Samples(placed(indices, device), (indices % count).tolist())
+        if not stride or not isinstance(places, range):
+            return samples
+        starts = range(places.start + stride, self.epoch_size - len(places) + 1, stride)
+        return samples._replace(following=_batches(order, count, starts, len(places)))
 
     def fields(self, num_views: int) -> dict[sampling.Name, Field]:
         if self.generated in (0, 1):
@@ -211,26 +221,28 @@ class Images(Pool):
 
     def __call__(self, samples: Samples, drawn: Mapping[sampling.Name, Tensor]) -> Anchors:
         device = samples.indices.device
-        numbers = samples.indices % len(self.images)
-        if samples.numbers is None:
-            pixels = self.images.resident(device)[numbers]
-        else:
-            pixels = self.images.batch(samples.numbers, device)
-            self.images.prefetch(samples.following)
+        rows = samples.indices % len(self.images)
         if self._labels.device != device:
             self._labels = self._labels.to(device)
-        images = pixels.float() / 255
-        targets = self._labels[numbers]
+        targets = self._labels[rows]
         labels = targets if self.generator.num_classes else None
-        if self.generated == 0 and self.real_anchor:  # every view is the image itself
-            return Anchors([], labels, targets, images)
-        parts = []
-        for start in range(0, len(images), self.micro_batch_size):
-            rows = slice(start, start + self.micro_batch_size)
-            part_labels = None if labels is None else labels[rows]
-            parts.append(self.generator.encode_labelled(images[rows], part_labels))
-        latents = [torch.cat(levels) for levels in zip(*parts, strict=True)]
+        images = None
+        if self.shows or self.codes is None:
+            images = self._pixels(rows, samples).float() / 255
+        latents: list[Tensor] = []  # none if every view is the image itself
+        if self.decodes and self.codes is not None:
+            latents = self.codes(rows, samples.numbers)
+        elif self.decodes:
+            assert images is not None
+            latents = self.encoding(images, labels)
         return Anchors(latents, labels, targets, images)
+
+    def _pixels(self, rows: Tensor, samples: Samples) -> Tensor:
+        """Return the images of these samples, uint8 ``[B, C, H, W]``."""
+        if self.images.is_small:
+            return self.images.resident(rows.device)[rows]
+        assert samples.numbers is not None
+        return self.reader(samples.numbers, rows.device, samples.following)
 
     def latent_epoch(self, epoch: int) -> int:
         return 0 if self.pool else epoch
@@ -241,6 +253,13 @@ class Images(Pool):
         if self.generated in (0, 1):
             return self.generated == 0
         return drawn["origin", view][:, 0] >= self.generated
+
+
+def _batches(order: Tensor, count: int, starts: range, size: int) -> Iterator[list[int]]:
+    """Yield the numbers of the images of batches of a size, of so many images."""
+    # No method: the reader would hold the anchors that hold the reader, and its workers would end late.
+    for start in starts:
+        yield (order[start : start + size] % count).tolist()
 
 
 class Sampler:

@@ -26,7 +26,7 @@ ARGUMENTS = (
     "batch_size", "num_samples", "num_views", "crops", "pool",
     "seed", "device", "layout", "rank", "world_size", "drop_last",
     "micro_batch_size", "dtype", "compile",
-    "images", "generated", "anchor_view",
+    "images", "generated", "anchor_view", "refine", "codes", "workers",
     "reuse", "reuse_memory",
 )  # fmt: skip
 """The arguments of :class:`mlviews.MLViewSource`, in its order."""
@@ -101,7 +101,7 @@ def _with_paths(values: dict[Any, Any], folder: Path | None) -> dict[Any, Any]:
             path = folder / path
         return str(path)
 
-    for key in ("weights", "walkers", "images"):
+    for key in ("weights", "walkers", "images", "codes"):
         if isinstance(values.get(key), Mapping):
             values[key] = {level: located(file) for level, file in values[key].items()}
         elif key in values:

@@ -1,7 +1,7 @@
 """The user's own images: a folder, a data set or a tensor, as uint8 images of the generator's shape.
 
 An :class:`ImageSet` is asked for images by their numbers. Small sets are decoded once and kept on the device;
-a large one is decoded batch by batch, ahead of the steps that need it.
+a large one is decoded batch by batch by a :class:`Reader`, ahead of the steps that need it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +21,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
-from mlviews.checks import described, path_of
+from mlviews.checks import described, integer, path_of
 from mlviews.errors import listing
+from mlviews.runs.files import sha256
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """The files of a folder that are taken for images."""
@@ -29,8 +33,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 RESIDENT = 1 << 30
 """A set of at most so many bytes, at the generator's size, is decoded once and kept on the device."""
 
+_THREADS = min(8, os.cpu_count() or 1)
 _MOST_PIXELS = 1 << 26  # of a file's image: more would take gigabytes to decode
 _GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue, as Pillow's
+
+
+def fits_device(size: int) -> bool:
+    """Say whether so many bytes of a set are kept on the device."""
+    return size <= RESIDENT
 
 
 class Shape(NamedTuple):
@@ -68,8 +78,6 @@ class ImageSet(ABC):
             )
         self.shape, self.labels = shape, labels
         self._resident: Tensor | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._ahead: dict[tuple[int, ...], Future[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,6 +94,19 @@ class ImageSet(ABC):
     def identity(self) -> str:
         """Return a digest that tells this set from others."""
 
+    def content(self) -> str:
+        """Return a digest of every image and of their order, for which all of them are read."""
+        digest = hashlib.sha256(str(self.shape).encode())
+        for start in range(0, len(self), 1024):
+            digest.update(self._decode(range(start, min(start + 1024, len(self)))).numpy().data)
+        return digest.hexdigest()[:16]
+
+    def glance(self) -> str | None:
+        """Return what changes whenever the content does, at the cost of a glance; None if there is no such
+        thing.
+        """
+        return None
+
     @property
     def bytes(self) -> int:
         """What the whole set takes in memory."""
@@ -94,7 +115,7 @@ class ImageSet(ABC):
     @property
     def is_small(self) -> bool:
         """Whether the whole set is kept on the device."""
-        return self.bytes <= RESIDENT
+        return fits_device(self.bytes)
 
     def resident(self, device: torch.device) -> Tensor:
         """Return the whole set, uint8 ``[N, C, H, W]`` on the device; it is decoded at the first call."""
@@ -106,37 +127,16 @@ class ImageSet(ABC):
         return self._resident
 
     def batch(self, numbers: Sequence[int], device: torch.device) -> Tensor:
-        """Return these images of a large set, uint8 ``[B, C, H, W]`` on the device."""
-        ahead = self._ahead.pop(tuple(numbers), None)
-        images = self._decode(numbers) if ahead is None else ahead.result()
-        if device.type == "cuda":
-            images = images.pin_memory()
-        return images.to(device, non_blocking=True)
-
-    def prefetch(self, numbers: Sequence[int]) -> None:
-        """Start to decode the images of a step to come."""
-        key = tuple(numbers)
-        if key not in self._ahead:
-            self._ahead.clear()  # a pass that was left early has asked for others
-            self._ahead[key] = self._threads.submit(self._decode, key)
+        """Return these images, uint8 ``[B, C, H, W]`` on the device."""
+        return sent(self._decode(numbers), device)
 
     def _decode(self, numbers: Sequence[int]) -> Tensor:
-        # Pillow decodes without Python's lock, so threads are enough, and nothing has to be copied.
+        # Pillow decodes without Python's lock, so threads are enough for images that are needed at once.
         images = torch.empty(len(numbers), *self.shape[:3], dtype=torch.uint8, device="cpu")
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(_THREADS) as threads:
             for place, image in enumerate(threads.map(self.read, numbers)):
                 images[place] = image
         return images
-
-    @property
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1)
-        return self._pool
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out threads and what they are doing."""
-        return {**self.__dict__, "_pool": None, "_ahead": {}}
 
 
 class Folder(ImageSet):
@@ -160,7 +160,7 @@ class Folder(ImageSet):
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Invalid on_error={on_error!r}: it must be 'raise' or 'skip'.")
         self.files = sorted(
-            file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and not file.is_dir()
         )
         if not self.files:
             raise ValueError(f"{self.path} holds no image: give a folder with {listing(SUFFIXES)} files.")
@@ -210,6 +210,21 @@ class Folder(ImageSet):
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.relative_to(self.path)}\0{file.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def content(self) -> str:
+        # Of the files: to read them is cheaper than to decode them.
+        digest = hashlib.sha256(str(self.shape).encode())
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for file, checksum in zip(self.files, threads.map(sha256, self.files), strict=True):
+                digest.update(f"{file.relative_to(self.path)}\0{checksum}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def glance(self) -> str:
+        digest = hashlib.sha256(f"{self.path.resolve()}\0{self.shape}".encode())
+        for file in self.files:
+            facts = file.stat()
+            digest.update(f"{file.relative_to(self.path)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
 
@@ -284,6 +299,124 @@ class Items(ImageSet):
         for number in sorted({0, len(self) // 2, len(self) - 1}):
             digest.update(self.read(number).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class Reader:
+    """The batches of a large set, decoded by the workers of torch's DataLoader before a step asks for them.
+
+    Args:
+        images: the set.
+        workers: how many processes decode; 0: none, and batches are decoded when they are asked for; None: as
+            many as there are processors, at most eight, and none for the images of a tensor.
+
+    Raises:
+        ValueError: if it is no such number.
+    """
+
+    def __init__(self, images: ImageSet, workers: int | None = None) -> None:
+        self.images = images
+        if workers is None:
+            workers = 0 if isinstance(images, Pixels) else _THREADS
+        self.workers = integer("workers", workers, 0)
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] | None = None
+        self._batches: Iterator[np.ndarray | ValueError] | None = None
+
+    def __call__(
+        self, numbers: list[int], device: torch.device, following: Iterable[list[int]] | None = None
+    ) -> Tensor:
+        """Return images, uint8 ``[B, C, H, W]`` on the device.
+
+        Args:
+            numbers: of the images.
+            device: where they are needed.
+            following: the numbers of the batches that will be asked for after this one, which are read as
+                far as workers decode ahead; None: nobody knows.
+
+        Raises:
+            ValueError: if an image cannot be read, naming it.
+        """
+        if not self.workers or following is None:
+            return self.images.batch(numbers, device)
+        if self._batches is None or self._plan.next != numbers:  # a new pass, or one that was set elsewhere
+            self._plan.batches = chain([numbers], following)
+            self._batches = iter(self._started())
+        try:
+            images = next(self._batches)
+        except Exception:  # a worker that was killed, or an error of a data set's
+            self._loader = self._batches = None
+            raise
+        self._plan.advance()
+        if isinstance(images, ValueError):
+            self._batches = None
+            raise images
+        return sent(torch.from_numpy(images), device)
+
+    def _started(self) -> DataLoader[Any]:
+        """Return the loader, whose workers serve all passes."""
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Batches(self.images),
+                batch_sampler=self._plan,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                persistent_workers=True,
+                generator=torch.Generator(),  # the workers' seeds, else drawn from the global random state
+            )
+        return self._loader
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the workers and what they are doing."""
+        return {**self.__dict__, "_plan": _Plan(), "_loader": None, "_batches": None}
+
+
+class _Plan:
+    """The batches of a pass, in the place of a sampler: workers are sent one after the other."""
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[int]] = ()
+        self._sent: deque[list[int]] = deque()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._sent.clear()
+        for numbers in self.batches:
+            self._sent.append(numbers)
+            yield numbers
+
+    @property
+    def next(self) -> list[int] | None:
+        """The batch that comes back next; None if none is under way."""
+        return self._sent[0] if self._sent else None
+
+    def advance(self) -> None:
+        """Take note that a batch has come back."""
+        self._sent.popleft()
+
+
+class _Batches(Dataset[Any]):
+    """An image set as DataLoader's workers ask for it: a whole batch at a time."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __getitems__(self, numbers: list[int]) -> np.ndarray | ValueError:
+        """Return images, uint8 ``[B, C, H, W]``; or the error, of which DataLoader would make a long one."""
+        # No tensor: it would take the shared memory of the machine, of which containers have little.
+        try:
+            return torch.stack([self.images.read(number) for number in numbers]).numpy()
+        except ValueError as error:
+            return ValueError(*error.args)
+
+
+def _unchanged(images: Any) -> Any:
+    return images
+
+
+def sent(images: Tensor, device: torch.device) -> Tensor:
+    """Return images on a device, to which the CPU sends them without waiting."""
+    if device.type == "cuda":
+        images = images.pin_memory()
+    return images.to(device, non_blocking=True)
 
 
 def as_pixels(image: Any, shape: Shape, name: str) -> Tensor:

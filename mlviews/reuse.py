@@ -206,8 +206,11 @@ class Reuse:
         return self.step.prepare()
 
     @torch.no_grad()
-    def __call__(self, start: int, stop: int, epoch: int) -> Batch:
-        """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch, without latents."""
+    def __call__(self, start: int, stop: int, epoch: int, stride: int = 0) -> Batch:
+        """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch, without latents.
+
+        ``stride`` is that of a step; nothing is read ahead, as most showings read nothing.
+        """
         device = self.prepare()
         with torch.autocast(device.type, enabled=False):
             parts = [self.shown(showing, epoch, device) for showing in self.schedule.showings(start, stop)]

@@ -20,10 +20,11 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from mlviews import checks, sampling
 from mlviews.anchors import Images, Pool, Prior
 from mlviews.checks import integer
+from mlviews.codes import Codes, Encoding
 from mlviews.config import ARGUMENTS, source_arguments
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
-from mlviews.images import ImageSet, Shape, as_image_set
+from mlviews.images import ImageSet, Reader, Shape, as_image_set
 from mlviews.perturb import Perturber, assign
 from mlviews.reuse import MOST, Reuse
 from mlviews.runs import callers
@@ -194,6 +195,14 @@ class MLViewSource(IterableDataset[Any]):
             positive; else it is the image itself.
         anchor_view: with ``images``, "real": view 0 is the image itself; "reconstructed": what the generator
             makes of its latents.
+        refine: with ``images``, how many steps of optimization bring the latents of each image closer to it,
+            after the generator's inverter. They cost about a hundred times as much as the inverter: keep
+            their result by ``codes``.
+        codes: with ``images``, a folder in which their latents are kept: made before the first batch, and
+            read by every later run. It is refused for other images, another generator or another encoder.
+            None: images are encoded at every step.
+        workers: with ``images`` that are too many to be kept on the device, how many processes decode them
+            ahead; None: as many as processors, at most eight; 0: none.
 
     How much of it:
 
@@ -261,6 +270,9 @@ class MLViewSource(IterableDataset[Any]):
         images: str | Path | Tensor | Dataset[Any] | ImageSet | None = None,
         generated: float = 1.0,
         anchor_view: str = "real",
+        refine: int = 0,
+        codes: str | Path | None = None,
+        workers: int | None = None,
         reuse: int = 1,
         reuse_memory: int = 1 << 30,
     ) -> None:
@@ -284,7 +296,7 @@ class MLViewSource(IterableDataset[Any]):
         self.dtype = check_dtype(dtype, self.requested_device or generator.device)
         micro_batch_size = self.batch_size if micro_batch_size is None else micro_batch_size
         self.micro_batch_size = integer("micro_batch_size", micro_batch_size, 1)
-        anchors = self._anchors(anchor, generated, anchor_view)
+        anchors = self._anchors(anchor)
         self.anchor = anchors.law
         step = Step(
             generator,
@@ -305,24 +317,29 @@ class MLViewSource(IterableDataset[Any]):
         self.cursor = Cursor()
         len(self)  # an impossible size or rank is an error here, not at the first batch
 
-    def _anchors(self, law: TruncatedNormal | None, generated: float, anchor_view: str) -> Prior:
+    def _anchors(self, law: TruncatedNormal | None) -> Prior:
         """Return where the anchors come from."""
+        arguments = self.arguments
         if self.images is None:
-            if (generated, anchor_view) != (1.0, "real"):
-                raise ValueError(
-                    f"generated={generated!r} and anchor_view={anchor_view!r} are of a source with images=: "
-                    "give a folder, a data set or a tensor, or leave them out."
-                )
+            for name, default in _OF_IMAGES.items():
+                if arguments[name] != default:
+                    raise ValueError(
+                        f"Invalid {name}={arguments[name]!r} without images: it is of a source with images=; "
+                        "give a folder, a data set or a tensor, or leave it out."
+                    )
             return Pool(self._generator, law, self.num_samples) if self.pool else Prior(self._generator, law)
+        encoding = Encoding(self._generator, arguments["refine"], self.micro_batch_size)
+        folder = arguments["codes"]
         return Images(
             self._generator,
             law,
-            self.images,
+            Reader(self.images, arguments["workers"]),
             self.num_samples,
-            generated,
-            anchor_view,
+            arguments["generated"],
+            arguments["anchor_view"],
             self.pool,
-            self.micro_batch_size,
+            encoding,
+            None if folder is None else Codes(folder, self.images, encoding),
         )
 
     @classmethod
@@ -433,7 +450,7 @@ class MLViewSource(IterableDataset[Any]):
                     "with it: that ends it; start a new one with iter(source)."
                 )
             start, stop = position + count * rank // world_size, position + count * (rank + 1) // world_size
-            batch = self.step(start, stop, self.epoch)
+            batch = self.step(start, stop, self.epoch, stride=count)
             position += count
             self.cursor.advance(position)
             yield self.layout(batch if self.layout in BUILT_IN_LAYOUTS else separate(batch))
@@ -557,6 +574,10 @@ class MLViewSource(IterableDataset[Any]):
             )
         position = integer("position", state["position"], 0, self.num_samples)
         self.cursor.load(sampling.check_epoch(state["epoch"]), position)
+
+
+_OF_IMAGES = {"generated": 1.0, "anchor_view": "real", "refine": 0, "codes": None, "workers": None}
+"""The arguments that say how images are used, and their defaults."""
 
 
 def _generator(generator: Any) -> MLVGM:

@@ -102,20 +102,24 @@ class Step:
         self._plan: sampling.Draw | None = None
 
     @torch.no_grad()
-    def __call__(self, start: int, stop: int, epoch: int) -> Batch:
-        """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch."""
+    def __call__(self, start: int, stop: int, epoch: int, stride: int = 0) -> Batch:
+        """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch.
+
+        In a pass, ``stride`` is how far on its next range of as many places begins, so that files can be read
+        ahead.
+        """
         device = self.prepare()
         with torch.autocast(device.type, enabled=False):  # content must not depend on where the loop is run
-            content = self.content(range(start, stop), epoch, device)
+            content = self.content(range(start, stop), epoch, device, stride)
             views = self.views(content.images, content.origins, content.indices, epoch)
         first_index = start if self.anchors.endless else None
         return Batch(views, content.indices, content.targets, content.latents, first_index)
 
     # -- stages ----------------------------------------------------------------------------------------------
 
-    def content(self, places: Places, epoch: int, device: torch.device) -> Content:
+    def content(self, places: Places, epoch: int, device: torch.device, stride: int = 0) -> Content:
         """Return what the samples in these places of an epoch are, before T_x."""
-        samples = self.anchors.samples(places, self.seed, epoch, device)
+        samples = self.anchors.samples(places, self.seed, epoch, device, stride)
         drawn = self.draw(samples.indices, self.anchors.latent_epoch(epoch))
         anchors = self.anchors(samples, drawn)
         positives = [self.perturb(anchors.latents, drawn, view) for view in range(1, self.num_views)]

@@ -33,6 +33,7 @@ from mlviews.generators.vdvae.reading import load as load_vdvae
 from mlviews.perturb import Normal, Walker
 from mlviews.weights.checkpoints import Checkpoint
 from mlviews.zoo import FOLDER
+from mlviews.zoo.images import training_images
 
 
 def from_config(**values: Any) -> Callable[[], object]:
@@ -127,6 +128,15 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "walker of no width": (lambda: Walker(0), ValueError, "Invalid width=0"),
     "anchor of another type": (source(anchor=1.0), ValueError, "Invalid anchor=1.0"),
+    # the user's own images
+    "refinement without images": (source(refine=3), ValueError, "Invalid refine=3 without images"),
+    "codes without images": (source(codes="runs"), ValueError, "Invalid codes='runs' without images"),
+    "workers without images": (source(workers=2), ValueError, "Invalid workers=2 without images"),
+    "images of another size for the recipes": (
+        lambda: training_images(FOLDER, 48),
+        ValueError,
+        "Invalid size=48: the recipes are for images of 32 or 64 pixels",
+    ),
     # sizes
     "batch of nothing": (source(batch_size=0), ValueError, "Invalid batch_size=0"),
     "fractional batch": (source(batch_size=8.0), ValueError, "Invalid batch_size=8.0"),

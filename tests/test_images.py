@@ -114,6 +114,14 @@ def test_positives_are_decoded_from_the_images_moved_latents() -> None:
     assert not torch.equal(batch.views[1], batch.views[2])
 
 
+def test_positives_share_the_blocks_of_the_levels_that_they_keep() -> None:
+    views = source(num_views=4, perturb={"2:": perturb.Normal(1.0, 2.0)})
+    for block in views.generator.blocks:
+        block.rows = 0
+    views.batch(0, 8)
+    assert [block.rows for block in views.generator.blocks] == [8, 8, 3 * 8]
+
+
 def test_reconstructed_anchors_are_the_generators() -> None:
     views = source(anchor_view="reconstructed")
     batch = views.batch(0, 4)
@@ -327,8 +335,15 @@ def png() -> bytes:
     return file.getvalue()
 
 
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(1, (1, 64, 64))[0, 0].numpy()).save(file, "jpeg")
+    return file.getvalue()
+
+
 FILES: dict[str, bytes] = {
     "cut": png()[:40],
+    "a JPEG that is cut": jpeg()[:-1000],
     "empty": b"",
     "text": b"not an image",
     "zip": b"PK\x03\x04" + b"\0" * 60,
@@ -349,9 +364,23 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def folder_like_an_image(path: Path) -> Path:
+    (path / "image.png").mkdir()
+    return path
+
+
+def broken_link(path: Path) -> Path:
+    for index in range(4):
+        (path / f"image{index}.png").symlink_to(path / "nowhere.png")
+    return path
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no such folder": (lambda path: path / "none", FileNotFoundError, "No image folder"),
     "an empty folder": (lambda path: path, ValueError, "holds no image"),
+    "a file": (lambda path: Path(__file__), FileNotFoundError, "No image folder"),
+    "folders named like images": (folder_like_an_image, ValueError, "holds no image"),
+    "a link to nowhere": (broken_link, ValueError, r"image\d\.png cannot be read as an image .*No such file"),
     "a number": (lambda path: 3, ValueError, "Invalid images of type int"),
     "a generator": (lambda path: (x for x in pixels()), ValueError, "Invalid images of type generator"),
     "an empty list": (lambda path: [], ValueError, "is empty"),
@@ -388,8 +417,16 @@ def test_one_clear_error(name: str, tmp_path: Path) -> None:
         ({"generated": 1.5}, "Invalid generated=1.5: it is a probability"),
         ({"generated": "all"}, "Invalid generated='all'"),
         ({"anchor_view": "reel"}, "Invalid anchor_view 'reel'.*Did you mean 'real'"),
-        ({"images": None, "generated": 0.5}, "are of a source with images="),
-        ({"images": None, "anchor_view": "reconstructed"}, "are of a source with images="),
+        ({"images": None, "generated": 0.5}, "Invalid generated=0.5 without images: .* images="),
+        ({"images": None, "anchor_view": "reconstructed"}, "Invalid anchor_view='reconstructed' without"),
+        ({"images": None, "refine": 3}, "Invalid refine=3 without images"),
+        ({"images": None, "codes": "codes"}, "Invalid codes='codes' without images"),
+        ({"images": None, "workers": 2}, "Invalid workers=2 without images"),
+        ({"workers": -1}, "Invalid workers=-1: it must be an integer of at least 0"),
+        ({"refine": -1}, "Invalid refine=-1: it must be an integer of at least 0"),
+        ({"refine": 3}, "Invalid refine=3: generator 'Encoding' has no inverter.*train_inverter"),
+        ({"codes": 3}, "Invalid folder of codes 3: it must be a path"),
+        ({"codes": __file__}, "Invalid codes=.*test_images.py': it is a file; give a folder"),
         ({"transform": {"real": None}}, "one for 'real' and one for 'generated'"),
     ],
 )

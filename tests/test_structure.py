@@ -19,6 +19,7 @@ LAYERS = [
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.latents", "mlviews.perturb"],
     ["mlviews.identity", "mlviews.purify"],
+    ["mlviews.codes"],
     ["mlviews.anchors", "mlviews.config"],
     ["mlviews.invert", "mlviews.step"],
     ["mlviews.reuse"],

@@ -1,4 +1,4 @@
-"""What real anchors gain: records of ``benchmarks/real_anchors.py``."""
+"""What real anchors gain and cost: records of ``real_anchors.py`` and ``anchors_cost.py``."""
 
 from __future__ import annotations
 
@@ -25,5 +25,59 @@ def real_anchors(record: Record) -> str:
         f"Accuracy in % on 10,000 real test images of encoders trained by SimCLR for {record['steps']} steps "
         f"of {record['batch_size']} pairs; mean of {seeds} seeds ± half of the 95% interval.",
         f"Probes are fitted on 10,000 labeled images. {threads(record)} a cell.",
+        provenance(record),
+    )
+
+
+@table("anchors-cost")
+def anchors_cost(record: Record) -> str:
+    """Time and memory of a step with the user's own images, and what is on disk."""
+    rows = [
+        [
+            row["arm"],
+            f"{row['milliseconds']['wall']['median']:.0f}",
+            f"{row['milliseconds']['cpu']['median']:.0f}",
+            "" if row["memory"] is None else f"{row['memory'] / 1e6:.0f}",
+        ]
+        for row in record["rows"]
+    ]
+    return captioned(
+        markdown(["a step's pairs", "ms", "ms of this process' CPU", "MB"], rows),
+        f"{record['batch_size']} pairs of {record['images']} images at 32 pixels, crop and flip; median of "
+        f"{record['turns']} turns of {record['steps']} steps. The last row is the training step itself, of "
+        "the encoder of the probes. MB: the peak of a process above what it has once the source is made, "
+        "with its workers. Before the first batch of the refined arm, refinement takes "
+        f"{record['milliseconds_to_refine_an_image']:.0f} ms an image, "
+        "once.",
+        f"{threads(record)}; {record['shared']}.",
+        provenance(record),
+    )
+
+
+@table("anchors-cost")
+def anchors_disk(record: Record) -> str:
+    """Bytes on disk for 60,000 images, beside what systems that write candidates would take at this size."""
+    count = 60_000
+    size = record["bytes"]
+    rows = [
+        ["the images themselves (PNG)", f"{size['image']:.0f}", f"{size['image'] * count / 1e6:.1f}"],
+        ["mlviews, positives made at every step", "0", "0.0"],
+        ["mlviews, latents of `fashion` kept", f"{size['codes']:.0f}", f"{size['codes'] * count / 1e6:.1f}"],
+    ]
+    for name, candidates in size["candidates"].items():
+        total = candidates * size["positive"]
+        plural = "s" * (candidates > 1)
+        rows.append(
+            [
+                f"{candidates} candidate{plural} an image, as {name}",
+                f"{total:.0f}",
+                f"{total * count / 1e6:.1f}",
+            ]
+        )
+    return captioned(
+        markdown(["on disk", "bytes an image", "MB for 60,000 images"], rows),
+        f"Candidates are PNG files of {size['positive']:.0f} bytes, as exported positives take. The "
+        "published systems write them at 32 to 512 pixels in color; their numbers of candidates are those of "
+        "their code.",
         provenance(record),
     )

@@ -205,10 +205,12 @@ def _images(source: MLViewSource) -> dict[str, Any]:
     if source.images is None:
         return {}
     inverter = source.generator.inverter
+    refine = source.arguments["refine"]
     return {
         "images": source.images.identity(),
         "inverter": None if inverter is None else fingerprint(inverter),
         **{name: source.arguments[name] for name in ("generated", "anchor_view")},
+        **({"refine": refine} if refine else {}),  # exports of earlier versions do not have it
     }
 
 

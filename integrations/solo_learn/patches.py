@@ -119,9 +119,9 @@ class Pretraining:
                     f"data.mlvgm is given, but data.format is {format!r}: add data.format=mlvgm."
                 )
             return self._parse_cfg(cfg)
-        cfg.data.train_path = None  # whatever a shared configuration says: solo-learn would list the folder
         self.views = Views(cfg)
         cfg.data.mlvgm = self.views.config
+        cfg.data.train_path = None  # whatever a shared configuration says: solo-learn would list the folder
         cfg = self._parse_cfg(cfg)
         validation_folder = cfg.data.val_path
         validation_classes = 0

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from mlviews.checks import integer
 from mlviews.config import source_arguments
 from mlviews.errors import listing
+from mlviews.generators import MLVGM
+from mlviews.images import ImageSet, Shape, as_image_set
 from mlviews.source import MLViewSource, solo_layout
 from mlviews.step import Batch
 from mlviews.transforms import IMAGENET, Augmentation
@@ -132,24 +134,31 @@ class Views:
         arguments = source_arguments({**defaults, **config})
         # As solo-learn will read it from its args.json.
         self.config = json.loads(json.dumps({**config, "seed": arguments["seed"]}))
-        self.labelled = bool(arguments["generator"].num_classes) and not cfg.data.get("no_labels", False)
+        generator: MLVGM = arguments["generator"]
+        images = arguments.get("images")
+        if images is not None:
+            generator.check_encodes()
+            images = as_image_set(images, Shape(*generator.image_shape, generator.border))
+        self.classes = _classes(images) or generator.num_classes
+        self.labelled = bool(self.classes) and not cfg.data.get("no_labels", False)
         self.arguments = {
             **arguments,
+            "images": images,
             "transform": arguments["transform"] if "transform" in config else transforms,
             "crops": [*range(num_large), *(crop % 2 for crop in range(num_small))],
             "num_views": max(2, num_large),
             "layout": solo_layout if self.labelled else _unlabelled,
         }
-        _check_method(cfg, self.labelled, bool(arguments.get("pool")))
+        _check_method(cfg, self.labelled, bool(arguments.get("pool")) or images is not None)
 
     def num_classes(self, validation_classes: int) -> int:
         """Return the number of outputs of the online classifier.
 
-        It is the generator's classes; for views without labels as many as validation has, and at least five.
+        It is the classes of your images, else the generator's; at least five, and for views without labels as
+        many as validation has.
         """
         if self.labelled:
-            num_classes: int = self.arguments["generator"].num_classes
-            return num_classes
+            return max(self.classes, _MIN_CLASSES if self.arguments["images"] is not None else 0)
         return max(_MIN_CLASSES, validation_classes)
 
     def source(self, batch_size: int) -> LoaderSource:
@@ -164,7 +173,10 @@ class Views:
 def summary(source: MLViewSource) -> str:
     """Return one line on what will be trained on."""
     novelty = "the same" if source.pool else "new ones"
-    labels = "no labels" if source.layout is _unlabelled else f"{source.generator.num_classes} classes"
+    classes = _classes(source.images) or source.generator.num_classes
+    labels = "no labels" if source.layout is _unlabelled else f"{classes} classes"
+    if source.images is not None:
+        novelty = f"of {len(source.images):,} images, {novelty}"
     crops = ", ".join(
         f"{getattr(transform, 'size', '?')} px of view {view}"
         for view, transform in zip(source.crops, source.transforms, strict=True)
@@ -173,6 +185,13 @@ def summary(source: MLViewSource) -> str:
         f"{source.generator.name}, {source.num_samples:,} samples, {novelty} in every epoch, {labels}; "
         f"crops: {crops}; seed {source.seed}"
     )
+
+
+def _classes(images: ImageSet | None) -> int:
+    """Return the number of classes of the user's images; 0 if there are no images, or one has no label."""
+    if images is None or int(images.labels.min()) < 0:
+        return 0
+    return int(images.labels.max()) + 1
 
 
 def _config(cfg: DictConfig) -> dict[str, Any]:
@@ -198,8 +217,14 @@ def _config(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _check_method(cfg: DictConfig, labelled: bool, pool: bool) -> None:
-    """Raise a ValueError for what cannot work, before training."""
+def _check_method(cfg: DictConfig, labelled: bool, finite: bool) -> None:
+    """Raise a ValueError for what cannot work, before training.
+
+    Args:
+        cfg: solo-learn's configuration.
+        labelled: whether the views have labels.
+        finite: whether every epoch has the same samples.
+    """
     method = cfg.get("method")
     reason = None
     if method == "mae":
@@ -207,15 +232,15 @@ def _check_method(cfg: DictConfig, labelled: bool, pool: bool) -> None:
             "it reconstructs single images and has no use for a positive; "
             "train it on exported anchors (mlviews export)"
         )
-    elif method == "deepclusterv2" and not pool:
+    elif method == "deepclusterv2" and not finite:
         reason = (
             "it remembers each sample from epoch to epoch, and here none comes twice; "
-            "add ++data.mlvgm.pool=true for a finite set"
+            "add ++data.mlvgm.pool=true for a finite set, or images of your own"
         )
     elif method == "supcon" and not labelled:
         reason = (
             "it takes all samples of a class for positives, and these views have no labels; "
-            "use a class-conditional generator"
+            "use a class-conditional generator, or images of your own in one folder a class"
         )
     elif OmegaConf.select(cfg, "knn_eval.enabled") and not labelled:
         raise ValueError(

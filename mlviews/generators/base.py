@@ -103,6 +103,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         # load_generator gives it the name and the options that it was asked for.
         self.name = type(self).__name__
         self.options: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}  # what a weights file of ours says of the training
         # Black pixels on each side of the images that it was trained on; a user's images get them too.
         self.border = 0
         self.inverter: nn.Module | None = None

@@ -6,7 +6,6 @@ pairs of latents and the images that the generator makes of them, and on real im
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -217,12 +216,7 @@ class Inverter(nn.Module):
             mlviews.WeightsError: if it is damaged or holds something else.
         """
         path = path_of(path, "inverter file")
-        _, metadata = files.read_safetensors(path, cls.FORMAT)
-
-        def build(config: InverterConfig) -> Inverter:
-            return cls(config, json.loads(metadata.get("provenance", "{}")))
-
-        inverter: Inverter = configs.load(path, cls.FORMAT, InverterConfig, build)
+        inverter: Inverter = configs.load(path, cls.FORMAT, InverterConfig, cls)
         return inverter.eval().requires_grad_(False)
 
 

@@ -28,6 +28,7 @@ from mlviews.generators.vdvae import reading as vdvae
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
+from mlviews.weights.files import format_of
 
 BUNDLED = Path(str(files("mlviews"))) / "zoo"
 """The folder of the bundled weights."""
@@ -47,7 +48,7 @@ class Entry:
     encodes: bool = False  # whether it has an encoder, and so takes no inverter
     levels: tuple[Level, ...] | None = None  # where they are the same whatever the weights
     image_shape: tuple[int, int, int] | None = None  # likewise
-    border: int = 0  # black pixels on each side of the images that it was trained on
+    border: int = 0  # black pixels on each side of the images that it was trained on, if no file says so
     fetch: Callable[..., Path] | None = None  # downloads a folder, called as load; None: weights are a file
 
 
@@ -71,6 +72,13 @@ def _load_bigbigan(checkpoint: checkpoints.Checkpoint) -> MLVGM:
     return generator
 
 
+def _load_nvae(weights: str | Path | nn.Module, **options: Any) -> MLVGM:
+    """Load a checkpoint of another project, or a file of mlviews.zoo.train_nvae."""
+    if isinstance(weights, Path) and format_of(weights) == NVAE.FORMAT:
+        return NVAE.load(weights, **{"levels": "scale", **options})
+    return nvae.load(checkpoints.expect(weights, ("nvae-serezd", "nvae-nvlabs"), "nvae"), **options)
+
+
 _GENERATORS = {
     "fashion": Entry(
         FilmGenerator.load,
@@ -86,6 +94,10 @@ _GENERATORS = {
         bundled=BUNDLED / "fashion-nvae.safetensors",
         border=2,
         encodes=True,
+    ),
+    "film": Entry(
+        FilmGenerator.load,
+        needs="a file of mlviews.zoo.train, of images of your own",
     ),
     "bigbigan": Entry(
         _from_checkpoint(_load_bigbigan, "bigbigan", "biggan"),
@@ -113,8 +125,9 @@ _GENERATORS = {
         encodes=True,
     ),
     "nvae": Entry(
-        _from_checkpoint(nvae.load, "nvae", "nvae-serezd", "nvae-nvlabs"),
-        needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch",
+        _load_nvae,
+        needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch, or a file of "
+        "mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
         encodes=True,
     ),
@@ -190,7 +203,8 @@ def load_generator(
     with plain():
         generator = entry.load(weights, **options)
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
-        generator.name, generator.border = name, entry.border
+        generator.name = name
+        generator.border = checks.integer("border", generator.provenance.get("border", entry.border), 0)
         # As reports can hold them.
         generator.options = {
             key: str(value) if isinstance(value, Path) else value for key, value in options.items()

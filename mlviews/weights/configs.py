@@ -35,7 +35,7 @@ def metadata(format: str, config: Any, provenance: dict[str, Any] | None = None)
 
 
 def load(path: str | Path, format: str, kind: type[Config], build: Callable[[Config], Module]) -> Module:
-    """Return the network of a weights file.
+    """Return the network of a weights file; its ``provenance`` is what the file says of the training.
 
     Args:
         path: a file with the metadata of :func:`metadata`.
@@ -51,7 +51,9 @@ def load(path: str | Path, format: str, kind: type[Config], build: Callable[[Con
 
     def build_from_file() -> Module:
         # Whatever is wrong with the configuration becomes an exception here, of which fit() makes one error.
-        return build(_configuration(kind, json.loads(stored["config"])))
+        network = build(_configuration(kind, json.loads(stored["config"])))
+        network.provenance = dict(json.loads(stored.get("provenance", "{}")))  # type: ignore[assignment]
+        return network
 
     return files.fit(build_from_file, tensors, path)
 

@@ -122,6 +122,15 @@ def read_safetensors(path: str | Path, format: str) -> tuple[dict[str, Tensor], 
     return tensors, metadata
 
 
+def format_of(path: Path) -> str | None:
+    """Return the format that a safetensors file declares; None for one without, and for other files."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except Exception:  # whatever is wrong with it, those who read it say
+        return None
+
+
 def to_float32(tensor: Tensor, name: str, path: str | Path) -> Tensor:
     """Return a tensor of a file as float32 on the CPU.
 

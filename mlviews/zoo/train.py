@@ -1,5 +1,7 @@
 """Train a bundled generator: ``python -m mlviews.zoo.train fashion --data DIR --out runs/fashion``.
 
+Or one of images of your own: ``python -m mlviews.zoo.train film --data FOLDER --out runs/mine``.
+
 It is a GAN with the non-saturating loss, lazy R1 (Mescheder et al. 2018; Karras et al. 2020), an exponential
 moving average of the generator, and one addition that makes every level matter: the discriminator also
 regresses each level's latent from the image, and the generator is rewarded when it can (Chen et al. 2016,
@@ -30,13 +32,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.images import ImageSet
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.runs.files import digest
 from mlviews.runs.modes import plain
 from mlviews.runs.progress import bars
 from mlviews.weights.files import write_safetensors
+from mlviews.zoo.images import SIZES, training_images
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,21 @@ class Recipe:
     ema: int = 20_000  # half-life of the moving average, in images
     width: int = 48  # channels of the discriminator at 16 pixels; doubled at 8 and again at 4
 
+    def fitted(self, channels: int, size: int) -> Recipe:
+        """Return the recipe for images of so many channels, of 32 pixels or 64: those have a block more."""
+        model = dataclasses.replace(self.model, image_channels=channels)
+        if size > model.image_size:
+            # Half as many channels at twice the size, as a multiple of the norms' groups.
+            channels = -(-model.channels[-1] // (2 * model.groups)) * model.groups
+            dims, widths = (*model.dims, model.dims[-1]), (*model.channels, channels)
+            model = dataclasses.replace(model, dims=dims, channels=widths)
+        return dataclasses.replace(self, model=model)
+
 
 RECIPES = {
     "fashion": Recipe(FilmConfig()),
+    # The same, for images of your own.
+    "film": Recipe(FilmConfig()),
     # What the model card compares with: equal latents, block 1 as deep as the others, nearest upsampling, and
     # no regression.
     "fashion-trial": Recipe(
@@ -107,9 +122,17 @@ def plain_weight(network: nn.Module, name: str) -> Tensor:
 class Discriminator(nn.Module):
     """The network that tells real images from generated ones, and regresses the latents of the latter."""
 
-    def __init__(self, channels: int, width: int, latents: int) -> None:
+    def __init__(self, channels: int, width: int, latents: int, size: int = 32) -> None:
         super().__init__()
+        halving: list[nn.Module] = []  # from 64 pixels to 32
+        if size == 64:
+            halving = [
+                nn.Conv2d(channels, width // 2, 4, 2, 1), nn.LeakyReLU(0.2),
+                nn.Conv2d(width // 2, width // 2, 3, 1, 1), nn.LeakyReLU(0.2),
+            ]  # fmt: skip
+            channels = width // 2
         self.trunk = nn.Sequential(
+            *halving,
             nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2),
             nn.Conv2d(width, width, 3, 1, 1), nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, 2, 1), nn.LeakyReLU(0.2),
@@ -125,7 +148,7 @@ class Discriminator(nn.Module):
         """Return logits ``[B]``, and the latents ``[B, sum(dims)]`` that are regressed from the images.
 
         Args:
-            images: ``[B, C, 32, 32]`` in [-1, 1]; ``B`` is a multiple of 8.
+            images: ``[B, C, size, size]`` in [-1, 1]; ``B`` is a multiple of 8.
         """
         x = self.trunk(images)  # [B, 4 width, 4, 4]
         # Minibatch standard deviation (Karras et al. 2018), over groups of 8 images.
@@ -175,7 +198,12 @@ class BaseTrainer(ABC):
     PARTS: tuple[str, ...]  # attributes that have a state
     LOSSES: tuple[str, ...]  # what step() returns: columns of the log
 
-    def __init__(self, recipe: Any, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+    def __init__(self, recipe: Any, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
+        if len(images) < recipe.batch:
+            raise ValueError(
+                f"There are {len(images)} images to train on, fewer than a batch of the recipe, "
+                f"{recipe.batch}: give more."
+            )
         self.recipe = recipe  # a dataclass: what is trained, and how
         self.images = images  # uint8 [N, C, H, W]
         self.total = total  # real images to show in all, which learning rates follow
@@ -191,7 +219,7 @@ class BaseTrainer(ABC):
             "images": self.total,
             "seed": self.seed,
             "bf16": self.bf16,
-            "data": digest({"images": self.images}),
+            "data": self.data(),
         }
 
     @abstractmethod
@@ -215,6 +243,21 @@ class BaseTrainer(ABC):
         order = torch.randperm(len(self.images), generator=generator)
         return order[index * self.batch : (index + 1) * self.batch]
 
+    def data(self) -> str:
+        """Return a digest of the images."""
+        if isinstance(self.images, Tensor):
+            return digest({"images": self.images})
+        return self.images.content()
+
+    def pixels(self) -> Tensor:
+        """Return the step's real images, uint8 ``[B, C, H, W]``."""
+        rows = self.rows()
+        if isinstance(self.images, Tensor):
+            return self.images[rows]
+        if self.images.is_small:
+            return self.images.resident(rows.device)[rows]
+        return self.images.batch(rows.tolist(), rows.device)
+
     def noise(self) -> torch.Generator:
         """Return a random generator for the step's noise."""
         return torch.Generator().manual_seed((self.seed << 32) + self.steps)
@@ -237,13 +280,14 @@ class Trainer(BaseTrainer):
     LOSSES = ("loss_d", "loss_g", "info")
 
     @plain()
-    def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+    def __init__(self, recipe: Recipe, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
         super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
         self.generator = FilmGenerator(recipe.model)
         equalise(self.generator).requires_grad_(True).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        discriminator = Discriminator(recipe.model.image_channels, recipe.width, sum(recipe.model.dims))
+        model = recipe.model
+        discriminator = Discriminator(model.image_channels, recipe.width, sum(model.dims), model.image_size)
         self.discriminator = equalise(discriminator)
         self.discriminator.to(memory_format=torch.channels_last)
         # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
@@ -255,8 +299,8 @@ class Trainer(BaseTrainer):
         )
 
     def real(self) -> Tensor:
-        """Return the step's real images ``[B, C, 32, 32]`` in [-1, 1]."""
-        images = self.images[self.rows()].float() / 127.5 - 1
+        """Return the step's real images ``[B, C, H, W]`` in [-1, 1]."""
+        images = self.pixels().float() / 127.5 - 1
         return images.contiguous(memory_format=torch.channels_last)
 
     def decay(self) -> float:
@@ -441,7 +485,9 @@ def command(
 
     def main(
         recipe: Annotated[str, typer.Argument(help="A recipe's name.")],
-        data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files.")],
+        data: Annotated[
+            Path, typer.Option(help="Folder of images, or of Fashion-MNIST's idx files.", exists=True)
+        ],
         out: Annotated[
             Path,
             typer.Option(
@@ -449,6 +495,13 @@ def command(
             ),
         ],
         images: Annotated[int, typer.Option(help="Real images to show in all.", min=64)] = most,
+        size: Annotated[int, typer.Option(help=f"Pixels of a side: {' or '.join(map(str, SIZES))}.")] = SIZES[
+            0
+        ],
+        color: Annotated[
+            bool | None,
+            typer.Option("--color/--gray", help="Channels. Default: gray if no image has color."),
+        ] = None,
         seed: Annotated[
             int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)
         ] = 0,
@@ -462,21 +515,31 @@ def command(
             raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(recipes)}.")
         if threads:
             torch.set_num_threads(threads)
+        real = training_images(data, size, color)
+        fitted = recipes[recipe].fitted(real.channels, size)
         provenance = {
-            "data": "Fashion-MNIST train, 60 000 images",
-            "recipe": dataclasses.asdict(recipes[recipe]),
+            "data": real.name,
+            "border": real.border,
+            "recipe": dataclasses.asdict(fitted),
             "bf16": bf16,
         }
-        training_images = load_fashion_mnist(data, "train").images
-        job = trainer(recipes[recipe], training_images, images, seed, bf16)
+        job = trainer(fitted, real.images, images, seed, bf16)
         print(run(job, recipe, images, out, snapshots, provenance))
 
     names = ", ".join(recipes)
-    main.__doc__ = f"Train a bundled generator on Fashion-MNIST's 60 000 training images. Recipes: {names}."
+    main.__doc__ = f"Train a generator on a folder of images, or on Fashion-MNIST. Recipes: {names}."
     return main
+
+
+def start(main: Callable[..., None]) -> None:
+    """Run a script's command line; bad input becomes one line on stderr."""
+    try:
+        typer.run(main)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"mlviews: {error}") from None
 
 
 main = command(RECIPES, Trainer, 1_200_000)
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -1,6 +1,7 @@
 """Train the bundled NVAE.
 
-The command is ``python -m mlviews.zoo.train_nvae fashion-nvae --data DIR --out runs/fashion-nvae``.
+The command is ``python -m mlviews.zoo.train_nvae fashion-nvae --data DIR --out runs/fashion-nvae``; for
+images of your own, ``python -m mlviews.zoo.train_nvae nvae --data FOLDER --out runs/mine``.
 
 It maximises the evidence lower bound, with the paper's warm-up and balancing of the KL terms (Vahdat and
 Kautz 2020, sec. 4 and app. A), by Adam with clipped gradients, and keeps an exponential moving average of the
@@ -13,20 +14,21 @@ Every step's data and noise follow from ``(seed, step)``, so that a resumed run 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mlviews.generators.nvae.network import NVAE, Cell, NVAEConfig, widen
+from mlviews.images import ImageSet
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
-from mlviews.zoo.train import BaseTrainer, average_decay, command, plain_weight, update_average
+from mlviews.zoo.train import BaseTrainer, average_decay, command, plain_weight, start, update_average
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,27 @@ class Recipe:
     clip: float = 2000.0  # largest norm of the gradient, in nats per image
     ema: int = 20_000  # half-life of the moving average, in images
 
+    def fitted(self, channels: int, size: int) -> Recipe:
+        """Return the recipe for images of so many channels, of 32 pixels or 64: those have a scale more."""
+        model = dataclasses.replace(self.model, image_channels=channels, image_size=size)
+        if size > self.model.image_size:
+            model = dataclasses.replace(
+                model,
+                groups=(*model.groups, 1),
+                latents=(*model.latents, model.latents[-1]),
+                encoder=(model.encoder[0] // 2, *model.encoder),
+                decoder=(model.decoder[0] // 2, *model.decoder),
+            )
+        # The bound is a sum over pixels, and so is its gradient.
+        values = channels * size**2 / (self.model.image_channels * self.model.image_size**2)
+        return dataclasses.replace(self, model=model, clip=self.clip * values)
 
-RECIPES = {"fashion-nvae": Recipe(NVAEConfig())}
+
+RECIPES = {
+    "fashion-nvae": Recipe(NVAEConfig()),
+    # The same, for images of your own.
+    "nvae": Recipe(NVAEConfig()),
+}
 
 
 # -- the network ---------------------------------------------------------------------------------------------
@@ -116,7 +137,7 @@ class Trainer(BaseTrainer):
     PARTS = ("network", "average", "optimiser")  # the names are those in checkpoints of earlier runs
 
     @plain()
-    def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+    def __init__(self, recipe: Recipe, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
         super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
         self.network = initialize(NVAE(recipe.model))
@@ -143,7 +164,7 @@ class Trainer(BaseTrainer):
         """
         recipe = self.recipe
         noise = self.noise()
-        images = (self.images[self.rows()].float() / 255).contiguous(memory_format=torch.channels_last)
+        images = (self.pixels().float() / 255).contiguous(memory_format=torch.channels_last)
         eps = [torch.randn(recipe.batch, *level.shape, generator=noise) for level in self.network.levels]
         self.optimiser.param_groups[0]["lr"] = self.learning_rate()
 
@@ -180,4 +201,4 @@ class Trainer(BaseTrainer):
 main = command(RECIPES, Trainer, 600_000)
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)
