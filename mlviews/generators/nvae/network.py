@@ -39,7 +39,6 @@ __all__ = [
     "Gaussian",
     "Head",
     "NVAEConfig",
-    "check_options",
     "up_conv",
     "widen",
 ]
