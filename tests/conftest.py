@@ -76,7 +76,7 @@ def external(kind: str, path: Path) -> Path:
     """A weights file of another project's layout: the published architecture, with few channels and random
     values.
     """
-    from fill import fill  # only pytest has it on its path; other processes use this file too
+    from fill import fill, iterated  # only pytest has it on its path; other processes use this file too
 
     golden = Path(__file__).parent / "golden"
     if kind == "bigbigan":
@@ -118,6 +118,15 @@ def external(kind: str, path: Path) -> Path:
         torch.save(
             {name: value * gains.get(name, 1) + ("affine.bias" in name) for name, value in made.items()}, path
         )
+    elif kind in ("biggan-deep", "vdvae"):
+        name = {"biggan-deep": "deep-biggan-tiny-16", "vdvae": "vdvae-tiny-8"}[kind]
+        with np.load(golden / f"{name}.npz") as file:
+            shapes = {key: tuple(shape) for key, shape in json.loads(str(file["shapes"])).items()}
+        tensors = iterated(fill(shapes, 0))
+        for key in tensors:
+            if key.endswith("running_vars"):
+                tensors[key] = 0.5 + tensors[key].abs()
+        torch.save(tensors, path)
     else:
         with np.load(golden / "nvae-serezd-tiny.npz") as file:
             facts = json.loads(str(file["facts"]))

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "parity"), str(ROOT)]
 
-from fill import fill  # noqa: E402
+from fill import fill, iterated  # noqa: E402
 from test_checkpoints import Discriminator, EasyDict, Generator, Network, Plain, pickled, saved  # noqa: E402
 
 import mlviews  # noqa: E402
@@ -84,14 +84,27 @@ def generator(name: str, **options: Any) -> Callable[[Path], nn.Module]:
 
 
 def biggan() -> Iterator[Sample]:
-    """Yield BigGAN's and BigBiGAN's files."""
-    for case, name, zipped in (("tiny-32", "biggan", True), ("small-128", "bigbigan", False)):
-        facts = golden(f"biggan-{case}")["facts"]
-        tensors = filled(facts["shapes"], facts["seed"])
+    """Yield files of BigGAN, BigBiGAN, StudioGAN and BigGAN-deep."""
+    for case, name, zipped in (
+        ("biggan-tiny-32", "biggan", True),
+        ("biggan-small-128", "bigbigan", False),
+        ("biggan-studiogan-32", "biggan", True),
+        ("deep-biggan-tiny-16", "biggan-deep", True),
+    ):
+        record = golden(case)
+        tensors = iterated(filled(record.get("shapes") or record["facts"]["shapes"]))
         for key, value in tensors.items():
-            if key.endswith("_var"):
+            if key.endswith(("_var", "_vars")):
                 tensors[key] = value.abs() + 0.1
-        yield Sample(f"{name}.pth", saved(tensors, zipped), generator(name))
+        yield Sample(f"{case}.pth", saved(tensors, zipped), generator(name))
+
+
+def vdvae() -> Iterator[Sample]:
+    """Yield VDVAE's file."""
+    record = golden("vdvae-tiny-8")
+    blocks = {key: record["facts"][key] for key in ("dec_blocks", "enc_blocks")}
+    content = saved(filled(record["shapes"]))
+    yield Sample("vdvae.th", content, generator("vdvae", hps="cifar10", **blocks))
 
 
 def nvae() -> Iterator[Sample]:
@@ -158,7 +171,7 @@ def own(folder: Path) -> Iterator[Sample]:
 
 def samples(folder: Path) -> list[Sample]:
     """Return a good file of each layout, and one that was converted."""
-    files = [*biggan(), *nvae(), *stylegan2(), *own(folder)]
+    files = [*biggan(), *nvae(), *vdvae(), *stylegan2(), *own(folder)]
     source = next(sample for sample in files if sample.name == "stylegan2-ada.pkl")
     (folder / source.name).write_bytes(source.content)
     checkpoints.convert(folder / source.name, folder / "converted.safetensors")

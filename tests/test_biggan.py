@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fill import fill
+from fill import fill, iterated
 from torch import Tensor
 
-from mlviews import MLViewSource, WeightsError
+from mlviews import MLViewSource, WeightsError, load_generator
 from mlviews.generators import winograd
 from mlviews.generators.biggan import BigGAN, BigGANConfig
 from mlviews.generators.biggan import network as biggan
@@ -35,10 +35,8 @@ for _path in sorted((ROOT / "tests" / "golden").glob("biggan-*.npz")):
         CASES[_path.stem.removeprefix("biggan-")] = json.loads(str(_file["facts"])) | {
             "images": torch.from_numpy(_file["images"])
         }
-TINY, SMALL = (
-    "tiny-32",
-    "small-128",
-)  # conditional, with attention at two sizes; BigBiGAN's architecture with few channels
+# Conditional, with attention at two sizes; BigBiGAN's architecture with few channels; StudioGAN's names.
+TINY, SMALL, STUDIO = "tiny-32", "small-128", "studiogan-32"
 Tensors = dict[str, Tensor]
 
 
@@ -46,7 +44,8 @@ Tensors = dict[str, Tensor]
 def filled(case: str) -> Tensors:
     """The weights that the official code was run with, as in benchmarks/parity/biggan.py."""
     tensors = fill({name: tuple(shape) for name, shape in CASES[case]["shapes"].items()}, CASES[case]["seed"])
-    for end, factor, offset in (("_var", 0.3, 0.0), (".gamma", 1.0, 1.0)):
+    tensors = iterated(tensors)
+    for end, factor, offset in (("_var", 0.3, 0.0), (".gamma", 1.0, 1.0), (".sigma", 1.0, 1.0)):
         for name in tensors:
             if name.endswith(end):
                 tensors[name] = tensors[name] * factor + offset
@@ -68,8 +67,8 @@ def bigbigan() -> BigGAN:
     return load(filled(SMALL), label=0, bn_eps=HUB_EPS)
 
 
-def load(tensors: Tensors, **options: Any) -> BigGAN:
-    return load_biggan(Checkpoint("biggan", tensors, {}, "weights.pth"), **options)
+def load(tensors: Tensors, layout: str = "biggan", **options: Any) -> BigGAN:
+    return load_biggan(Checkpoint(layout, tensors, {}, "weights.pth"), **options)
 
 
 def labels_for(g: BigGAN, rows: int) -> Tensor | None:
@@ -80,7 +79,8 @@ def labels_for(g: BigGAN, rows: int) -> Tensor | None:
 def test_images_are_the_official_codes(case: str) -> None:
     facts = CASES[case]
     expected = facts["images"]
-    g = load(filled(case), label=facts["label"], bn_eps=facts["bn_eps"])
+    layout = facts.get("layout", "biggan")
+    g = load(filled(case), layout, label=facts["label"], bn_eps=facts["bn_eps"])
     z = g.sample_latents(range(len(expected)), facts["seed"])
     for images in (
         g(z, labels_for(g, len(expected))),
@@ -348,6 +348,51 @@ def test_broken_and_foreign_files(tensors: Tensors, case: str) -> None:
         load(change(dict(tensors)))
     assert "weights.pth" in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+STUDIO_BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "a missing block": (_without("blocks.0."), "blocks.0 is missing"),
+    "no blocks": (_without("blocks."), "blocks.0.0.conv2d1.weight_orig is missing"),
+    "half an attention": (_without("blocks.2.0.conv1x1_phi"), "conv1x1_phi.weight_orig is missing"),
+    "attention without its first part": (_without("blocks.2.0.conv1x1_theta"), r"unknown blocks\.2\.0"),
+    "a missing vector": (_without("linear0.weight_u"), "linear0.weight_u is missing"),
+    "no output": (_without("conv2d5"), "conv2d5.weight_orig is missing"),
+    "a gain of many": (_with("blocks.2.0.sigma", lambda s: torch.ones(2)), "sigma has shape"),
+    "negative variances": (_with("bn4.running_var", lambda v: -v), "bn4.running_var holds negative"),
+    "codes beside z": (_with("info_mix_linear.weight", lambda w: torch.ones(2, 2)), "trained with info_type"),
+    "BigGAN-deep": (_with("blocks.0.0.conv2d3.weight_orig", lambda w: torch.ones(2, 2)), "a BigGAN-deep of"),
+    "an unknown tensor": (_with("blocks.0.0.conv2d9.weight", torch.clone), "unknown blocks.0.0.conv2d9"),
+}
+
+
+@pytest.mark.parametrize("case", STUDIO_BROKEN)
+def test_broken_files_of_studiogan(case: str) -> None:
+    change, message = STUDIO_BROKEN[case]
+    with pytest.raises(WeightsError, match=message) as caught:
+        load(change(dict(filled(STUDIO))), "biggan-studiogan")
+    assert "weights.pth" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_studiogans_checkpoints_are_read(tmp_path: Path) -> None:
+    expected = load(filled(STUDIO), "biggan-studiogan")
+    z, labels = expected.sample_latents(range(2)), labels_for(expected, 2)
+    counters = {"bn4.num_batches_tracked": torch.tensor(7)}
+    content = {"state_dict": filled(STUDIO) | counters, "optimizer": {"state": {}}, "step": 3}
+    for name, saved in (
+        ("G_ema-best.pth", content),
+        ("G.pth", {f"G.{k}": v for k, v in filled(STUDIO).items()}),
+    ):
+        torch.save(saved, tmp_path / name)
+        g = load_generator("biggan", weights=tmp_path / name)
+        assert torch.equal(g(z, labels), expected(z, labels))
+    # Without spectral norm, the weights are as they are.
+    plain = {
+        name.replace(".weight_orig", ".weight"): value
+        for name, value in filled(STUDIO).items()
+        if not name.endswith(("weight_u", "weight_v"))
+    }
+    assert (load(plain, "biggan-studiogan")(z, labels) - expected(z, labels)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

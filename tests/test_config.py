@@ -87,13 +87,6 @@ def test_a_biggan_is_not_taken_for_bigbigan(tmp_path: Path) -> None:
     assert mlviews.load_generator("biggan", weights=tmp_path / "G_ema.pth").num_classes == 10
 
 
-def test_a_biggan_deep_is_refused_by_name(tmp_path: Path) -> None:
-    names = ("embeddings.weight", "generator.gen_z.weight_orig")
-    torch.save({f"G.{name}": torch.ones(2, 2) for name in names}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="holds a BigGAN-deep, which feeds all of z to every block"):
-        mlviews.load_generator("biggan", weights=tmp_path / "pytorch_model.bin")
-
-
 def test_the_papers_settings() -> None:
     """Paper, sec. 4.1 and app. F."""
     cars = load_config("stylegan2-cars-ml-random")

@@ -25,9 +25,13 @@ from mlviews import (
 )
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.evaluation.probe import train
+from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.inverter import Inverter
+from mlviews.generators.vdvae import VDVAE
+from mlviews.generators.vdvae.reading import load as load_vdvae
 from mlviews.perturb import Normal, Walker
+from mlviews.weights.checkpoints import Checkpoint
 from mlviews.zoo import FOLDER
 from mlviews.zoo.images import training_images
 
@@ -337,6 +341,26 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: Toy().distances(Toy().sample_latents([0]), Toy().sample_latents([0, 1])),
         ValueError,
         "2 positives for 1 anchors",
+    ),
+    "truncation of BigGAN-deep": (
+        lambda: BigGANDeep(truncation=0),
+        ValueError,
+        "Invalid truncation=0: it must be a number above 0 and at most 1",
+    ),
+    "groups of BigGAN-deep": (
+        lambda: BigGANDeep(groups="scales"),
+        ValueError,
+        "Invalid groups='scales': it must be an integer from 1 to 11 or 'scale'",
+    ),
+    "levels of VDVAE": (
+        lambda: VDVAE(levels="group"),
+        ValueError,
+        "Invalid levels='group': it must be 'block' or 'scale'",
+    ),
+    "a VDVAE that was not published": (
+        lambda: load_vdvae(Checkpoint("vdvae", {}, {}, "w.th")),
+        WeightsError,
+        "w.th has 0 decoder blocks, as no published VDVAE: pass dec_blocks, enc_blocks and normalization",
     ),
     "weights are a state dict": (
         lambda: load_generator("fashion", weights={}),

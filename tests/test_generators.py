@@ -105,29 +105,42 @@ def test_labels_are_uniform_and_depend_on_the_index_only() -> None:
     assert g.sample_labels([17, 5], seed=3).equal(labels[[17, 5]])
 
 
-@pytest.mark.parametrize("kind", ["fashion", "fashion-nvae", "bigbigan", "stylegan2", "nvae"])
+KINDS: dict[str, dict[str, str]] = {  # and the options that their small files need
+    "fashion": {},
+    "fashion-nvae": {},
+    "bigbigan": {},
+    "biggan-deep": {},
+    "stylegan2": {},
+    "nvae": {},
+    "vdvae": {"hps": "cifar10", "dec_blocks": "1x1,4m1,4x1,8m4,8x1", "enc_blocks": "8x1,8d2,4x1,4d4,1x1"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_generator(kind: str, tmp_path: Path) -> None:
     """All take empty batches, are copied, and keep no trace of the caller's default device and precision."""
     weights = None
     if not kind.startswith("fashion"):
         weights = external("stylegan2-cars" if kind == "stylegan2" else kind, tmp_path / "w.pt")
-    g = load_generator(kind, weights=weights)
+    g = load_generator(kind, weights=weights, **KINDS[kind])
     z = g.sample_latents(range(3))
-    images = g(z)
+    labels = g.sample_labels(range(3)) if g.num_classes else None
+    none = None if labels is None else labels[:0]
+    images = g(z, labels)
     assert images.std() > 1e-3
-    assert g([level[:0] for level in z]).shape == (0, *g.image_shape)
-    no_views = g.decode_views([[level[:0] for level in z]] * 2, 1)
+    assert g([level[:0] for level in z], none).shape == (0, *g.image_shape)
+    no_views = g.decode_views([[level[:0] for level in z]] * 2, 1, none)
     assert [view.shape for view in no_views] == [(0, *g.image_shape)] * 2
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            elsewhere = load_generator(kind, weights=weights)
+            elsewhere = load_generator(kind, weights=weights, **KINDS[kind])
     finally:
         torch.set_default_dtype(torch.float32)
     for equal in (copy.deepcopy(g), pickle.loads(pickle.dumps(g)), elsewhere):
-        torch.testing.assert_close(equal(z), images, atol=1e-5, rtol=0)
+        torch.testing.assert_close(equal(z, labels), images, atol=1e-5, rtol=0)
     moved = g.sample_latents(range(3), seed=1)
-    assert all((distance > 0).all() and distance.shape == (3,) for distance in g.distances(z, moved))
+    assert all((distance > 0).all() and distance.shape == (3,) for distance in g.distances(z, moved, labels))
 
 
 def test_distances_are_l2_norms_of_each_level(toy: Toy) -> None:

@@ -6,8 +6,10 @@ from documents.common import Record, captioned, markdown, provenance, table, thr
 
 IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "biggan": ("max", "max_with_graph"),
+    "biggan-deep": ("max", "max_with_graph", "max_by_scale"),
     "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
     "nvae": ("decode", "reconstruct"),
+    "vdvae": ("decode", "decode_0.6", "decode_scales", "reconstruct"),
     "diffusion": ("max",),
 }
 MEMORY = {  # rows of the record and what they are called
@@ -60,6 +62,19 @@ def parity(*records: Record) -> str:
         rows.append([name, str(len(cases)), _sizes(cases), f"{worst:.1e}"])
     header = ["architecture", "networks", "images", "largest difference of a pixel in [0, 1]"]
     return captioned(markdown(header, rows), "float32.", provenance(*records))
+
+
+@table("biggan-deep-speed")
+def deep_speed(record: Record) -> str:
+    """BigGAN-deep beside the original, in turns."""
+    shared = "The machine was shared with other work meanwhile." if record["machine_was_shared"] else ""
+    return captioned(
+        markdown(TIMES, deep_times(record)),
+        "Channels of the published networks, random weights, against pytorch-pretrained-BigGAN; pairs are an "
+        "anchor and a positive that differ in the last two resolutions.",
+        f"Both sides in turns, {threads(record)}. {shared}".strip(),
+        provenance(record),
+    )
 
 
 DIFFUSION_CASES = {  # how the names of the cases begin, and what they are
@@ -131,19 +146,24 @@ def biggan_times(record: Record, part: str = "step") -> list[list[str]]:
     return rows
 
 
-def stylegan2_times(record: Record) -> list[list[str]]:
+def stylegan2_times(record: Record, name: str = "StyleGAN2") -> list[list[str]]:
     """Return rows of TIMES for our images and the official generator's."""
     rows = []
     for case in record["cases"]:
         low, high = case["ratio_quartiles"]
         rows.append([
-            f"StyleGAN2, {case['images']} images, {case['case']}",
+            f"{name}, {case['images']} images, {case['case']}",
             f"{case['official']['wall']['median']:.2f} s",
             f"{case['ours']['wall']['median']:.2f} s",
             f"{case['ratio_wall']:.2f}",
             f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
         ])  # fmt: skip
     return rows
+
+
+def deep_times(record: Record) -> list[list[str]]:
+    """Return rows of TIMES for BigGAN-deep, which has a record like StyleGAN2's."""
+    return stylegan2_times(record, "BigGAN-deep")
 
 
 def biggan_memory(record: Record) -> str:

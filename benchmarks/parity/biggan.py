@@ -1,9 +1,10 @@
 """Our BigGAN beside the official ones on the same random weights.
 
-``python benchmarks/parity/biggan.py --pretrained DIR --biggan DIR``
+``python benchmarks/parity/biggan.py --pretrained DIR --biggan DIR --studiogan DIR``
 
-The directories are checkouts of lukemelas/pytorch-pretrained-gans (BigBiGAN, and BigGAN in the same code) and
-ajbrock/BigGAN-PyTorch (BigGAN), run on the CPU as they are. Compared are images from given latents and
+The directories are checkouts of lukemelas/pytorch-pretrained-gans (BigBiGAN, BigGAN in the same code, and
+early StudioGAN), ajbrock/BigGAN-PyTorch (BigGAN) and POSTECH-CVLab/PyTorch-StudioGAN (``big_resnet``), run on
+the CPU as they are. Compared are images from given latents and
 classes, with and without a graph, which take different ways. Writes
 ``benchmarks/results/parity-biggan.json``; with ``--goldens`` also what CI compares with where there are no
 checkouts. Exits with 1 if an image differs by more than 1e-3.
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
@@ -21,26 +24,36 @@ import typer
 from compare import (
     SEED,
     Case,
+    Goldens,
+    Only,
+    Out,
     Row,
+    Threads,
     as_json,
-    compare_all,
-    conclude,
+    checkout,
     imported,
     largest,
+    run,
     shapes_of,
     write_golden,
 )
-from fill import fill
-from record import RESULTS
+from fill import fill, iterated
 from torch import Tensor, nn
 
 from mlviews.generators.biggan.reading import HUB_EPS, TORCH_EPS
 from mlviews.generators.biggan.reading import load as load_biggan
 from mlviews.weights.checkpoints import Checkpoint
 
-CODE = {  # folder of the checkout that its imports begin from, and the module
-    "pretrained": ("pytorch_pretrained_gans/BigBiGAN", "model.BigGAN"),
-    "biggan": (".", "BigGAN"),
+CODE = {  # checkout, folder in it that its imports begin from, and the module
+    "pretrained": ("pretrained", "pytorch_pretrained_gans/BigBiGAN", "model.BigGAN"),
+    "biggan": ("biggan", ".", "BigGAN"),
+    "studiogan": ("studiogan", "src", "models.big_resnet"),
+    "early studiogan": (
+        "pretrained", "pytorch_pretrained_gans", "StudioGAN.models.big_resnet"
+    ),
+}  # fmt: skip
+MISCELLANEA = {  # of StudioGAN: plots and tables, and one context that is of use
+    name: {"dummy_context_mgr": contextlib.nullcontext} for name in ("utils.misc", "StudioGAN.utils.misc")
 }
 DIM_Z = {32: 80, 64: 100, 128: 120, 256: 140, 512: 128}
 
@@ -53,6 +66,25 @@ def arguments(resolution: int, width: int, attention: str, **options: Any) -> di
         "G_attn": attention, "dim_z": DIM_Z[resolution],
         "shared_dim": 16, "n_classes": 10, "BN_eps": HUB_EPS, "SN_eps": 1e-4,
     } | options  # fmt: skip
+
+
+def studiogan(resolution: int, width: int, attention: list[int], z: int, **options: Any) -> dict[str, Any]:
+    """Return the arguments of StudioGAN's generator, with 10 classes but for the options."""
+    return {
+        "z_dim": z, "g_shared_dim": 16, "img_size": resolution, "g_conv_dim": width,
+        "apply_attn": bool(attention), "attn_g_loc": attention, "g_cond_mtd": "cBN", "num_classes": 10,
+        "g_init": "N02", "g_depth": None, "mixed_precision": False, "spectral": True,
+    } | options  # fmt: skip
+
+
+def early_studiogan(resolution: int, width: int, attention: int, z: int) -> dict[str, Any]:
+    """Return the arguments of StudioGAN's generator before its options had these names."""
+    return {
+        "z_dim": z, "shared_dim": 128, "img_size": resolution, "g_conv_dim": width, "g_spectral_norm": True,
+        "attention": True, "attention_after_nth_gen_block": attention, "activation_fn": "ReLU",
+        "conditional_strategy": "ContraGAN", "num_classes": 1000, "initialize": False, "G_depth": None,
+        "mixed_precision": False,
+    }  # fmt: skip
 
 
 TORCH = {"BN_eps": TORCH_EPS, "SN_eps": 1e-6}  # as BigGAN-PyTorch trains
@@ -69,59 +101,93 @@ CASES = (
     Case("biggan-128-mybn", "biggan", arguments(128, 16, "64", mybn=True, **TORCH)),
     Case("biggan-256-small", "biggan", arguments(256, 16, "128", **TORCH)),
     Case("biggan-512-small", "biggan", arguments(512, 8, "64", **TORCH), rows=1),
+    Case("studiogan-32", "studiogan", studiogan(32, 8, [2], 80), golden=2),
+    Case("studiogan-128", "studiogan", studiogan(128, 32, [4], 120, num_classes=1000, g_shared_dim=128)),
+    Case("studiogan-128-label", "studiogan", studiogan(128, 16, [3, 4], 120), label=3),
+    Case("studiogan-256-small", "studiogan", studiogan(256, 16, [4], 140)),
+    Case("studiogan-64-plain", "studiogan", studiogan(64, 16, [], 100, spectral=False)),
+    Case("studiogan-early-128", "early studiogan", early_studiogan(128, 32, 4, 120)),
 )
 
 
-def official_network(case: Case, checkout: Path) -> Any:
+def official_network(case: Case, checkouts: Mapping[str, Path]) -> Any:
     """Return the official generator with weights that follow from their names.
 
     Networks that are not for CI get the norms' statistics of a few training passes.
     """
-    folder, module = CODE[case.layout]
-    with imported(checkout / folder) as load, contextlib.redirect_stdout(io.StringIO()):
-        network = load(module).Generator(**case.facts)
+    key, folder, module = CODE[case.layout]
+    facts = dict(case.facts)
+    with imported(checkouts[key] / folder, MISCELLANEA) as load, contextlib.redirect_stdout(io.StringIO()):
+        if case.layout == "studiogan":
+            facts |= studiogan_modules(load("utils.ops"), facts.pop("spectral"))
+        network = load(module).Generator(**facts)
     network.load_state_dict(random_weights(shapes_of(network.state_dict())))
     if not case.golden:
         generator = torch.Generator().manual_seed(SEED)
         # Contrast, after a norm of true statistics and before a spectral norm of 1.
-        network.output_layer[0].gain.data += 5
+        norm, name = (
+            (network.bn4, "weight") if "studiogan" in case.layout else (network.output_layer[0], "gain")
+        )
+        getattr(norm, name).data += 5
         network.train()  # power iterations and running statistics
         for _ in range(6):
-            z = torch.randn(8, network.dim_z, generator=generator)
-            classes = torch.randint(case.facts["n_classes"], (8,), generator=generator)
-            network(z, network.shared(classes))
+            z = torch.randn(
+                8, network.z_dim if "studiogan" in case.layout else network.dim_z, generator=generator
+            )
+            classes = torch.randint(network.shared.num_embeddings, (8,), generator=generator)
+            images_of(case, network, z, classes)
     return network.eval()
+
+
+def studiogan_modules(ops: Any, spectral: bool) -> dict[str, Any]:
+    """Return what StudioGAN's configuration makes of its options: its layers, and no further inputs."""
+    modules = SimpleNamespace(
+        g_bn=ops.ConditionalBatchNorm2d,
+        g_conv2d=ops.snconv2d if spectral else ops.conv2d,
+        g_linear=ops.snlinear if spectral else ops.linear,
+        g_act_fn=nn.ReLU(inplace=True),
+    )
+    return {"MODULES": modules, "MODEL": SimpleNamespace(info_type="N/A", g_info_injection="N/A")}
+
+
+def images_of(case: Case, network: Any, z: Tensor, classes: Tensor) -> Tensor:
+    """Return the official images in [-1, 1]."""
+    second = classes if "studiogan" in case.layout else network.shared(classes)
+    images: Tensor = network(z, second)
+    return images
 
 
 def random_weights(name_to_shape: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return weights by name; variances are such that images have contrast, and attention counts."""
-    weights = fill(name_to_shape, SEED)
+    weights = iterated(fill(name_to_shape, SEED))
     for name, values in weights.items():
         if name.endswith("_var"):
             weights[name] = values * 0.3
-        elif name.endswith(".gamma"):
+        elif name.endswith((".gamma", ".sigma")):
             weights[name] = values + 1
     return weights
 
 
 @torch.no_grad()
-def compare(case: Case, checkout: Path, goldens: bool) -> Row:
+def compare(case: Case, checkouts: Mapping[str, Path], goldens: bool) -> Row:
     """Return the differences of one case; write its golden if asked to."""
-    network = official_network(case, checkout)
+    network = official_network(case, checkouts)
     tensors = network.state_dict()
-    bn_eps = case.facts["BN_eps"]
-    ours = load_biggan(Checkpoint("biggan", tensors, {}, case.name), label=case.label, bn_eps=bn_eps)
+    layout = "biggan-studiogan" if "studiogan" in case.layout else "biggan"
+    bn_eps = case.facts.get("BN_eps")
+    ours = load_biggan(Checkpoint(layout, tensors, {}, case.name), label=case.label, bn_eps=bn_eps)
     latents = ours.sample_latents(range(case.rows), SEED)
     if case.label is None:
         labels = our_labels = ours.sample_labels(range(case.rows), SEED)
     else:
         labels, our_labels = torch.full((case.rows,), case.label), None
-    expected = (network(torch.cat(latents, dim=1), network.shared(labels)) + 1) / 2
+    expected = (images_of(case, network, torch.cat(latents, dim=1), labels) + 1) / 2
     images = ours(latents, our_labels)
     with torch.enable_grad():
         tracked = ours.decode(latents, our_labels).detach()
     if case.golden and goldens:
         facts = {
+            "layout": layout,
             "step": case.golden,
             "label": case.label,
             "bn_eps": bn_eps,
@@ -133,8 +199,8 @@ def compare(case: Case, checkout: Path, goldens: bool) -> Row:
     return {
         "case": case.name,
         "code": case.layout,
-        "resolution": case.facts["resolution"],
-        "width": case.facts["G_ch"],
+        "resolution": ours.image_shape[1],
+        "width": case.facts.get("G_ch", case.facts.get("g_conv_dim")),
         "levels": len(ours.levels),
         "images": case.rows,
         "label": case.label,
@@ -146,22 +212,19 @@ def compare(case: Case, checkout: Path, goldens: bool) -> Row:
 
 
 def main(
-    pretrained: Annotated[
-        Path, typer.Option(help="Checkout of lukemelas/pytorch-pretrained-gans.", exists=True)
-    ],
-    biggan: Annotated[Path, typer.Option(help="Checkout of ajbrock/BigGAN-PyTorch.", exists=True)],
-    only: Annotated[str, typer.Option(help="Cases whose name has this in it; no JSON is written then.")] = "",
-    goldens: Annotated[bool, typer.Option(help="Write what CI compares with.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "parity-biggan.json",
+    pretrained: Annotated[Path, checkout("lukemelas/pytorch-pretrained-gans")],
+    biggan: Annotated[Path, checkout("ajbrock/BigGAN-PyTorch")],
+    studiogan: Annotated[Path, checkout("POSTECH-CVLab/PyTorch-StudioGAN")],
+    only: Only = "",
+    goldens: Goldens = False,
+    threads: Threads = 1,
+    out: Out = None,
 ) -> None:
     """Compare all cases."""
-    torch.set_num_threads(threads)
-    checkouts = {"pretrained": pretrained.resolve(), "biggan": biggan.resolve()}
-    rows = compare_all(CASES, only, lambda case: compare(case, checkouts[case.layout], goldens))
+    checkouts = {"pretrained": pretrained, "biggan": biggan, "studiogan": studiogan}
     columns = ("case", "code", "resolution", "label", "contrast", "mean")
-    command = ["--pretrained", "DIR", "--biggan", "DIR"]
-    conclude(rows, columns, ("max", "max_with_graph"), "biggan.py", command, None if only else out)
+    keys = ("max", "max_with_graph")
+    run("biggan", CASES, compare, checkouts, (columns, keys), (only, goldens, threads, out))
 
 
 if __name__ == "__main__":

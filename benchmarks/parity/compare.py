@@ -1,24 +1,27 @@
-"""What the comparisons with official code share: cases, imports from checkouts, goldens, and the record."""
+"""What the comparisons with official code share: options, cases, imports, goldens, and the record."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import numpy as np
+import torch
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))  # of a script of this folder, Python knows this folder only
-from record import command, write
+from record import RESULTS, command, write
 
 from mlviews.runs.records import environment
 
@@ -27,6 +30,16 @@ LIMIT = 1e-3  # on images in [0, 1]
 SEED = 0
 
 Row = dict[str, Any]
+
+Goldens = Annotated[bool, typer.Option(help="Write what CI compares with, in tests/golden.")]
+Only = Annotated[str, typer.Option(help="Cases whose name has this in it; no record is written then.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
+Out = Annotated[Path | None, typer.Option(help="The record; None for the one in benchmarks/results.")]
+
+
+def checkout(project: str) -> Any:
+    """Return the option for the checkout of a project, for ``Annotated[Path, checkout(...)]``."""
+    return typer.Option(help=f"Checkout of {project}.", exists=True, file_okay=False, resolve_path=True)
 
 
 class Case(NamedTuple):
@@ -82,8 +95,8 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def largest(images: Tensor, official: Tensor) -> float:
-    """Return the largest difference of a pixel."""
-    return (images - official).abs().max().item()
+    """Return the largest difference of a pixel; infinity if a value is none."""
+    return (images - official).abs().nan_to_num(math.inf).max().item()
 
 
 def write_golden(name: str, **arrays: Any) -> None:
@@ -95,6 +108,34 @@ def compare_all(cases: Sequence[Any], only: str, compare: Callable[[Any], Row]) 
     """Compare the cases whose name has ``only`` in it."""
     chosen = [case for case in cases if only in case.name]
     return [compare(case) for case in track(chosen, "cases", console=Console(stderr=True))]
+
+
+def run(
+    name: str,
+    cases: Sequence[Case],
+    compare: Callable[[Case, Mapping[str, Path], bool], Row],
+    checkouts: Mapping[str, Path],
+    tables: tuple[Sequence[str], Sequence[str]],
+    options: tuple[str, bool, int, Path | None],
+) -> NoReturn:
+    """Compare cases, print a table, write the record, and exit with 1 if an image differs too much.
+
+    Args:
+        name: of the script and of the record.
+        cases: all there are.
+        compare: returns the figures of a case, from the checkouts and whether to write its golden.
+        checkouts: by the names of their options.
+        tables: columns of the table, and the differences of images among the figures.
+        options: values of :data:`Only`, :data:`Goldens`, :data:`Threads` and :data:`Out`.
+    """
+    only, goldens, threads, out = options
+    torch.manual_seed(SEED)
+    torch.set_num_threads(threads)
+    rows = compare_all(cases, only, lambda case: compare(case, checkouts, goldens))
+    arguments = [word for key, folder in checkouts.items() for word in (f"--{key}", folder.name)]
+    record = None if only else out or RESULTS / f"parity-{name}.json"
+    script = f"{name.replace('-', '_')}.py"
+    conclude(rows, *tables, script, [*arguments, "--threads", str(threads)], record)
 
 
 def conclude(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mlviews import sampling
 
@@ -23,6 +24,24 @@ def fill(name_to_shape: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, T
         seed: an integer; other seeds give other values.
     """
     return {name: _tensor(name, tuple(shape), seed) for name, shape in name_to_shape.items()}
+
+
+def iterated(tensors: Mapping[str, Tensor], steps: int = 3) -> dict[str, Tensor]:
+    """Return the tensors with the vectors of torch's spectral norms as some power iterations leave them.
+
+    Those of ``NAME_orig`` are ``NAME_u`` and ``NAME_v``; random ones would make any singular value of it.
+    """
+    changed = dict(tensors)
+    for name in tensors:
+        if name.endswith("_orig"):
+            stem = name.removesuffix("_orig")
+            matrix = tensors[name].flatten(1)
+            u = normalize(tensors[f"{stem}_u"], dim=0)
+            for _ in range(steps):
+                v = normalize(u @ matrix, dim=0)
+                u = normalize(matrix @ v, dim=0)
+            changed |= {f"{stem}_u": u, f"{stem}_v": v}
+    return changed
 
 
 def pictures(shape: tuple[int, ...], rows: int, seed: int) -> Tensor:

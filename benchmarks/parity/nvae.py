@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,17 +26,20 @@ import typer
 from compare import (
     SEED,
     Case,
+    Goldens,
+    Only,
+    Out,
     Row,
+    Threads,
     as_json,
-    compare_all,
-    conclude,
+    checkout,
     imported,
     largest,
+    run,
     shapes_of,
     write_golden,
 )
 from fill import fill, pictures
-from record import RESULTS
 from timing import take_turns
 from torch import Tensor, nn
 
@@ -239,10 +242,11 @@ def random_weights(network: nn.Module, for_ci: bool) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def compare(case: Case, checkout: Path, goldens: bool) -> Row:
+def compare(case: Case, checkouts: Mapping[str, Path], goldens: bool) -> Row:
     """Return the largest differences of one case; write its golden if asked to."""
-    load = load_serezd if case.layout == "nvae-serezd" else load_nvlabs
-    official = load(checkout, case.facts)
+    project = case.layout.removeprefix("nvae-")
+    load = load_serezd if project == "serezd" else load_nvlabs
+    official = load(checkouts[project], case.facts)
     golden = bool(case.golden) and goldens
     checkpoint = Checkpoint(case.layout, random_weights(official.network, golden), case.facts, case.name)
     ours, cooler = load_nvae(checkpoint), load_nvae(checkpoint, temperature=0.6)
@@ -296,27 +300,18 @@ def time_decoding(official: Official, ours: NVAE, rows: int = 16, turns: int = 9
 
 
 def main(
-    serezd: Annotated[
-        Path, typer.Option(help="Checkout of SerezD/NVAE-from-scratch.", exists=True, file_okay=False)
-    ],
-    nvlabs: Annotated[Path, typer.Option(help="Checkout of NVlabs/NVAE.", exists=True, file_okay=False)],
-    goldens: Annotated[bool, typer.Option(help="Write tests/golden/nvae-*.npz.")] = False,
-    only: Annotated[str, typer.Option(help="Cases whose name holds this; no record is written.")] = "",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="The record.")] = RESULTS / "parity-nvae.json",
+    serezd: Annotated[Path, checkout("SerezD/NVAE-from-scratch")],
+    nvlabs: Annotated[Path, checkout("NVlabs/NVAE")],
+    only: Only = "",
+    goldens: Goldens = False,
+    threads: Threads = 1,
+    out: Out = None,
 ) -> None:
-    """Compare, print a table, write the record."""
-    torch.manual_seed(SEED)
-    if threads:
-        torch.set_num_threads(threads)
-    checkouts = {"nvae-serezd": serezd.resolve(), "nvae-nvlabs": nvlabs.resolve()}
-    rows = compare_all(CASES, only, lambda case: compare(case, checkouts[case.layout], goldens))
+    """Compare all cases."""
     columns = ("case", "image", "groups", "spread", "rate_relative", "speedup")
     keys = ("decode", "decode_0.6", "decode_scales", "reconstruct")
-    command = ["--serezd", serezd.name, "--nvlabs", nvlabs.name]
-    if threads:
-        command += ["--threads", str(threads)]
-    conclude(rows, columns, keys, "nvae.py", command, None if only else out)
+    checkouts = {"serezd": serezd, "nvlabs": nvlabs}
+    run("nvae", CASES, compare, checkouts, (columns, keys), (only, goldens, threads, out))
 
 
 if __name__ == "__main__":

@@ -24,17 +24,20 @@ import typer
 from compare import (
     SEED,
     Case,
+    Goldens,
+    Only,
+    Out,
     Row,
+    Threads,
     as_json,
-    compare_all,
-    conclude,
+    checkout,
     imported,
     largest,
+    run,
     shapes_of,
     write_golden,
 )
 from fill import fill
-from record import RESULTS
 from torch import Tensor
 
 from mlviews.generators.stylegan.reading import load as load_stylegan2
@@ -332,21 +335,18 @@ def unit(images: Tensor) -> Tensor:
 
 
 def main(
-    ada: Annotated[
-        Path, typer.Option(help="Checkout of NVlabs/stylegan2-ada-pytorch.", exists=True, file_okay=False)
-    ],
-    rosinality: Annotated[Path, typer.Option(help="Checkout of rosinality/stylegan2-pytorch.", exists=True)],
-    goldens: Annotated[bool, typer.Option(help="Write tests/golden/stylegan2-*.npz.")] = False,
-    only: Annotated[str, typer.Option(help="Cases whose name holds this; no record is written.")] = "",
-    out: Annotated[Path, typer.Option(help="The record.")] = RESULTS / "parity-stylegan2.json",
+    ada: Annotated[Path, checkout("NVlabs/stylegan2-ada-pytorch")],
+    rosinality: Annotated[Path, checkout("rosinality/stylegan2-pytorch")],
+    only: Only = "",
+    goldens: Goldens = False,
+    threads: Threads = 1,
+    out: Out = None,
 ) -> None:
-    """Compare, print a table, write the record."""
-    torch.manual_seed(SEED)
-    checkouts = {"ada": ada.resolve(), "rosinality": rosinality.resolve()}
-    rows = compare_all(CASES, only, lambda case: compare(case, checkouts, goldens))
+    """Compare all cases."""
     keys = ("decode", "with_gradients", "crop", "crop_and_average", "crop_to_own_whole")
-    command = ["--ada", ada.name, "--rosinality", rosinality.name]
-    conclude(rows, ("case", "image", "spread"), keys, "stylegan2.py", command, None if only else out)
+    checkouts = {"ada": ada, "rosinality": rosinality}
+    tables = (("case", "image", "spread"), keys)
+    run("stylegan2", CASES, compare, checkouts, tables, (only, goldens, threads, out))
 
 
 if __name__ == "__main__":

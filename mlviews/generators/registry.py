@@ -16,6 +16,7 @@ from mlviews import checks
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError
 from mlviews.generators.base import MLVGM, Level
+from mlviews.generators.biggan import deep_reading as biggan_deep
 from mlviews.generators.biggan import reading as biggan
 from mlviews.generators.diffusion import reading as diffusion
 from mlviews.generators.film import FilmGenerator
@@ -23,6 +24,7 @@ from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.stylegan import reading as stylegan
+from mlviews.generators.vdvae import reading as vdvae
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
@@ -104,9 +106,16 @@ _GENERATORS = {
         image_shape=(3, 128, 128),
     ),
     "biggan": Entry(
-        _from_checkpoint(biggan.load, "biggan", "biggan"),
-        needs="G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z",
+        _from_checkpoint(biggan.load, "biggan", "biggan", "biggan-studiogan"),
+        needs="G_ema.pth of ajbrock/BigGAN-PyTorch, hierarchical z, or a BigGAN, ContraGAN or ReACGAN of "
+        "PyTorch-StudioGAN",
         options=("label", "bn_eps"),
+    ),
+    "biggan-deep": Entry(
+        _from_checkpoint(biggan_deep.load, "biggan-deep", "biggan-deep"),
+        needs="a pytorch_model.bin of pytorch-pretrained-BigGAN, its config.json beside it, or a "
+        "make_gan('biggan') object of pytorch_pretrained_gans",
+        options=("truncation", "groups"),
     ),
     "diffusion": Entry(
         diffusion.load,
@@ -120,6 +129,12 @@ _GENERATORS = {
         needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch, or a file of "
         "mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
+        encodes=True,
+    ),
+    "vdvae": Entry(
+        _from_checkpoint(vdvae.load, "vdvae", "vdvae"),
+        needs="a model.th or model-ema.th of openai/vdvae",
+        options=("levels", "temperature", "hps", "dec_blocks", "enc_blocks", "normalization"),
         encodes=True,
     ),
     "stylegan2": Entry(

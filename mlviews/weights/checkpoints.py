@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mlviews.checks import path_of
 from mlviews.errors import WeightsError, listing
-from mlviews.weights import unpickle
+from mlviews.weights import single, unpickle
 from mlviews.weights.files import (
     MOST_TENSORS,
     Refused,
@@ -35,14 +35,21 @@ LAYOUTS = {
     "stylegan2-tf": "StyleGAN2's original TensorFlow release (.pkl with three networks)",
     "stylegan2-rosinality": "StyleGAN2 as rosinality/stylegan2-pytorch saves it (.pt with g_ema)",
     "biggan": "BigBiGAN or BigGAN (a flat state dict of the generator)",
+    "biggan-studiogan": "BigGAN or ContraGAN as PyTorch-StudioGAN saves it (.pth with state_dict)",
+    "biggan-deep": "BigGAN-deep as pytorch-pretrained-BigGAN saves it (.bin, its -config.json beside it)",
+    "vdvae": "VDVAE as openai/vdvae saves it (.th, a flat state dict)",
     "nvae-serezd": "NVAE as SerezD/NVAE-from-scratch saves it (.pt with configuration and state_dict)",
     "nvae-nvlabs": "NVAE as NVlabs/NVAE saves it (.pt with args, arch_instance and state_dict)",
 }
 FORMAT = "mlviews.checkpoint"
 _MARKERS = {
+    "generator.gen_z.weight_orig": ("biggan-deep", "embeddings.weight"),
+    "linear0.weight_orig": ("biggan-studiogan", "shared.weight"),
+    "linear0.weight": ("biggan-studiogan", "shared.weight"),
     "shared.weight": ("biggan", "linear.weight"),
     "mapping.fc0.weight": ("stylegan2-ada", "synthesis.b4.const"),
     "style.1.weight": ("stylegan2-rosinality", "input.input"),
+    "decoder.dec_blocks.0.z_proj.weight": ("vdvae", "encoder.in_conv.weight"),
 }
 """Layouts by a tensor of the generator's, each with another one that is beside it."""
 
@@ -53,6 +60,8 @@ _NETWORKS = ("state_dict", "model", "generator", "netG", "G", "g")
 """What projects call a generator, or all of a training's networks."""
 
 _LONGEST_NAME = 250  # letters of a tensor's full name
+_MODEL, _CONFIG = "pytorch_model.bin", "config.json"  # ends of names of files that belong together
+_LONGEST_SETTINGS = 1 << 16  # bytes; those of a network have one thousand
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,8 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
             else:
                 content = unpickle.read(data)
                 checkpoint = _recognised(content, path)
+        if checkpoint is not None and checkpoint.layout == "biggan-deep" and not checkpoint.facts:
+            checkpoint = replace(checkpoint, facts=_settings_beside(file))
     if checkpoint is None:
         remedy = f" A state dict has one of {listing(_MARKERS)}." if isinstance(content, Mapping) else ""
         raise WeightsError(
@@ -96,6 +107,24 @@ def read(source: str | Path | nn.Module) -> Checkpoint:
             + remedy
         )
     return checkpoint
+
+
+def _settings_beside(file: Path) -> dict[str, Any]:
+    """Return the settings in ``NAME-config.json`` beside ``NAME-pytorch_model.bin``, if there are any.
+
+    Raises:
+        mlviews.WeightsError: if the file is there, and holds no settings.
+    """
+    settings = file.with_name(file.name.removesuffix(_MODEL) + _CONFIG)
+    if not file.name.endswith(_MODEL) or not settings.is_file():
+        return {}
+    with reading(settings) as data:
+        if len(data) > _LONGEST_SETTINGS:
+            raise Refused(f"{len(data):,} bytes of settings")
+        facts = _arguments(json.loads(data))
+        if not facts:
+            raise Refused("no settings of a network")
+    return facts
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -294,11 +323,9 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
         raise WeightsError(
             f"{path} holds a StyleGAN3 generator, which mlviews does not have; use a StyleGAN2 file."
         )
-    if any(name.startswith("generator.gen_z.") for name in tensors):
-        raise WeightsError(
-            f"{path} holds a BigGAN-deep, which feeds all of z to every block and so has no levels; "
-            "use a BigGAN file."
-        )
+    hint = single.hint(tensors)
+    if hint is not None:
+        raise WeightsError(f"{path} holds {hint}")
     for marker, (layout, _) in _MARKERS.items():
         if marker in tensors:
             return Checkpoint(layout, tensors, facts, path)
@@ -396,7 +423,13 @@ def _description(record: Record) -> Mapping[Any, Any]:
 def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
     """Return the state dict of a module of another project, and what was recognised in it."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    facts = _arguments(getattr(module, "init_kwargs", None))  # StyleGAN2's modules remember them
+    facts: dict[str, Any] = {}
+    for network in (module, getattr(module, "G", None)):  # an object of make_gan has the network in G
+        facts |= _arguments(getattr(network, "init_kwargs", None))  # StyleGAN2's modules remember them
+        settings = getattr(getattr(network, "config", None), "to_dict", None)
+        if callable(settings):
+            facts |= _arguments(settings())  # BigGAN-deep's
+            facts["truncation"] = getattr(module, "truncation", None)
     return content, _named(_unwrapped(content), facts, path)
 
 

@@ -30,7 +30,7 @@ TIMEOUT = 30.0
 SLOWEST = 1000
 """Bytes a second that it has to send, on average over ``TIMEOUT``."""
 
-SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth", ".bin", ".th")
 _OFFLINE = "Where there is no network, copy the file here by other means and pass its path: weights=FILE."
 
 

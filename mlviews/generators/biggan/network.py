@@ -13,8 +13,9 @@ the attention's gain into its output. What remains is computed channels-last; ho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -101,7 +102,8 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         self.weight = _random(*self.weight.shape)
-        self.bias = nn.Parameter(torch.zeros(self.out_features))
+        if self.bias is not None:
+            self.bias = nn.Parameter(torch.zeros(self.out_features))
 
 
 class Conv(nn.Module):
@@ -290,7 +292,71 @@ class First(nn.Module):
         return to_first(F.linear(z, self.weight, self.bias).view(-1, *self.shape))
 
 
-class Block(nn.Module):
+class Styled(nn.Module):
+    """A residual block whose norms a latent sets: ``z [B, d], state [B, C, H, W] -> [B, C', H', W']``.
+
+    All that a norm does is folded into the linear map from z to its scale and shift. A subclass computes the
+    rest in :meth:`transformed`.
+
+    Args:
+        dim: d, values of what sets the norms.
+        widths: channels of each norm.
+        up: whether rows and columns are doubled.
+    """
+
+    def __init__(self, dim: int, widths: Sequence[int], *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.splits = [width for width in widths for _ in range(2)]  # scale and shift of each norm
+        self.style = Linear(dim, sum(self.splits))
+        if not self.style.bias.is_meta:
+            for scale in self.style.bias.detach().split(self.splits)[::2]:
+                scale.fill_(1)
+
+    def forward(self, z: Tensor, state: Tensor) -> Tensor:
+        style = self.style(z)  # [B, sum of splits]
+        if not fast(state):
+            return self.transformed(style, state)
+        # Some images at a time: their activations stay in the cache, and a batch takes no more memory than
+        # they do.
+        pixels = state.shape[2] * state.shape[3] * (4 if self.up else 1)
+        count = max(_CACHED // (pixels * max(self.splits)), 1)
+        parts = [self.transformed(*part) for part in zip(style.split(count), state.split(count), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def transformed(self, style: Tensor, x: Tensor) -> Tensor:
+        """Return the next state, from scales and shifts ``[B, sum of splits]`` and the state before."""
+        raise NotImplementedError
+
+    def norms(self, style: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield each norm with the ReLU after it, as a function of ``[B, C, h, w]``."""
+        factors = style[:, :, None, None].split(self.splits, dim=1)
+        for scale, shift in zip(factors[::2], factors[1::2], strict=True):
+            yield partial(_normed, scale, shift)
+
+
+def _normed(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    """Return ``relu(x * scale + shift)``."""
+    return torch.addcmul(shift, x, scale).relu_()
+
+
+def add_upsampled(h: Tensor, low: Tensor) -> Tensor:
+    """Add each pixel of ``low [B, H, W, C]`` to the 2x2 pixels of h that upsampling would make of it.
+
+    Args:
+        h: ``[B, C, 2H, 2W]``, changed in place if its channels come last in memory.
+        low: channels last.
+
+    Returns:
+        The sum, ``[B, C, 2H, 2W]``.
+    """
+    h = h.contiguous(memory_format=torch.channels_last)  # as it is, unless the library chose otherwise
+    rows, columns = low.shape[1:3]
+    to_last(h).view(len(h), rows, 2, columns, 2, -1).add_(low[:, :, None, :, None])
+    return h
+
+
+class Block(Styled):
     """Every other level, a residual block: ``z [B, d], state [B, C, H, W] -> [B, C', 2H, 2W]``.
 
     Twice norm, ReLU and 3x3 convolution, beside a 1x1 convolution, which commutes with the upsampling and
@@ -315,41 +381,18 @@ class Block(nn.Module):
         attention: Attention | None,
         head: Head | None,
     ) -> None:
-        super().__init__()
-        # To scale and shift of the first norm (C each) and of the second (C' each), with all else that a norm
-        # does folded in.
-        self.splits = [channels, channels, out_channels, out_channels]
-        self.style = Linear(dim, sum(self.splits))
-        if not self.style.bias.is_meta:
-            scale1, _, scale2, _ = self.style.bias.detach().split(self.splits)
-            scale1.fill_(1)
-            scale2.fill_(1)
+        super().__init__(dim, (channels, out_channels), up=True)
         self.conv1 = Conv(channels, out_channels, size, up=True)
         self.conv2 = Conv(out_channels, out_channels, 2 * size)
         self.shortcut = Linear(channels, out_channels)
         self.attention = attention
         self.head = head
 
-    def forward(self, z: Tensor, state: Tensor) -> Tensor:
-        style = self.style(z)  # [B, 2 C + 2 C']
-        if not fast(state):
-            return self._forward(style, state)
-        # Some images at a time: their activations stay in the cache, and a batch takes no more memory than
-        # they do.
-        values = 4 * state.shape[2] * state.shape[3] * max(self.splits)
-        count = max(_CACHED // values, 1)
-        parts = [self._forward(*part) for part in zip(style.split(count), state.split(count), strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _forward(self, style: Tensor, x: Tensor) -> Tensor:
-        scale1, shift1, scale2, shift2 = style[:, :, None, None].split(self.splits, dim=1)
-        h: Tensor = self.conv1(torch.addcmul(shift1, x, scale1).relu_())  # [B, C', 2H, 2W]
-        h = self.conv2(torch.addcmul(shift2, h, scale2).relu_())
-        # Each pixel of the shortcut is added to the 2x2 pixels that upsampling would make of it.
-        low = self.shortcut(to_last(x))  # [B, H, W, C']
-        rows, columns = low.shape[1:3]
-        h = h.contiguous(memory_format=torch.channels_last)  # as it is, unless the library chose otherwise
-        to_last(h).view(len(x), rows, 2, columns, 2, -1).add_(low[:, :, None, :, None])
+    def transformed(self, style: Tensor, x: Tensor) -> Tensor:
+        norm1, norm2 = self.norms(style)
+        h: Tensor = self.conv1(norm1(x))  # [B, C', 2H, 2W]
+        h = self.conv2(norm2(h))
+        h = add_upsampled(h, self.shortcut(to_last(x)))
         if self.attention is not None:
             h = self.attention(h)
         if self.head is not None:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlviews.generators.nvae.cells import Cell
 from mlviews.generators.nvae.config import NVAEConfig
-
-
-class Posterior(NamedTuple):
-    """What the encoder makes of ``B`` images."""
-
-    latents: list[Tensor]  # of each level
-    divergences: list[Tensor]  # of each group from its prior, nats [B]
-    features: Tensor  # the decoder's, after the last group
 
 
 class Encoder(nn.Module):

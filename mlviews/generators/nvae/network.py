@@ -1,9 +1,6 @@
 """NVAE (Vahdat and Kautz 2020, "NVAE: A Deep Hierarchical Variational Autoencoder"), in plain PyTorch.
 
-The latents form groups, coarse to fine; group *i* is normal given the groups before it,
-``z_i ~ N(mu_i(z_<i), sigma_i(z_<i))``. Here a level is parametrized by its **standard-normal noise**
-``eps_i``, with ``z_i = mu_i + temperature * sigma_i * eps_i``, so that the prior of every level is N(0, 1),
-as for every other generator, and :meth:`NVAE.encode` returns noises too.
+What a level is, and how images are encoded, is in :mod:`mlviews.generators.hierarchy`.
 
 The network is the one that inference needs: every batch norm is an affine map (folded into a convolution
 wherever one is next to it), weight norms are multiplied out, the 0.1 of the residual cells is in their
@@ -16,7 +13,7 @@ This file holds the decoder and the generator; the other parts are in :mod:`~mlv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews.checks import is_number
-from mlviews.generators.base import MLVGM, Latents, Level
+from mlviews.generators import hierarchy
+from mlviews.generators.base import Latents
+from mlviews.generators.hierarchy import HierarchicalVAE, Posterior, check_options
 from mlviews.generators.nvae.cells import INVERTED, RESIDUAL, Cell, up_conv, widen
 from mlviews.generators.nvae.config import ROLES, NVAEConfig
-from mlviews.generators.nvae.encoder import Encoder, Posterior
+from mlviews.generators.nvae.encoder import Encoder
 from mlviews.generators.nvae.likelihood import Gaussian, Head
-from mlviews.levels import Blend
 from mlviews.weights import configs
 
 __all__ = [
@@ -42,7 +39,6 @@ __all__ = [
     "Gaussian",
     "Head",
     "NVAEConfig",
-    "check_options",
     "up_conv",
     "widen",
 ]
@@ -51,7 +47,7 @@ __all__ = [
 # -- the decoder ---------------------------------------------------------------------------------------------
 
 
-class Group(nn.Module):
+class Group(hierarchy.Group):
     """A latent group of the decoder: the cells before it, its prior, and how its latent joins the features.
 
     The first group has neither cells nor a learned prior; it starts from a constant.
@@ -98,8 +94,11 @@ class Group(nn.Module):
         features = self.cells(features)
         return features, self.prior(F.elu(features))
 
+    def enter(self, features: Tensor | None, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        features, raw = self.prepare(features, rows)
+        return (features, *Gaussian.of(raw, self.floor))
+
     def join(self, features: Tensor, z: Tensor) -> Tensor:
-        """Return the features ``[B, C, h, w]`` with the latent ``[B, c, h, w]``."""
         z = z.to(features.dtype, memory_format=torch.channels_last)  # or torch.cat would leave the layout
         if self.start is not None:
             joined: Tensor = self.combine(z)
@@ -108,53 +107,10 @@ class Group(nn.Module):
         return joined
 
 
-class Block(nn.Module):
-    """A level: some groups of one scale.
-
-    It ends where the next level's latent is needed, so that views share all that comes before. Its state is
-    the features, and the mean and standard deviation of the next level's first prior; of the last block,
-    features.
-
-    Args:
-        groups: all groups of the network, whose owner is the :class:`NVAE`.
-        start: the first group of this level.
-        stop: the one after its last.
-        temperature: factor of every standard deviation.
-    """
-
-    def __init__(self, groups: Sequence[Group], start: int, stop: int, temperature: float) -> None:
-        super().__init__()
-        # In a tuple they are not registered: the same weights belong to one module, whatever the levels are.
-        self.groups = tuple(groups[start:stop])
-        after = groups[stop] if stop < len(groups) else None
-        self.following = (*groups[start + 1 : stop], after)
-        self.temperature = temperature
-
-    def forward(self, eps: Tensor, state: Any) -> Any:
-        if state is None:
-            state = _prepared(self.groups[0], None, len(eps))
-        latent_channels = self.groups[0].shape[0]
-        noises = eps.split(latent_channels, dim=1)  # [B, c, h, w] for each group
-        for group, following, noise in zip(self.groups, self.following, noises, strict=True):
-            features, mean, std = state
-            z = torch.addcmul(mean, noise, std, value=self.temperature)
-            features = group.join(features, z)
-            if following is None:
-                return features
-            state = _prepared(following, features, len(eps))
-        return state
-
-
-def _prepared(group: Group, features: Tensor | None, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the features that a group's latent joins, and the mean and standard deviation of its prior."""
-    features, raw = group.prepare(features, rows)
-    return (features, *Gaussian.of(raw, group.floor))
-
-
 # -- the generator -------------------------------------------------------------------------------------------
 
 
-class NVAE(MLVGM):
+class NVAE(HierarchicalVAE):
     """A deep hierarchical VAE as a generator; its levels are the standard-normal noises of its latent groups.
 
     Args:
@@ -175,24 +131,12 @@ class NVAE(MLVGM):
         self, config: NVAEConfig | None = None, *, temperature: float = 1.0, levels: str = "group"
     ) -> None:
         config = config or NVAEConfig()
-        check_options(temperature, levels)
         groups = [Group(config, scale, index) for scale, index in config.group_scales]
-        blocks = []
-        named = []
-        start = 0
-        for name, count in _runs(config, levels):
-            latent, side, _ = groups[start].shape
-            named.append(Level(f"{side}x{side}{name}", (count * latent, side, side)))
-            blocks.append(Block(groups, start, start + count, temperature))
-            start += count
-        # Anchors have the whole prior: of so many latents, each cut at two standard deviations, none would
-        # look like those of training.
         image_shape = (config.image_channels, config.image_size, config.image_size)
-        super().__init__(blocks, named, image_shape, truncation=None)
+        super().__init__(
+            groups, config.groups, image_shape, temperature=temperature, levels=levels, unit="group"
+        )
         self.config = config
-        self.temperature = float(temperature)
-        self.merged = levels == "scale"
-        self.groups = nn.ModuleList(groups)
         self.post = _post_processing(config)
         self.head = Head(config)
         self.encoder = Encoder(config)
@@ -204,34 +148,6 @@ class NVAE(MLVGM):
     def to_image(self, state: Tensor) -> Tensor:
         """Return the mean of the likelihood, whose own noise is nothing to look at."""
         return self.head.mean(self.post(state))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor, noise: Latents | None = None) -> list[Tensor]:
-        """Return the latents of images, in the levels' space: :meth:`decode` turns them back into the images.
-
-        They are noises in the prior's standard deviations, ``eps = (z - mu) / (temperature * sigma)``; so
-        they are standard normal on average over images (at temperature 1) only as far as the posterior
-        matches the prior.
-
-        Args:
-            images: float ``[B, C, H, W]`` in [0, 1], of the generator's image shape, on its device.
-            noise: standard-normal noise, one ``[B, *level.shape]`` per level, to sample the posterior, as
-                :meth:`sample_latents` draws it with ``truncation=None``; None for the posterior's mean.
-
-        Returns:
-            One float32 tensor ``[B, *level.shape]`` per level.
-
-        Raises:
-            ValueError: if the images or the noise do not have these shapes.
-        """
-        images = self._checked_images(images)
-        if noise is not None:
-            noise = self._checked_noise(noise, len(images))
-        return self.posterior(images, noise).latents
-
-    def infer(self, images: Tensor) -> list[Tensor]:
-        """Return the latents of images by the posterior's mean, differentiably."""
-        return self.posterior(images).latents
 
     @torch.no_grad()
     def elbo(self, images: Tensor, noise: Latents) -> tuple[Tensor, list[Tensor]]:
@@ -257,32 +173,6 @@ class NVAE(MLVGM):
         """Return ``log p(x | z)`` in nats ``[B]``, from the decoder's last features."""
         return self.head.log_probability(self.head(self.post(features)), images)
 
-    def regenerate(
-        self,
-        images: Tensor,
-        blends: Sequence[Blend],
-        noise: Sequence[Tensor | None],
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Return images like the given ones, see :meth:`MLVGM.regenerate`.
-
-        Each group's posterior is inferred given the blended latents of the groups before it, as in Serez et
-        al. 2025: what the images say of a finer level then fits to what became of the coarser ones.
-        """
-        images = self._checked_images(images)
-        copies = self._copies(noise, len(images))
-        runs = self.config.groups if self.merged else [1] * len(self.groups)  # groups of each level
-        by_group = [blend for blend, count in zip(blends, runs, strict=True) for _ in range(count)]
-        drawn: list[Tensor | None] = []
-        for values, count in zip(noise, runs, strict=True):
-            drawn += [None] * count if values is None else values.chunk(count, dim=1)
-
-        def blended(index: int, eps: Tensor) -> Tensor:
-            return by_group[index](eps, drawn[index])
-
-        features = self.posterior(images, change=blended, copies=copies).features
-        return self._images(features, copies * len(images))
-
     def posterior(
         self,
         images: Tensor,
@@ -291,15 +181,6 @@ class NVAE(MLVGM):
         change: Callable[[int, Tensor], Tensor] | None = None,
         copies: int = 1,
     ) -> Posterior:
-        """Go through the encoder and the decoder once, differentiably.
-
-        Args:
-            images: as for :meth:`encode`.
-            noise: as for :meth:`encode`.
-            change: takes a group's index and its latent in the prior's standard deviations, ``[B, c, h, w]``,
-                and returns the latent to go on with; the groups after it depend on that.
-            copies: how many copies of all images go through the decoder, one after the other.
-        """
         group_noise = None if noise is None else self._split(noise)
         bottom_up = [level.repeat(copies, 1, 1, 1) for level in self.encoder(images)]
         features: Tensor | None = None
@@ -340,29 +221,6 @@ class NVAE(MLVGM):
         z = self.encoder.flows[index](z.to(raw.dtype)).float()
         return z, log_density - prior.log_density(z)
 
-    def _split(self, latents: Latents) -> list[Tensor]:
-        """Return one tensor per group, from one per level."""
-        if not self.merged:
-            return list(latents)
-        parts: list[Tensor] = []
-        for z, channels in zip(latents, self.config.latents, strict=True):
-            parts += z.split(channels, dim=1)
-        return parts
-
-    def _merge(self, parts: list[Tensor]) -> list[Tensor]:
-        """Return one tensor per level, from one per group."""
-        if not self.merged:
-            return parts
-        rest = iter(parts)
-        return [torch.cat(list(itertools.islice(rest, count)), dim=1) for count in self.config.groups]
-
-    def _checked_noise(self, noise: Latents, rows: int) -> Latents:
-        """Check noise, and return it in the generator's precision."""
-        noise = self._checked(noise)
-        if len(noise[0]) != rows:
-            raise ValueError(f"Got noise for {len(noise[0])} images, and {rows} images: give each its own.")
-        return noise
-
     # -- files
 
     def metadata(self, provenance: dict[str, Any] | None = None) -> dict[str, str]:
@@ -378,28 +236,12 @@ class NVAE(MLVGM):
             ValueError: for a temperature out of range, or other levels.
             mlviews.WeightsError: if it is damaged or holds something else.
         """
-        check_options(temperature, levels)
+        check_options(temperature, levels, "group")
 
         def build(config: NVAEConfig) -> NVAE:
             return cls(config, temperature=temperature, levels=levels)
 
         return configs.load(path, cls.FORMAT, NVAEConfig, build)
-
-
-def check_options(temperature: float, levels: str) -> None:
-    """Raise a ValueError for a temperature that is not from 0.001 to 10, or levels that there are not."""
-    if not is_number(temperature) or not 1e-3 <= temperature <= 10:
-        raise ValueError(f"Invalid temperature={temperature!r}: it must be a number from 0.001 to 10.")
-    if levels not in ("group", "scale"):
-        raise ValueError(f"Invalid levels={levels!r}: it must be 'group' or 'scale'.")
-
-
-def _runs(config: NVAEConfig, levels: str) -> list[tuple[str, int]]:
-    """Return the number of groups of each level, and what its name has after its size."""
-    if levels == "scale":
-        return [("", count) for count in config.groups]
-    # A group that is alone in its scale needs no number.
-    return [(f".{index}" if config.groups[scale] > 1 else "", 1) for scale, index in config.group_scales]
 
 
 def _post_processing(config: NVAEConfig) -> nn.Sequential:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from mlviews.errors import WeightsError, listing
-from mlviews.generators.nvae.network import NVAE, NVAEConfig, check_options
+from mlviews.generators.hierarchy import check_options
+from mlviews.generators.nvae.network import NVAE, NVAEConfig
 from mlviews.generators.nvae.nvlabs import NVlabs, implied_images
 from mlviews.generators.nvae.serezd import SerezD
 from mlviews.generators.nvae.walk import Walk
@@ -47,7 +48,7 @@ def load(checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "gro
         ValueError: for a temperature that is not positive, or other levels.
         mlviews.WeightsError: if the file and what it says about itself do not agree, or make no network.
     """
-    check_options(temperature, levels)
+    check_options(temperature, levels, "group")
     config, tensors = convert(checkpoint)
 
     def make() -> NVAE:
