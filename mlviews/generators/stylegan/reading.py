@@ -18,7 +18,8 @@ from torch import Tensor
 from mlviews import sampling
 from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
-from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config, normalized
+from mlviews.generators.stylegan.folding import affine, class_vectors, mapping_layers
+from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
 from mlviews.weights.files import printable
@@ -372,8 +373,8 @@ def _network(reader: _Reader, clamp: float | None, rate: float | None, kernel: A
     """
     resolutions = _resolutions(reader)
     synthesis, channels = _synthesis(reader, resolutions)
-    mapping, sizes = _mapping(reader, 0.01 if rate is None else rate)
-    table, is_separate = _embedding(reader)
+    mapping, sizes = mapping_layers(reader, 0.01 if rate is None else rate)
+    table, is_separate = class_vectors(reader)
     num_classes, label_dim = (0, 0) if table is None else table.shape
     if table is not None:
         mapping["mapping.embedding.weight"] = table
@@ -452,7 +453,7 @@ def _synthesis(reader: _Reader, resolutions: list[int]) -> tuple[dict[str, Tenso
         colors = len(weight)
         tensors[f"{image}.weight"] = weight[:, :, 0, 0] / math.sqrt(weight.shape[1])
         tensors[f"{image}.bias"] = reader.take(f"{block}.torgb.bias", colors)
-        tensors |= _affine(reader, f"{block}.torgb.affine", f"{image}.style", width)
+        tensors |= affine(reader, f"{block}.torgb.affine", f"{image}.style", width)
     return tensors, channels
 
 
@@ -466,30 +467,6 @@ def _check_start(reader: _Reader, start: list[int], count: int) -> None:
         raise reader.error(
             f"{name} has {start[0]}x{start[1]} pixels, which become more than {_MOST_PIXELS} of one side"
         )
-
-
-def _mapping(reader: _Reader, rate: float) -> tuple[dict[str, Tensor], list[int]]:
-    """Return the tensors of the mapping network's layers, and the outputs of each."""
-    tensors: dict[str, Tensor] = {}
-    sizes: list[int] = []
-    while f"mapping.fc{len(sizes)}.weight" in reader.tensors:
-        index = len(sizes)
-        weight = reader.take(f"mapping.fc{index}.weight", None, None)
-        tensors[f"mapping.layers.{index}.weight"] = weight * (rate / math.sqrt(weight.shape[1]))
-        tensors[f"mapping.layers.{index}.bias"] = reader.take(f"mapping.fc{index}.bias", len(weight)) * rate
-        sizes.append(len(weight))
-    if not sizes:
-        raise reader.missing("mapping.fc0.weight")
-    return tensors, sizes
-
-
-def _affine(reader: _Reader, name: str, target: str, channels: int) -> dict[str, Tensor]:
-    """Return the linear map from w to a layer's style, one value for each channel of its input."""
-    weight = reader.take(f"{name}.weight", channels, None)
-    return {
-        f"{target}.weight": weight / math.sqrt(weight.shape[1]),
-        f"{target}.bias": reader.take(f"{name}.bias", channels),
-    }
 
 
 def _convolution(
@@ -509,7 +486,7 @@ def _convolution(
         f"{target}.weight": weight / peak[:, None, None, None],
         f"{target}.epsilon": 1e-8 / peak.square(),
         f"{target}.bias": reader.take(f"{name}.bias", len(weight)),
-        **_affine(reader, f"{name}.affine", f"{target}.style", channels_in),
+        **affine(reader, f"{name}.affine", f"{target}.style", channels_in),
         f"{target}.noise": _noise(reader, name, size),
     }
 
@@ -537,18 +514,6 @@ def _drawn_noise(number: int, height: int, width: int) -> Tensor:
     draw = sampling.Draw({"row": field}, torch.device("cpu"))
     rows = torch.arange(height) + number * _MOST_PIXELS
     return torch.cat([draw(part, _NOISE_SEED, 0)["row"] for part in rows.split(128)])
-
-
-def _embedding(reader: _Reader) -> tuple[Tensor | None, bool]:
-    """Return the classes' vectors for the mapping network, and whether they are normalized apart from z."""
-    if "mapping.concat.weight" in reader.tensors:
-        # StyleGAN2: a matrix, normalized together with z.
-        return reader.take("mapping.concat.weight", None, None).T.contiguous(), False
-    if "mapping.embed.weight" not in reader.tensors:
-        return None, True
-    weight = reader.take("mapping.embed.weight", None, None)
-    bias = reader.take("mapping.embed.bias", len(weight))
-    return normalized(weight.T / math.sqrt(weight.shape[1]) + bias), True
 
 
 def _filter(reader: _Reader, kernel: Any) -> Filter:
