@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mlviews.errors import did_you_mean, listing
+from mlviews.errors import did_you_mean, listing, nearest
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -76,7 +76,7 @@ def choice(meaning: str, name: Any, allowed: Collection[str], problem: str = "Un
     """
     if not isinstance(name, str) or name not in allowed:
         raise ValueError(
-            f"{problem} {meaning} {name!r}: there are {listing(allowed)}.{did_you_mean(name, allowed)}"
+            f"{problem} {meaning} {name!r}: there are {nearest(name, allowed)}.{did_you_mean(name, allowed)}"
         )
     return name
 

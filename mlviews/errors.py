@@ -1,4 +1,4 @@
-"""The errors users meet, and the two ways in which their messages are completed."""
+"""The errors users meet, and the ways in which their messages are completed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ class WeightsError(ValueError):
 def listing(names: Iterable[object]) -> str:
     """``a, b, c`` for the "allowed values" part of a message."""
     return ", ".join(str(name) for name in names)
+
+
+def nearest(name: object, allowed: Iterable[str], most: int = 24) -> str:
+    """Return the listing of the allowed names; of a long list, only those that are most like the name."""
+    names = list(allowed)
+    if len(names) <= most:
+        return listing(names)
+    close = difflib.get_close_matches(str(name), names, n=most // 2, cutoff=0)
+    return f"{listing(close)} and {len(names) - len(close)} more"
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

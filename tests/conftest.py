@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mlviews import MLVGM, Level, MLViewSource, load_generator
 from mlviews.generators.nvae.reading import source_shapes
 from mlviews.perturb import Normal
 from mlviews.source import Batch
+from mlviews.weights import write_safetensors
+from mlviews.weights.checkpoints import FORMAT
 
 
 class ToyBlock(nn.Module):
@@ -79,7 +82,10 @@ def external(kind: str, path: Path) -> Path:
     from fill import fill, iterated  # only pytest has it on its path; other processes use this file too
 
     golden = Path(__file__).parent / "golden"
-    if kind == "bigbigan":
+    if kind == "stylegan-xl":
+        tensors, metadata, _ = stylegan3_golden("xl-32px-tiny")
+        write_safetensors(path, tensors, metadata)
+    elif kind == "bigbigan":
         with np.load(golden / "biggan-small-128.npz") as file:
             facts = json.loads(str(file["facts"]))
         torch.save(fill({name: tuple(shape) for name, shape in facts["shapes"].items()}, facts["seed"]), path)
@@ -134,6 +140,20 @@ def external(kind: str, path: Path) -> Path:
         facts["autoencoder"] |= {"num_scales": 3, "num_groups_per_scale": 1}
         torch.save({"configuration": facts, "state_dict": fill(source_shapes("nvae-serezd", facts), 0)}, path)
     return path
+
+
+@cache
+def stylegan3_golden(case: str) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
+    """Return tensors of a small StyleGAN3 or StyleGAN-XL, a converted file's metadata, and the golden."""
+    import stylegan3 as parity  # only pytest has it on its path, as above
+
+    with np.load(Path(__file__).parent / "golden" / f"stylegan3-{case}.npz") as file:
+        golden = {name: file[name] for name in file}
+    shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+    stored = {name: torch.from_numpy(value) for name, value in golden.items() if name.endswith(parity.STORED)}
+    tensors = parity.random_weights(shapes, int(golden["seed"])) | stored
+    metadata = {"format": FORMAT, "layout": str(golden["layout"]), "facts": str(golden["facts"])}
+    return tensors, metadata, golden
 
 
 def _whole(batch: Batch) -> Batch:

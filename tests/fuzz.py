@@ -36,6 +36,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "parity"), str(ROOT)]
 
+from conftest import stylegan3_golden  # noqa: E402
 from fill import fill, iterated  # noqa: E402
 from test_checkpoints import Discriminator, EasyDict, Generator, Network, Plain, pickled, saved  # noqa: E402
 
@@ -151,6 +152,27 @@ def stylegan2() -> Iterator[Sample]:
         yield Sample(f"stylegan2-{kind}.{suffix}", content, generator("stylegan2", groups=4))
 
 
+def stylegan3() -> Iterator[Sample]:
+    """Yield StyleGAN3's and StyleGAN-XL's files."""
+    for case in ("r-16px-tiny", "xl-stem-16px-tiny"):
+        tensors, metadata, _ = stylegan3_golden(case)
+        # As many features as fit into a small file.
+        tensors = {
+            name: value[:, :4] if "embed" in name and value.ndim > 1 else value
+            for name, value in tensors.items()
+        }
+        if "mapping.embed.weight" in tensors:
+            tensors["mapping.embed.weight"] = tensors["mapping.embed.weight"][:8].clone()
+        g = Generator(tensors)
+        for module, attributes in json.loads(metadata["facts"])["modules"].items():
+            for key, value in attributes.items():
+                setattr(g.get_submodule(module), key, np.array(value) if key == "size" else value)
+        layout = metadata["layout"]
+        yield Sample(
+            f"{layout}.pkl", pickled({"G": None, "D": None, "G_ema": g}), generator(layout, groups=4)
+        )
+
+
 def own(folder: Path) -> Iterator[Sample]:
     """Yield files of mlviews' own formats, and the research code's walkers."""
     film = FilmGenerator(FilmConfig(dims=(2, 3), channels=(8, 4), groups=2))
@@ -171,7 +193,7 @@ def own(folder: Path) -> Iterator[Sample]:
 
 def samples(folder: Path) -> list[Sample]:
     """Return a good file of each layout, and one that was converted."""
-    files = [*biggan(), *nvae(), *vdvae(), *stylegan2(), *own(folder)]
+    files = [*biggan(), *nvae(), *vdvae(), *stylegan2(), *stylegan3(), *own(folder)]
     source = next(sample for sample in files if sample.name == "stylegan2-ada.pkl")
     (folder / source.name).write_bytes(source.content)
     checkpoints.convert(folder / source.name, folder / "converted.safetensors")

@@ -837,11 +837,14 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
         "'convs.0.0.weight'" + KINDS,
     ),
     "an optimiser": (adam, "a dictionary with 'state', 'param_groups'" + KINDS),
-    "a StyleGAN3": (
+    "a part of a StyleGAN3": (
         lambda: pickled({"G_ema": Generator({"synthesis.input.weight": numbers(2)})}),
-        "StyleGAN3.*use a StyleGAN2 file",
+        "a dictionary with 'G_ema'" + KINDS,
     ),
-    "a StyleGAN3's state": (lambda: saved({"synthesis.L0_36_8.weight": numbers(2)}), "StyleGAN3"),
+    "a StyleGAN3's layer": (
+        lambda: saved({"synthesis.L0_36_8.weight": numbers(2)}),
+        "'synthesis.L0_36_8.weight'" + KINDS,
+    ),
     "two networks": (lambda: pickled((Network(), Network())), "holds an object of type 'tuple'" + KINDS),
     "another object": (
         lambda: pickled(argparse.Namespace(a=1)),

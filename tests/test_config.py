@@ -25,13 +25,18 @@ DOCUMENT = (Path(mlviews.__file__).parent / "presets" / "README.md").read_text()
 EXTERNAL = {
     "bigbigan": 112,
     "stylegan2-cars": 112,
+    "stylegan-xl-imagenet128": 112,
+    "stylegan-xl-imagenet256": 224,
     "nvae": 28,
 }  # presets that need weights -> size of their views
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: external(kind, tmp_path_factory.mktemp(kind) / "weights.pt") for kind in EXTERNAL}
+    return {
+        kind: external(kind.partition("-imagenet")[0], tmp_path_factory.mktemp(kind) / "weights.pt")
+        for kind in EXTERNAL
+    }
 
 
 @pytest.mark.parametrize("preset", mlviews.list_presets())

@@ -15,7 +15,7 @@ def test_damaged_files_of_every_layout() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 18
+    assert len(lines) == 20
     assert lines[-2].startswith("all")
     assert lines[-1].startswith("0 findings")
     assert all("refused" in line for line in lines[:-1])

@@ -8,6 +8,7 @@ IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "biggan": ("max", "max_with_graph"),
     "biggan-deep": ("max", "max_with_graph", "max_by_scale"),
     "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
+    "stylegan3": ("decode", "with_gradients", "crop_and_average"),
     "nvae": ("decode", "reconstruct"),
     "vdvae": ("decode", "decode_0.6", "decode_scales", "reconstruct"),
     "diffusion": ("max",),
@@ -115,19 +116,27 @@ def diffusion(record: Record) -> str:
     )
 
 
-@table("biggan-speed", "stylegan2-speed")
-def speed(biggan: Record, stylegan2: Record) -> str:
+@table("biggan-speed", "stylegan2-speed", "stylegan3-speed")
+def speed(biggan: Record, stylegan2: Record, stylegan3: Record) -> str:
     """Ours beside the research code and the official code, in turns."""
+    rows = [
+        *biggan_times(biggan),
+        *stylegan2_times(stylegan2),
+        *stylegan2_times(stylegan3, "StyleGAN3"),
+    ]
     times = captioned(
-        markdown(TIMES, [*biggan_times(biggan), *stylegan2_times(stylegan2)]),
+        markdown(TIMES, rows),
         "BigBiGAN: the whole step (latents, both views, crop and flip to 112 px) against the research code's "
         "`BatchManager` and generator.",
         'StyleGAN2: config-f channels, against stylegan2-ada-pytorch\'s generator; "last group" is an '
         "anchor and a positive that differ in the last of four groups.",
-        f"Both sides in turns, {threads(biggan)}, random weights.",
-        provenance(biggan, stylegan2),
+        "StyleGAN3: configurations t and r, and StyleGAN-XL with two stages, of "
+        f"1/{32768 // stylegan3['base']} of the published networks' channels, against the official "
+        "generators' reference operations.",
+        f"Both sides in turns, {threads(biggan)} ({threads(stylegan3)} for StyleGAN3), random weights.",
+        provenance(biggan, stylegan2, stylegan3),
     )
-    return f"{times}\n\n{biggan_memory(biggan)}"
+    return f"{times}\n\n{biggan_memory(biggan)}\n\n{stylegan3_memory(stylegan3)}"
 
 
 def biggan_times(record: Record, part: str = "step") -> list[list[str]]:
@@ -172,6 +181,19 @@ def biggan_memory(record: Record) -> str:
     rows = [[title, *(f"{memory[side][key]:.0f}" for side in SIDES)] for key, title in MEMORY.items()]
     pairs = record.get("memory_pairs", record["pairs"])
     return markdown([f"BigBiGAN, {pairs} pairs, MiB", *SIDES.values()], rows)
+
+
+def stylegan3_memory(record: Record) -> str:
+    """Return the memory of the images of both sides, one column a case: official, ours."""
+    titles = {
+        "resident_peak": "peak of the resident set, weights and all",
+        "allocated_peak": "peak of torch's allocations for the images",
+    }
+    rows = []
+    for key, title in titles.items():
+        pairs = [[case["memory_mib"][side][key] for side in ("official", "ours")] for case in record["cases"]]
+        rows.append([title, *(f"{official:.0f} / {ours:.0f}" for official, ours in pairs)])
+    return markdown(["StyleGAN3, MiB, original / ours", *(case["case"] for case in record["cases"])], rows)
 
 
 @table("biggan-speed")

@@ -24,6 +24,7 @@ from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.stylegan import reading as stylegan
+from mlviews.generators.stylegan import stylegan3_reading as stylegan3
 from mlviews.generators.vdvae import reading as vdvae
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
@@ -141,6 +142,16 @@ _GENERATORS = {
         _from_checkpoint(stylegan.load, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality"),
         needs="a .pkl of stylegan2-ada-pytorch or of the TensorFlow release, or a .pt of "
         "rosinality/stylegan2-pytorch",
+        options=("groups", "crop", "size", "truncation_psi"),
+    ),
+    "stylegan3": Entry(
+        _from_checkpoint(stylegan3.load, "stylegan3", "stylegan3"),
+        needs="a .pkl of NVlabs/stylegan3, configuration t or r",
+        options=("groups", "crop", "size", "truncation_psi"),
+    ),
+    "stylegan-xl": Entry(
+        _from_checkpoint(stylegan3.load, "stylegan-xl", "stylegan-xl"),
+        needs="a .pkl of autonomousvision/stylegan-xl",
         options=("groups", "crop", "size", "truncation_psi"),
     ),
 }

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from mlviews.checks import path_of
@@ -34,6 +35,8 @@ LAYOUTS = {
     "stylegan2-ada": "StyleGAN2 as stylegan2-ada-pytorch and stylegan3 save it (.pkl with G_ema)",
     "stylegan2-tf": "StyleGAN2's original TensorFlow release (.pkl with three networks)",
     "stylegan2-rosinality": "StyleGAN2 as rosinality/stylegan2-pytorch saves it (.pt with g_ema)",
+    "stylegan3": "StyleGAN3 as NVlabs/stylegan3 saves it (.pkl with G_ema)",
+    "stylegan-xl": "StyleGAN-XL as autonomousvision/stylegan-xl saves it (.pkl with G_ema)",
     "biggan": "BigBiGAN or BigGAN (a flat state dict of the generator)",
     "biggan-studiogan": "BigGAN or ContraGAN as PyTorch-StudioGAN saves it (.pth with state_dict)",
     "biggan-deep": "BigGAN-deep as pytorch-pretrained-BigGAN saves it (.bin, its -config.json beside it)",
@@ -58,6 +61,12 @@ _AVERAGES = ("G_ema", "g_ema", "ema")
 
 _NETWORKS = ("state_dict", "model", "generator", "netG", "G", "g")
 """What projects call a generator, or all of a training's networks."""
+
+_ALIAS_FREE = (
+    "c_dim", "layer_names", "output_scale", "size", "sampling_rate", "bandwidth",
+    "up_factor", "down_factor", "padding", "conv_clamp", "is_torgb",
+)  # fmt: skip
+"""Attributes of StyleGAN3's modules that say how the network is built, and that no tensor tells."""
 
 _LONGEST_NAME = 250  # letters of a tensor's full name
 _MODEL, _CONFIG = "pytorch_model.bin", "config.json"  # ends of names of files that belong together
@@ -252,6 +261,13 @@ def _module(content: Any, path: str) -> Checkpoint | None:
         return None
     tensors = _unwrapped(_collect(module, _module_parts, "."))
     facts = _arguments(attributes.get("_init_kwargs", attributes.get("init_kwargs")))
+    if _is_alias_free(tensors):
+        parts = [
+            (_full(prefix, name), part)
+            for prefix, name, part in _walk(module, _module_parts, ".")
+            if isinstance(part, Record)
+        ]
+        facts["modules"] = _described((name, _attributes(part)) for name, part in [("", module), *parts])
     return _named(tensors, facts, path)
 
 
@@ -319,13 +335,13 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
     Raises:
         WeightsError: if it is of a kind that mlviews knows, but does not have, or has several generators.
     """
-    if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in tensors):
-        raise WeightsError(
-            f"{path} holds a StyleGAN3 generator, which mlviews does not have; use a StyleGAN2 file."
-        )
     hint = single.hint(tensors)
     if hint is not None:
         raise WeightsError(f"{path} holds {hint}")
+    if _is_alias_free(tensors):
+        # StyleGAN-XL has the table of a classifier's features, even if it takes no classes.
+        has_table = "mapping.embed.weight" in tensors and "mapping.embed.bias" not in tensors
+        return Checkpoint("stylegan-xl" if has_table else "stylegan3", tensors, facts, path)
     for marker, (layout, _) in _MARKERS.items():
         if marker in tensors:
             return Checkpoint(layout, tensors, facts, path)
@@ -350,6 +366,11 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
     return Checkpoint(layout, inside, facts, path)
 
 
+def _is_alias_free(tensors: Mapping[str, Tensor]) -> bool:
+    """Is this a StyleGAN3's state dict, or a StyleGAN-XL's?"""
+    return "synthesis.input.freqs" in tensors
+
+
 # -- tensors of pickled modules ------------------------------------------------------------------------------
 
 
@@ -364,6 +385,20 @@ def _collect(
         separator: stands between the names of a module and of its part.
     """
     tensors: dict[str, Tensor] = {}
+    for prefix, name, part in _walk(record, parts, separator):
+        tensor = None if isinstance(part, Record) else unpickle.tensor(part)
+        if tensor is not None:
+            tensors[_full(prefix, name)] = tensor
+    return tensors
+
+
+def _walk(
+    record: Record, parts: Callable[[Record], Iterator[tuple[Any, Any]]], separator: str
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the parts of a pickled module and of the modules in it: the module's prefix, a name, the part.
+
+    The arguments are those of :func:`_collect`.
+    """
     waiting = [("", record)]
     steps = 0
     while waiting:
@@ -374,11 +409,17 @@ def _collect(
                 raise Refused("modules nested without end")
             if isinstance(part, Record):
                 waiting.append((_full(prefix, name) + separator, part))
-                continue
-            tensor = unpickle.tensor(part)
-            if tensor is not None:
-                tensors[_full(prefix, name)] = tensor
-    return tensors
+            yield prefix, name, part
+
+
+def _described(modules: Iterable[tuple[str, Mapping[Any, Any]]]) -> Any:
+    """Return what StyleGAN3's modules say of themselves, by their names: attributes in ``_ALIAS_FREE``."""
+    facts = {}
+    for module, attributes in modules:
+        values = {name: attributes[name] for name in _ALIAS_FREE if name in attributes}
+        if values:
+            facts[module] = values
+    return unpickle.plain(facts)  # of all at once, as one list may be an attribute of many modules
 
 
 def _module_parts(module: Record) -> Iterator[tuple[Any, Any]]:
@@ -430,7 +471,18 @@ def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
         if callable(settings):
             facts |= _arguments(settings())  # BigGAN-deep's
             facts["truncation"] = getattr(module, "truncation", None)
-    return content, _named(_unwrapped(content), facts, path)
+    tensors = _unwrapped(content)
+    if _is_alias_free(tensors):
+        facts["modules"] = _described(
+            (name, {key: _listed(value) for key, value in vars(part).items()})
+            for name, part in module.named_modules()
+        )
+    return content, _named(tensors, facts, path)
+
+
+def _listed(value: Any) -> Any:
+    """Return a numpy array or number as Python's; any other value as it is."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _read_safetensors(data: bytes, path: str) -> tuple[Any, Checkpoint | None]:

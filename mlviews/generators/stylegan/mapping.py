@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews.checks import integer
+from mlviews.checks import integer, is_number
 from mlviews.generators.stylegan.regions import Span
+from mlviews.levels import distinct
 
 GAIN = math.sqrt(2)  # of every leaky ReLU
 SLOPE = 0.2  # of every leaky ReLU, below 0
@@ -27,6 +29,7 @@ class MappingNetwork(nn.Module):
         num_classes: number of classes; 0 for a network that takes no labels.
         label_dim: values of a class's embedding.
         label_normalized: whether z is normalized apart from the embedding (StyleGAN2-ADA), or both together.
+        class_means: whether each class has a mean w (StyleGAN-XL); ``average`` is then ``[classes, w]``.
     """
 
     average: Tensor
@@ -40,6 +43,7 @@ class MappingNetwork(nn.Module):
         num_classes: int = 0,
         label_dim: int = 0,
         label_normalized: bool = True,
+        class_means: bool = False,
     ) -> None:
         super().__init__()
         self.psi = psi
@@ -50,7 +54,9 @@ class MappingNetwork(nn.Module):
             self.embedding = nn.Embedding.from_pretrained(random_normal(num_classes, label_dim))
             widths[0] += label_dim
         self.layers = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
-        self.register_buffer("average", torch.zeros(widths[-1]))
+        self.class_means = class_means
+        means = (num_classes, widths[-1]) if class_means else (widths[-1],)
+        self.register_buffer("average", torch.zeros(means))
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
         x = normalized(z) if self.label_normalized else z
@@ -61,7 +67,18 @@ class MappingNetwork(nn.Module):
             x = normalized(x)
         for layer in self.layers:
             x = F.leaky_relu(layer(x), SLOPE) * GAIN
-        return x if self.psi == 1 else torch.lerp(self.average, x, self.psi)
+        if self.psi == 1:
+            return x
+        return torch.lerp(self.average[labels] if self.class_means else self.average, x, self.psi)
+
+    def by_level(self, latents: Sequence[Tensor], labels: Tensor | None) -> list[Tensor]:
+        """Return each level's w ``[B, w_dim]`` of its z; levels that hold one tensor share one w."""
+        tensors, places = distinct(latents)
+        repeated = None if labels is None else labels.repeat(len(tensors))
+        with full_precision(latents[0]):
+            w = self(torch.cat(tensors), repeated)  # [tensors * B, w_dim]
+        parts = w.chunk(len(tensors))
+        return [parts[place] for place in places]
 
 
 class Linear(nn.Linear):
@@ -93,6 +110,21 @@ def random_normal(*shape: int) -> Tensor:
 def full_precision(x: Tensor) -> torch.autocast:
     """Return a context without autocast on the tensor's device; layers choose their precision themselves."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+def working_dtype(like: Tensor) -> torch.dtype:
+    """Return the dtype of activations: autocast's, if it is on."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+
+
+def check_psi(truncation_psi: Any) -> None:
+    """Raise a ValueError unless a truncation towards the mean w is a number from 0 to 1."""
+    if not (is_number(truncation_psi) and 0 <= truncation_psi <= 1):
+        raise ValueError(
+            f"Invalid truncation_psi={truncation_psi!r}: it must be a number from 0 (always the mean image) "
+            "to 1 (no truncation)."
+        )
 
 
 def style_runs(styles: int, groups: int | None) -> list[Span]:

@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlviews.checks import is_number
 from mlviews.generators import winograd
 from mlviews.generators.base import MLVGM, Latents, Level
 from mlviews.generators.stylegan.mapping import (
@@ -34,11 +33,13 @@ from mlviews.generators.stylegan.mapping import (
     SLOPE,
     Linear,
     MappingNetwork,
+    check_psi,
     full_precision,
     normalized,
     random_normal,
     run_name,
     style_runs,
+    working_dtype,
 )
 from mlviews.generators.stylegan.regions import (
     Region,
@@ -397,7 +398,7 @@ class Convolve(nn.Module):
 
     def forward(self, w: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.const is not None:
-            x = self.const.to(_working_dtype(self.const)).expand(len(w), -1, -1, -1)  # [B, C, h, w]
+            x = self.const.to(working_dtype(self.const)).expand(len(w), -1, -1, -1)  # [B, C, h, w]
             state = (x,)
         with full_precision(w):
             return (self.conv(state[0], w), *state[1:])
@@ -431,12 +432,6 @@ class Styles(nn.Module):
         for step in self.steps:
             state = step(w, state)
         return state
-
-
-def _working_dtype(like: Tensor) -> torch.dtype:
-    """Return the dtype of activations: autocast's, if it is on."""
-    kind = like.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def _steps(
@@ -513,11 +508,7 @@ class StyleGAN2(MLVGM):
         filter = filter or Filter()
         runs = style_runs(config.num_styles, groups)
         region, pool = visible(config.sizes[-1], crop, size)
-        if not (is_number(truncation_psi) and 0 <= truncation_psi <= 1):
-            raise ValueError(
-                f"Invalid truncation_psi={truncation_psi!r}: it must be a number from 0 (always the mean "
-                "image) to 1 (no truncation)."
-            )
+        check_psi(truncation_psi)
         steps = _steps(config, needed_regions(config.sizes, region), pool, filter)
         super().__init__(
             [Styles(steps[run.start : run.stop]) for run in runs],
