@@ -1,6 +1,6 @@
 """The StyleGAN family: its networks, and the reading of other projects' files.
 
-regions < mapping < stylegan2 < reading.
+regions < mapping < stylegan2 < reading; mapping < encoder; reading, encoder < psp.
 """
 
 from __future__ import annotations
