@@ -3,10 +3,10 @@
 ``python benchmarks/parity/psp.py --e4e DIR --psp DIR``
 
 The directories are checkouts of omertov/encoder4editing and eladrich/pixel2style2pixel, run on the CPU in
-float32; their compiled operators are replaced by plain ones. Each network is saved as those projects save it,
-read by ``load_generator``, and compared in the W+ codes of images, in their reconstructions, and in images
-decoded from the official codes. Writes ``benchmarks/results/parity-psp.json``; with ``--goldens`` also what CI
-compares with where there are no checkouts. Exits with 1 if an image differs by more than 1e-3.
+float32; their compiled operators are replaced by plain ones. Each network is saved as those projects save
+it, read by ``load_generator``, and compared in the W+ codes of images, in their reconstructions, and in
+images decoded from the official codes. Writes ``benchmarks/results/parity-psp.json``; with ``--goldens`` also
+what CI compares with where there are no checkouts. Exits with 1 if an image differs by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ FULL: dict[str, Any] = {"narrow": 512, "dim": 512, "layers": 8, "channels": None
 def opts(encoder: str, size: int, **facts: Any) -> dict[str, Any]:
     """Return what either project saves beside the weights, and the sizes of a narrow network."""
     return {
-        **FULL, "encoder_type": encoder, "stylegan_size": size, "output_size": size, "dataset_type": "ffhq_encode",
+        **FULL, "encoder_type": encoder, "dataset_type": "ffhq_encode",
+        "stylegan_size": size, "output_size": size,
         "start_from_latent_avg": True, "learn_in_w": False, "input_nc": 3, "label_nc": 0, "device": "cpu",
         "checkpoint_path": None, **facts,
     }  # fmt: skip
 
 
+CARS = {"dataset_type": "cars_encode"}
 GRADUAL, LAST = "GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoW"
 CASES = (
     Case("e4e-32px-tiny", E4E, opts("Encoder4Editing", 32, **TINY), golden=1),
@@ -66,11 +68,11 @@ CASES = (
     Case(
         "e4e-64px-cars-tiny",
         E4E,
-        opts("Encoder4Editing", 64, **TINY, dataset_type="cars_encode", heads=128),
+        opts("Encoder4Editing", 64, **TINY, **CARS, heads=128),
         golden=1,
     ),
     Case("e4e-256px", E4E, opts("Encoder4Editing", 256, dataset_type="church_encode")),
-    Case("e4e-512px-cars", E4E, opts("Encoder4Editing", 512, dataset_type="cars_encode", heads=1024), rows=1),
+    Case("e4e-512px-cars", E4E, opts("Encoder4Editing", 512, **CARS, heads=1024), rows=1),
     Case("e4e-1024px", E4E, opts("Encoder4Editing", 1024), rows=1),
     Case("psp-256px", PSP, opts(GRADUAL, 256)),
     Case("psp-1024px", PSP, opts(GRADUAL, 1024), rows=1),
@@ -195,7 +197,7 @@ def last_layer(encoder: Any, x: Tensor) -> Tensor:
 
 
 def codes_of(network: Any, images: Tensor, facts: dict[str, Any]) -> Tensor:
-    """Return the W+ codes of images in [0, 1], as the official inference computes them, ``[B, styles, dim]``."""
+    """Return the W+ codes of images in [0, 1] as the official inference does, ``[B, styles, dim]``."""
     is_cars = facts["dataset_type"].startswith("cars")
     prepared = v2.functional.resize(images, [192 if is_cars else 256, 256], antialias=True) * 2 - 1
     codes: Tensor = network.encoder(prepared)
@@ -230,7 +232,7 @@ def compare(case: Case, checkouts: Mapping[str, Path], goldens: bool) -> Row:
     expected = unit(raw[:, :, above : raw.shape[2] - above])
     if case.golden and goldens:
         write_golden(
-            f"stylegan2-psp-{case.name}",
+            case.name,
             facts=as_json(content["opts"]),
             seed=SEED,
             shapes=as_json(shapes_of({**content["state_dict"], "latent_avg": network.latent_avg})),
@@ -253,7 +255,7 @@ def compare(case: Case, checkouts: Mapping[str, Path], goldens: bool) -> Row:
 def main(
     e4e: Annotated[Path, typer.Option(help="Checkout of omertov/encoder4editing.", exists=True)],
     psp: Annotated[Path, typer.Option(help="Checkout of eladrich/pixel2style2pixel.", exists=True)],
-    goldens: Annotated[bool, typer.Option(help="Write tests/golden/stylegan2-psp-*.npz.")] = False,
+    goldens: Annotated[bool, typer.Option(help="Write tests/golden/{e4e,psp}-*.npz.")] = False,
     only: Annotated[str, typer.Option(help="Cases whose name holds this; no record is written.")] = "",
     out: Annotated[Path, typer.Option(help="The record.")] = RESULTS / "parity-psp.json",
 ) -> None:

@@ -1,8 +1,8 @@
 """The encoders of pSp and e4e: images to W+ codes (Richardson et al. 2021, sec. 3; Tov et al. 2021, sec. 4).
 
-A residual network (IR-SE-50, from face recognition) is followed by a small feature pyramid, of whose three maps
-each style reads one by a head of its own. Batch norms are folded into convolutions, or into a scale and a shift
-where a padded convolution comes after them.
+A residual network (IR-SE-50, from face recognition) is followed by a small feature pyramid, of whose three
+maps each style reads one by a head of its own. Batch norms are folded into convolutions, or into a scale and
+a shift where a padded convolution comes after them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNITS = (3, 4, 14, 3)
 """Residual units in each of the four stages; every stage halves the image's sides."""
 
 HEAD_STYLES = (3, 7)
-"""The first styles that read the middle map and the fine map of the pyramid; those before read the coarse one."""
+"""The first styles that read the middle and the fine map of the pyramid; those before read the coarse one."""
 
 HEAD_DEPTHS = (4, 5, 6)
 """Convolutions of a head that reads the coarse, the middle and the fine map."""
@@ -36,9 +36,7 @@ class StyleEncoderConfig:
     channels: tuple[int, ...] = (64, 64, 128, 256, 512)  # of the first convolution, and of the four stages
     reduction: int = 16  # channels of a stage for each one that its squeeze-and-excitation has
     heads: bool = True  # a head for each style; False: one linear map, and all styles are equal
-    relative: bool = (
-        True  # whether the heads of all styles but the first give differences from the first (e4e)
-    )
+    relative: bool = True  # whether heads after the first give differences from its style (e4e)
     size: tuple[int, int] = (256, 256)  # rows and columns that images are brought to
     margin: int = 0  # rows above and below that are cut off before
 
@@ -84,7 +82,7 @@ class ResidualUnit(nn.Module):
 
 
 class Head(nn.Module):
-    """The part of a style, ``[B, C, H, W] -> [B, w_dim]``: every convolution halves the sides, to 1 at last."""
+    """The part of a style, ``[B, C, H, W] -> [B, w_dim]``; convolutions halve the sides until they are 1."""
 
     def __init__(self, channels: int, w_dim: int, depth: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Files of pSp and e4e: a StyleGAN2 (rosinality's), and the encoder that was trained for it.
 
-Sizes come from the tensors. What tensors cannot tell is taken from the file's ``opts``: which of the two kinds
-of encoders with the same tensors it is, whether codes begin from the mean w, and whether images are cars.
+Sizes come from the tensors. What tensors cannot tell is taken from the file's ``opts``: which of the two
+kinds of encoders with the same tensors it is, whether codes begin from the mean w, and whether images are
+cars.
 """
 
 from __future__ import annotations
@@ -86,10 +87,8 @@ class _Reader(Reader):
     def batch_norm(self, name: str, channels: int) -> tuple[Tensor, Tensor]:
         """Take a batch norm; return the scale and the shift that its statistics make, ``[channels]``."""
         self.tensors.pop(f"{name}.num_batches_tracked", None)
-        weight, bias, mean, variance = (
-            self.take(f"{name}.{part}", channels)
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
+        parts = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, variance = (self.take(f"{name}.{part}", channels) for part in parts)
         if variance.min() < 0:
             raise self.damaged(f"{name}.running_var has values below 0")
         scale = weight / (variance + _EPSILON).sqrt()
@@ -220,9 +219,7 @@ def _average(reader: _Reader, styles: int, w_dim: int) -> Tensor:
     if not is_start:
         return torch.zeros(styles, w_dim)
     if reader.average is None:
-        raise reader.error(
-            "its codes begin from the mean w (start_from_latent_avg), and latent_avg is missing"
-        )
+        raise reader.error("latent_avg is missing, and its codes begin from there (start_from_latent_avg)")
     average = reader.average.view(-1, reader.average.shape[-1])  # [1 or styles or more, w_dim]
     if average.shape[1] != w_dim or 1 < len(average) < styles:
         raise reader.error(

@@ -489,8 +489,10 @@ class StyleGAN2(MLVGM):
 
     A level's latent is a z ``[B, z_dim]``; all levels share one draw (``tied``), and each is mapped to W on
     its own, where :meth:`distances` are measured. Latents of real images also hold each level's offset from
-    there to the image's W+ code (:meth:`from_w_plus`), and an ``inverter`` may return that code. Under ``torch.autocast`` (the source's ``dtype=``) all
-    features are in its precision; the mapping network, demodulation and the image branch stay in float32.
+    there to the image's W+ code (:meth:`from_w_plus`), and an ``inverter`` may return that code.
+
+    Under ``torch.autocast`` (the source's ``dtype=``) all features are in its precision; the mapping network,
+    demodulation and the image branch stay in float32.
 
     Args:
         config: the architecture.
@@ -582,7 +584,7 @@ class StyleGAN2(MLVGM):
         w = self.condition(latents, labels)
         return [_by_style(w_level, run.length).flatten(1) for w_level, run in zip(w, self.runs, strict=True)]
 
-    # -- W+: a place in W for every style, as encoders of real images give it ------------------------------------
+    # -- W+: a place in W for every style, as encoders of real images give it --------------------------------
 
     def w_plus(self, latents: Latents) -> Tensor:
         """Return the place in W of every style, float32 ``[B, styles, w_dim]``: the W+ code of these latents.
@@ -629,7 +631,7 @@ class StyleGAN2(MLVGM):
     def _check_w_plus(self) -> None:
         if self.num_classes:
             raise ValueError(
-                f"Generator {self.name!r} has classes, and a W+ code says nothing of them: W+ is for generators "
+                f"Generator {self.name!r} has classes, and a W+ code says nothing of them: use a generator "
                 "without classes."
             )
 
