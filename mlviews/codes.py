@@ -257,6 +257,11 @@ class Codes:
             if self.encoding.generator.num_classes:
                 labels = self.images.labels.to(device)[start : numbers.stop]
             latents = self.encoding(images, labels)
+            if len(latents) > len(self.encoding.generator.levels):
+                raise ValueError(
+                    f"Invalid codes={str(self.folder)!r}: a folder of codes has no place for W+ codes of "
+                    "StyleGAN2; leave codes out."
+                )
             tensors = {level.name: z.float().cpu() for level, z in zip(self.levels, latents, strict=False)}
             write_safetensors(path, tensors, {"format": _FORMAT, "settings": token})
         finally:

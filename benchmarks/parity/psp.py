@@ -16,6 +16,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -46,6 +47,8 @@ import mlviews
 
 E4E, PSP = "encoder4editing", "pixel2style2pixel"
 TINY: dict[str, Any] = {"narrow": 8, "dim": 16, "layers": 2, "channels": (16, 16, 32, 32, 48)}
+HALF: dict[str, Any] = {"narrow": 256, "dim": 256, "layers": 8, "channels": (32, 32, 64, 128, 256)}
+WIDE_END = HALF | {"dim": 512, "channels": (32, 32, 64, 128, 512)}
 FULL: dict[str, Any] = {"narrow": 512, "dim": 512, "layers": 8, "channels": None}
 
 
@@ -71,12 +74,12 @@ CASES = (
         opts("Encoder4Editing", 64, **TINY, **CARS, heads=128),
         golden=1,
     ),
-    Case("e4e-256px", E4E, opts("Encoder4Editing", 256, dataset_type="church_encode")),
-    Case("e4e-512px-cars", E4E, opts("Encoder4Editing", 512, **CARS, heads=1024), rows=1),
+    Case("e4e-256px", E4E, opts("Encoder4Editing", 256, **HALF, dataset_type="church_encode")),
+    Case("e4e-512px-cars", E4E, opts("Encoder4Editing", 512, **HALF, **CARS, heads=1024), rows=1),
+    Case("psp-256px", PSP, opts(GRADUAL, 256, **HALF)),
+    Case("psp-256px-last-layer", PSP, opts(LAST, 256, **WIDE_END, learn_in_w=True)),
+    Case("psp-1024px", PSP, opts(GRADUAL, 1024, **HALF), rows=1),
     Case("e4e-1024px", E4E, opts("Encoder4Editing", 1024), rows=1),
-    Case("psp-256px", PSP, opts(GRADUAL, 256)),
-    Case("psp-1024px", PSP, opts(GRADUAL, 1024), rows=1),
-    Case("psp-256px-last-layer", PSP, opts(LAST, 256, learn_in_w=True)),
 )
 
 
@@ -184,14 +187,13 @@ def narrowed(encoder: Any, facts: dict[str, Any], encoders: Any, helpers: Any) -
         )
         return encoder
     encoder.linear = encoders.EqualLinear(widths[3], dim)
-    forward = encoder.forward
-    # The official last-layer encoders take 512 channels for granted.
-    encoder.forward = lambda x: last_layer(encoder, x) if widths[3] != 512 else forward(x)
+    if widths[3] != 512:  # which the official last-layer encoders take for granted
+        encoder.forward = partial(last_layer, encoder)
     return encoder
 
 
 def last_layer(encoder: Any, x: Tensor) -> Tensor:
-    """Return what an official last-layer encoder of other widths gives, ``[B, styles, dim]``."""
+    """Return what e4e's last-layer encoder of other widths gives, ``[B, styles, dim]``."""
     code: Tensor = encoder.linear(encoder.output_pool(encoder.body(encoder.input_layer(x))).flatten(1))
     return code.repeat(encoder.style_count, 1, 1).permute(1, 0, 2)
 
