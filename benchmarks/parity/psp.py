@@ -79,7 +79,7 @@ CASES = (
     Case("psp-256px", PSP, opts(GRADUAL, 256, **HALF)),
     Case("psp-256px-last-layer", PSP, opts(LAST, 256, **WIDE_END, learn_in_w=True)),
     Case("psp-1024px", PSP, opts(GRADUAL, 1024, **HALF), rows=1),
-    Case("e4e-1024px", E4E, opts("Encoder4Editing", 1024), rows=1),
+    Case("e4e-1024px", E4E, opts("Encoder4Editing", 1024, **HALF), rows=1),
 )
 
 
@@ -155,7 +155,9 @@ def load_official(checkout: Path, facts: dict[str, Any]) -> nn.Module:
             # Published cars have more heads than styles.
             size = self.opts.stylegan_size
             self.opts.stylegan_size = facts.get("heads", size)
-            encoder: nn.Module = super().set_encoder()
+            device = torch.device("cpu" if facts["channels"] is None else "meta")
+            with device:
+                encoder: nn.Module = super().set_encoder()
             self.opts.stylegan_size = size
             return encoder if facts["channels"] is None else narrowed(encoder, facts, encoders, helpers)
 
