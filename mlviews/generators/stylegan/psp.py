@@ -147,32 +147,41 @@ def _backbone(reader: _Reader) -> tuple[dict[str, Tensor], tuple[int, ...], int]
     before = len(tensors["stem.weight"])
     tensors["stem_slope.weight"] = reader.take(f"{name}.2.weight", before)
     channels = [before]
-    reduction = 0
+    # All units squeeze alike.
+    first, squeeze = "encoder.body.0.res_layer.1.weight", "encoder.body.0.res_layer.5.fc1.weight"
+    width = reader.shape(first, None, before, 3, 3)[0]
+    reduction = max(1, width // reader.shape(squeeze, None, width, 1, 1)[0])
     index = 0
     for stage, units in enumerate(UNITS):
+        width = reader.shape(f"encoder.body.{index}.res_layer.1.weight", None, before, 3, 3)[0]
         for unit in range(units):
-            name, target = f"encoder.body.{index}", f"stages.{stage}.{unit}"
-            width = None if unit == 0 else before
-            first = reader.take(f"{name}.res_layer.1.weight", width, before, 3, 3)
-            width = len(first)
-            tensors[f"{target}.first.weight"] = first
-            scale, shift = reader.batch_norm(f"{name}.res_layer.0", before)
-            tensors |= {f"{target}.norm.scale": scale, f"{target}.norm.shift": shift}
-            tensors[f"{target}.slope.weight"] = reader.take(f"{name}.res_layer.2.weight", width)
-            second, norm = f"{name}.res_layer.3.weight", f"{name}.res_layer.4"
-            tensors |= reader.folded(second, norm, f"{target}.second", width, width, 3, 3)
-            squeeze = f"{name}.res_layer.5"
-            reduction = reduction or width // reader.shape(f"{squeeze}.fc1.weight", None, width, 1, 1)[0]
-            squeezed = width // max(reduction, 1)
-            tensors[f"{target}.squeeze.weight"] = reader.take(f"{squeeze}.fc1.weight", squeezed, width, 1, 1)
-            tensors[f"{target}.excite.weight"] = reader.take(f"{squeeze}.fc2.weight", width, squeezed, 1, 1)
-            if before != width:
-                shortcut, norm = f"{name}.shortcut_layer.0.weight", f"{name}.shortcut_layer.1"
-                tensors |= reader.folded(shortcut, norm, f"{target}.shortcut", width, before, 1, 1)
+            target = f"stages.{stage}.{unit}"
+            tensors |= _unit(reader, f"encoder.body.{index}", target, before, width, width // reduction)
             before = width
             index += 1
-        channels.append(before)
+        channels.append(width)
     return tensors, tuple(channels), reduction
+
+
+def _unit(
+    reader: _Reader, name: str, target: str, channels_in: int, channels: int, squeezed: int
+) -> dict[str, Tensor]:
+    """Return the tensors of a residual unit."""
+    layers = f"{name}.res_layer"
+    scale, shift = reader.batch_norm(f"{layers}.0", channels_in)
+    tensors = {
+        f"{target}.norm.scale": scale,
+        f"{target}.norm.shift": shift,
+        f"{target}.first.weight": reader.take(f"{layers}.1.weight", channels, channels_in, 3, 3),
+        f"{target}.slope.weight": reader.take(f"{layers}.2.weight", channels),
+        **reader.folded(f"{layers}.3.weight", f"{layers}.4", f"{target}.second", channels, channels, 3, 3),
+        f"{target}.squeeze.weight": reader.take(f"{layers}.5.fc1.weight", squeezed, channels, 1, 1),
+        f"{target}.excite.weight": reader.take(f"{layers}.5.fc2.weight", channels, squeezed, 1, 1),
+    }
+    if channels_in != channels:
+        shortcut, norm = f"{name}.shortcut_layer.0.weight", f"{name}.shortcut_layer.1"
+        tensors |= reader.folded(shortcut, norm, f"{target}.shortcut", channels, channels_in, 1, 1)
+    return tensors
 
 
 def _heads(reader: _Reader, channels: tuple[int, ...], styles: int, w_dim: int) -> dict[str, Tensor]:
