@@ -213,11 +213,10 @@ class Images(Pool):
         return samples._replace(following=_batches(order, count, starts, len(places)))
 
     def fields(self, num_views: int) -> dict[sampling.Name, Field]:
-        if self.generated in (0, 1):
-            return {}
-        return {
-            ("origin", view): Field(1, sampling.ORIGIN, view, 0, Uniform()) for view in range(1, num_views)
-        }
+        fields = self.generator.real_fields(self.law)
+        for view in range(1, num_views) if 0 < self.generated < 1 else ():
+            fields["origin", view] = Field(1, sampling.ORIGIN, view, 0, Uniform())
+        return fields
 
     def __call__(self, samples: Samples, drawn: Mapping[sampling.Name, Tensor]) -> Anchors:
         device = samples.indices.device
@@ -235,6 +234,8 @@ class Images(Pool):
         elif self.decodes:
             assert images is not None
             latents = self.encoding(images, labels)
+        if latents:
+            latents = self.generator.real_latents(latents, drawn)
         return Anchors(latents, labels, targets, images)
 
     def _pixels(self, rows: Tensor, samples: Samples) -> Tensor:

@@ -28,6 +28,7 @@ from mlviews.evaluation.probe import train
 from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.inverter import Inverter
+from mlviews.generators.stylegan import StyleGAN2, StyleGAN2Config
 from mlviews.generators.vdvae import VDVAE
 from mlviews.generators.vdvae.reading import load as load_vdvae
 from mlviews.perturb import Normal, Walker
@@ -49,6 +50,10 @@ def classes() -> MLVGM:
     return wrap_generator(
         lambda z, labels: z[0].view(-1, 1, 2, 2), levels=[("z", (4,))], image_shape=(1, 2, 2), num_classes=10
     )
+
+
+def styled(**options: Any) -> StyleGAN2:
+    return StyleGAN2(StyleGAN2Config(channels=(4, 4), z_dim=4, w_dim=4, mapping=(4,), **options))
 
 
 def wrapped(fn: Callable[[Any], Any]) -> Callable[[], object]:
@@ -367,6 +372,23 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "Invalid weights file of type dict",
     ),  # type: ignore[arg-type]
+    "real and drawn views at once": (
+        lambda: styled().decode_views(
+            [styled().sample_latents([0]), styled().from_w_plus(torch.zeros(1, 4, 4))], 0
+        ),
+        ValueError,
+        r"some have the offsets of real images.*one by one, with g\(latents\)",
+    ),
+    "a W+ code of another shape": (
+        lambda: styled().from_w_plus(torch.zeros(1, 4)),
+        ValueError,
+        r"Invalid W\+ code.*\(1, 4\).*\(B, 4, 4\)",
+    ),
+    "a W+ code for classes": (
+        lambda: styled(num_classes=3, label_dim=2).from_w_plus(torch.zeros(1, 4, 4)),
+        ValueError,
+        r"has classes, and a W\+ code says nothing of them: use a generator without",
+    ),
     "no views to decode": (lambda: Toy().decode_views([], 0), ValueError, "at least one"),
     "shared blocks out of range": (
         lambda: Toy().decode_views([Toy().sample_latents([0])], 9),

@@ -259,7 +259,8 @@ def _samples(
 
     Batches start with the shard, so that rounding does not depend on what was made before it.
     """
-    names = [level.name for level in source.generator.levels]
+    # Latents of drawn anchors end with the levels; those of real images may hold offsets after them.
+    names = [level.name for level in (*source.generator.levels, *source.generator.offsets)]
     for first in range(start, stop, source.batch_size):
         batch = source.batch(first, min(first + source.batch_size, stop))
         yield Samples(
@@ -267,6 +268,6 @@ def _samples(
             batch.indices.cpu(),
             batch.targets.cpu(),
             [pixels(view) for view in batch.views],
-            [dict(zip(names, (z.cpu() for z in latents), strict=True)) for latents in batch.latents],
+            [dict(zip(names, (z.cpu() for z in latents), strict=False)) for latents in batch.latents],
         )
         advance(len(batch.indices))

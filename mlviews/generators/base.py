@@ -51,7 +51,8 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
     Subclass it by handing ``__init__`` one block per level, in order. A block is a module called as
     ``block(z_i, state)`` that returns the next state; the first one gets ``state=None``. A state is a tensor
     whose first dimension is the batch, or a (nested) tuple of such tensors. Three hooks may be overridden:
-    :meth:`condition`, :meth:`to_image` and :meth:`coordinates`.
+    :meth:`condition`, :meth:`to_image` and :meth:`coordinates`. A generator whose images' latents take more
+    than one tensor per level (``offsets``) overrides :meth:`encoded` and the hooks after it too.
 
     Args:
         blocks: one module per level.
@@ -107,6 +108,9 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         # Black pixels on each side of the images that it was trained on; a user's images get them too.
         self.border = 0
         self.inverter: nn.Module | None = None
+        # Tensors that latents of real images may hold after those of the levels, and no perturber moves: how
+        # far a level is from the place that its latent alone stands for. A subclass names and reads them.
+        self.offsets: tuple[Level, ...] = ()
         self.tied = tied
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = TruncatedNormal(1.0, truncation).truncation
@@ -284,6 +288,11 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
             raise ValueError("Invalid views=[]: there is at least one, the anchor.")
         first = integer("first", first, 0, len(self.levels))
         views = [self._checked(latents) for latents in views]
+        if len({len(latents) for latents in views}) > 1:
+            raise ValueError(
+                "Invalid views: some have the offsets of real images and some have none; decode them one by "
+                "one, with g(latents)."
+            )
         rows = len(views[0][0])
         labels = self._checked_labels(labels, rows)
         if not rows:
@@ -338,6 +347,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
 
         Returns:
             One float32 tensor ``[B, *level.shape]`` per level. Levels of a tied generator hold one tensor.
+            After them those of ``offsets``, if the generator has some and the encoder fills them.
 
         Raises:
             ValueError: if the images are not of this shape, or the generator has neither encoder nor
@@ -375,7 +385,28 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         if not len(images):
             return [torch.empty((0, *level.shape), device=images.device) for level in self.levels]
         assert self.inverter is not None
-        latents: list[Tensor] = self.inverter(images)
+        return self.encoded(self.inverter(images))
+
+    def encoded(self, output: Any) -> list[Tensor]:
+        """Return the latents that the inverter's output stands for. Default: the output is latents."""
+        latents: list[Tensor] = output
+        return latents
+
+    def real_fields(self, law: TruncatedNormal) -> dict[sampling.Name, Field]:
+        """Name what :meth:`real_latents` needs to be drawn for real images. Default: nothing.
+
+        Args:
+            law: the law of the source's anchors.
+        """
+        return {}
+
+    def real_latents(self, latents: list[Tensor], drawn: Mapping[sampling.Name, Tensor]) -> list[Tensor]:
+        """Return latents of the same images that positives are to be made of. Default: as they are.
+
+        Args:
+            latents: what :meth:`encode` returned.
+            drawn: the numbers of these samples that :meth:`real_fields` names.
+        """
         return latents
 
     def regenerate(
@@ -589,13 +620,16 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
                 f"Invalid latents of type {type(latents).__name__}: pass a list of one tensor per level, "
                 "as sample_latents does."
             )
-        if len(latents) != len(self.levels):
+        expected = self.levels
+        if self.offsets and len(latents) == len(self.levels) + len(self.offsets):
+            expected = (*self.levels, *self.offsets)
+        if len(latents) != len(expected):
             raise ValueError(
                 f"Got {len(latents)} latents for {len(self.levels)} levels ({listing(self.level_names)}): "
                 f"pass one tensor per level, as sample_latents returns them."
             )
         rows = len(latents[0]) if isinstance(latents[0], Tensor) and latents[0].ndim else 0
-        for value, level in zip(latents, self.levels, strict=True):
+        for value, level in zip(latents, expected, strict=True):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.device != self.device:
                 is_tensor = isinstance(value, Tensor)
                 kind = f"{value.dtype} on {value.device}" if is_tensor else type(value).__name__

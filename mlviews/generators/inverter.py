@@ -60,7 +60,8 @@ class Inverter(nn.Module):
     The trunk halves the image until a side is at most four pixels long, so it fits images from 28 to 256
     pixels. Its output is differentiable with respect to the images. Of a tied generator (StyleGAN2: all
     levels share one z) it predicts the shared draw, and all levels hold it. (Published StyleGAN2 encoders
-    predict one w per level, which enters after the mapping network; that way is not taken yet.)
+    predict one w per style, which enters after the mapping network:
+    :mod:`mlviews.generators.stylegan.encoder`.)
 
     Args:
         config: the architecture, with the levels and the image shape of the generator to invert.

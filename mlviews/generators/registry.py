@@ -23,7 +23,7 @@ from mlviews.generators.film import FilmGenerator
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
-from mlviews.generators.stylegan import reading as stylegan
+from mlviews.generators.stylegan import psp
 from mlviews.generators.stylegan import stylegan3_reading as stylegan3
 from mlviews.generators.vdvae import reading as vdvae
 from mlviews.runs.modes import plain
@@ -139,9 +139,11 @@ _GENERATORS = {
         encodes=True,
     ),
     "stylegan2": Entry(
-        _from_checkpoint(stylegan.load, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality"),
+        _from_checkpoint(
+            psp.load, "stylegan2", "stylegan2-ada", "stylegan2-tf", "stylegan2-rosinality", psp.LAYOUT
+        ),
         needs="a .pkl of stylegan2-ada-pytorch or of the TensorFlow release, or a .pt of "
-        "rosinality/stylegan2-pytorch",
+        "rosinality/stylegan2-pytorch, pSp or e4e",
         options=("groups", "crop", "size", "truncation_psi"),
     ),
     "stylegan3": Entry(
@@ -222,7 +224,8 @@ def load_generator(
         }
         if isinstance(network, Inverter):
             network.check(generator)
-        generator.inverter = network
+        if network is not None:  # else that of the weights file, if it holds one
+            generator.inverter = network
         return generator if target is None else generator.to(target)
 
 

@@ -37,6 +37,7 @@ LAYOUTS = {
     "stylegan2-rosinality": "StyleGAN2 as rosinality/stylegan2-pytorch saves it (.pt with g_ema)",
     "stylegan3": "StyleGAN3 as NVlabs/stylegan3 saves it (.pkl with G_ema)",
     "stylegan-xl": "StyleGAN-XL as autonomousvision/stylegan-xl saves it (.pkl with G_ema)",
+    "stylegan2-psp": "StyleGAN2 with its encoder as pSp and e4e save it (.pt with state_dict and opts)",
     "biggan": "BigBiGAN or BigGAN (a flat state dict of the generator)",
     "biggan-studiogan": "BigGAN or ContraGAN as PyTorch-StudioGAN saves it (.pth with state_dict)",
     "biggan-deep": "BigGAN-deep as pytorch-pretrained-BigGAN saves it (.bin, its -config.json beside it)",
@@ -241,7 +242,7 @@ def expect(source: str | Path | nn.Module, layouts: tuple[str, ...], name: str) 
 
 def _recognised(content: Any, path: str) -> Checkpoint | None:
     """Return the checkpoint in what a pickled file holds; None if it has no known layout."""
-    for recognise in (_module, _tensorflow, _rosinality, _nvae, _flat):
+    for recognise in (_module, _tensorflow, _rosinality, _nvae, _psp, _flat):
         checkpoint = recognise(content, path)
         if checkpoint is not None:
             return checkpoint
@@ -308,6 +309,19 @@ def _nvae(content: Any, path: str) -> Checkpoint | None:
     if "configuration" in content:
         return Checkpoint("nvae-serezd", tensors, _arguments(content["configuration"]), path)
     return None
+
+
+def _psp(content: Any, path: str) -> Checkpoint | None:
+    """Recognise a state dict of an encoder and a decoder, with options and the mean of W beside it."""
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        return None
+    tensors = _tensors(content["state_dict"])
+    if not {"decoder.style.1.weight", "decoder.input.input"} <= tensors.keys():
+        return None
+    mean = unpickle.tensor(content.get("latent_avg"))
+    if mean is not None:
+        tensors["latent_avg"] = mean
+    return Checkpoint("stylegan2-psp", tensors, _arguments(content.get("opts")), path)
 
 
 def _flat(content: Any, path: str) -> Checkpoint | None:

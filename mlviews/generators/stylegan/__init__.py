@@ -1,7 +1,7 @@
 """The StyleGAN family: its networks, and the reading of other projects' files.
 
 regions < mapping < stylegan2 < reading; filters, stylegan2 < stylegan3, xl < stylegan3_reading; both readings
-use folding.
+use folding; mapping < encoder; reading, encoder < psp.
 """
 
 from __future__ import annotations

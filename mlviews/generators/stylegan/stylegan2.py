@@ -18,7 +18,7 @@ It is fast on a CPU, without computing anything else than the papers do, because
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlviews import sampling
+from mlviews.checks import described
 from mlviews.generators import winograd
 from mlviews.generators.base import MLVGM, Latents, Level
 from mlviews.generators.stylegan.mapping import (
@@ -51,6 +53,7 @@ from mlviews.generators.stylegan.regions import (
     visible,
 )
 from mlviews.levels import distinct
+from mlviews.sampling import Field, TruncatedNormal
 
 __all__ = ["Filter", "StyleGAN2", "StyleGAN2Config", "StyledConvolution", "normalized"]
 
@@ -421,7 +424,10 @@ class Ascend(nn.Module):
 
 
 class Styles(nn.Module):
-    """A level: consecutive styles that share one latent, which is in W by now."""
+    """A level: consecutive styles that share one latent, which is in W by now.
+
+    ``w`` is ``[B, w_dim]`` for all of its styles, or ``[B, styles, w_dim]`` (W+).
+    """
 
     def __init__(self, steps: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -429,9 +435,14 @@ class Styles(nn.Module):
 
     def forward(self, w: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         state = state or ()
-        for step in self.steps:
-            state = step(w, state)
+        for step, place in zip(self.steps, _by_style(w, len(self.steps)).unbind(1), strict=True):
+            state = step(place, state)
         return state
+
+
+def _by_style(w: Tensor, styles: int) -> Tensor:
+    """Return a level's place in W for each of its styles, ``[B, styles, w_dim]``, without a copy."""
+    return w if w.ndim == 3 else w[:, None].expand(-1, styles, -1)
 
 
 def _steps(
@@ -473,8 +484,11 @@ class StyleGAN2(MLVGM):
     """StyleGAN2 with constant noise: ``2 * log2(resolution) - 2`` styles, images ``[B, C, H, W]`` in [0, 1].
 
     A level's latent is a z ``[B, z_dim]``; all levels share one draw (``tied``), and each is mapped to W on
-    its own, where :meth:`distances` are measured. Under ``torch.autocast`` (the source's ``dtype=``) all
-    features are in its precision; the mapping network, demodulation and the image branch stay in float32.
+    its own, where :meth:`distances` are measured. Latents of real images also hold each level's offset from
+    there to the image's W+ code (:meth:`from_w_plus`), and an ``inverter`` may return that code.
+
+    Under ``torch.autocast`` (the source's ``dtype=``) all features are in its precision; the mapping network,
+    demodulation and the image branch stay in float32.
 
     Args:
         config: the architecture.
@@ -492,6 +506,8 @@ class StyleGAN2(MLVGM):
     Raises:
         ValueError: for options out of range, naming the allowed values.
     """
+
+    _start: Tensor
 
     def __init__(
         self,
@@ -528,23 +544,102 @@ class StyleGAN2(MLVGM):
             label_dim=config.label_dim,
             label_normalized=config.label_normalized,
         )
+        if not config.num_classes:
+            self.offsets = tuple(
+                Level(f"offset of {level.name}", (run.length, config.w_dim))
+                for level, run in zip(self.levels, runs, strict=True)
+            )
+        # The z that codes of real images begin from where no other is drawn for them.
+        self.register_buffer("_start", self.sample_latents(range(1))[0], persistent=False)
 
     def condition(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
-        """Return each level's w ``[B, w_dim]``; levels that hold one tensor share one w."""
-        tensors, places = distinct(latents)
+        """Return each level's w ``[B, w_dim]``; levels that hold one tensor share one w.
+
+        Of latents that hold offsets, each level's w and its offset, ``[B, styles of the level, w_dim]``.
+        """
+        offsets = latents[len(self.levels) :]
+        tensors, places = distinct(latents[: len(self.levels)])
         repeated = None if labels is None else labels.repeat(len(tensors))
         with full_precision(latents[0]):
             w = self.mapping(torch.cat(tensors), repeated)  # [tensors * B, w_dim]
         parts = w.chunk(len(tensors))
-        return [parts[place] for place in places]
+        levels = [parts[place] for place in places]
+        if not offsets:
+            return levels
+        return [w_level[:, None] + offset for w_level, offset in zip(levels, offsets, strict=True)]
 
     def coordinates(self, latents: Latents, labels: Tensor | None) -> list[Tensor]:
-        """Return each level's place in W, over its concatenated styles (paper, Table 1), ``[B, w_dim]``.
+        """Return each level's place in W, over its concatenated styles (paper, Table 1).
 
-        The styles of a level are equal, so that one of them, times the root of their number, is as far.
+        They are ``[B, styles of the level * w_dim]``.
         """
         w = self.condition(latents, labels)
-        return [w_level * run.length**0.5 for w_level, run in zip(w, self.runs, strict=True)]
+        return [_by_style(w_level, run.length).flatten(1) for w_level, run in zip(w, self.runs, strict=True)]
+
+    # -- W+: a place in W for every style, as encoders of real images give it --------------------------------
+
+    def w_plus(self, latents: Latents) -> Tensor:
+        """Return the place in W of every style, float32 ``[B, styles, w_dim]``: the W+ code of these latents.
+
+        Raises:
+            ValueError: as :meth:`forward`, and for a generator with classes.
+        """
+        self._check_w_plus()
+        w = self.condition(self._checked(latents), None)
+        places = [_by_style(w_level, run.length) for w_level, run in zip(w, self.runs, strict=True)]
+        return torch.cat(places, dim=1).float()
+
+    def from_w_plus(self, code: Tensor, latents: Latents | None = None) -> list[Tensor]:
+        """Return latents at a W+ code: a z for each level, and then each level's offset.
+
+        The offset is what the code is beyond ``w = f(z)``, style by style. Perturbers move z and leave the
+        offset, so that a positive of the code ``w_i`` is ``w_i + f(T(z)) - f(z)``: it moves as far in W, and
+        in the same direction, as the positive of an anchor that was drawn at z.
+
+        Args:
+            code: floats ``[B, styles, w_dim]``, on the generator's device.
+            latents: the z that each level begins from, ``[B, z_dim]``; None: the same draw for all samples.
+
+        Returns:
+            Float32 tensors: ``[B, z_dim]`` per level, then ``[B, styles of the level, w_dim]`` per level.
+
+        Raises:
+            ValueError: for a code of another shape or device, latents that do not fit, and a generator with
+                classes.
+        """
+        self._check_w_plus()
+        expected = (self.config.num_styles, self.config.w_dim)
+        if code.shape[1:] != expected or code.ndim != 3 or code.device != self.device:
+            raise ValueError(
+                f"Invalid W+ code, {described(code)} on {code.device}: expected floats (B, {expected[0]}, "
+                f"{expected[1]}) on the generator's device, {self.device}."
+            )
+        if latents is None:
+            latents = [self._start.float().repeat(len(code), 1)] * len(self.levels)
+        z = list(latents[: len(self.levels)])
+        offsets = (code.float() - self.w_plus(z)).split([run.length for run in self.runs], dim=1)
+        return [*z, *offsets]
+
+    def _check_w_plus(self) -> None:
+        if self.num_classes:
+            raise ValueError(
+                f"Generator {self.name!r} has classes, and a W+ code says nothing of them: use a generator "
+                "without classes."
+            )
+
+    def encoded(self, output: Tensor | list[Tensor]) -> list[Tensor]:
+        """Return latents of what the inverter returns: a W+ code ``[B, styles, w_dim]``, or latents."""
+        return self.from_w_plus(output) if isinstance(output, Tensor) else output
+
+    def real_fields(self, law: TruncatedNormal) -> dict[sampling.Name, Field]:
+        """Name the z that codes of real images begin from: those of the anchors that would be drawn."""
+        return self.anchor_fields(law)
+
+    def real_latents(self, latents: list[Tensor], drawn: Mapping[sampling.Name, Tensor]) -> list[Tensor]:
+        """Return the same codes, at the z that is drawn for each sample, if latents hold codes."""
+        if len(latents) == len(self.levels):
+            return latents
+        return self.from_w_plus(self.w_plus(latents), self.anchor_latents(drawn))
 
     def to_image(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return the image, moved from about [-1, 1] to [0, 1]."""
