@@ -52,7 +52,6 @@ from mlviews.generators.stylegan.regions import (
     padded,
     visible,
 )
-from mlviews.levels import distinct
 from mlviews.sampling import Field, TruncatedNormal
 
 __all__ = ["Filter", "StyleGAN2", "StyleGAN2Config", "StyledConvolution", "normalized"]
@@ -558,12 +557,7 @@ class StyleGAN2(MLVGM):
         Of latents that hold offsets, each level's w and its offset, ``[B, styles of the level, w_dim]``.
         """
         offsets = latents[len(self.levels) :]
-        tensors, places = distinct(latents[: len(self.levels)])
-        repeated = None if labels is None else labels.repeat(len(tensors))
-        with full_precision(latents[0]):
-            w = self.mapping(torch.cat(tensors), repeated)  # [tensors * B, w_dim]
-        parts = w.chunk(len(tensors))
-        levels = [parts[place] for place in places]
+        levels = self.mapping.by_level(latents[: len(self.levels)], labels)
         if not offsets:
             return levels
         return [w_level[:, None] + offset for w_level, offset in zip(levels, offsets, strict=True)]
