@@ -14,9 +14,11 @@ def purify_radii(record: Record) -> str:
         header = ["defence", "judged by", "clean", *(_radius(norm, radius) for radius in radii)]
         lines = []
         for row in rows:
-            judges = {"majority": "majority", "worst": "worst"}
+            judges = {"majority": "majority", "worst": "worst draw"}
+            if row["worst"] == row["majority"]:  # nothing is drawn
+                judges = {"majority": ""}
             if row["attack"] != "all":
-                judges = {"majority": "the known seed"}
+                judges = {"majority": "known seed"}
             for kind, judge in judges.items():
                 lines.append([row["defence"], judge, *map(_with_bounds, row[kind])])
         tables.append(markdown(header, lines))
