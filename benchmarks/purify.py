@@ -249,7 +249,7 @@ def summarise(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             blind = [broken for attack_name, broken in by_attack.items() if KNOWN not in attack_name]
             seeing = [broken for attack_name, broken in by_attack.items() if KNOWN in attack_name]
             groups = {attack_name: [broken] for attack_name, broken in by_attack.items()}
-            groups |= {"all": blind, "all, seed known": seeing or blind}
+            groups |= {"all": blind, "all, seed known": seeing}
             for attack_name, members in groups.items():
                 if not members:
                     continue

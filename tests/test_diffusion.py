@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,10 @@ from parity.diffusion import CASES, LIMIT, Case, Model, compare, dit, encoded_pr
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlviews import MLViewSource, WeightsError, load_generator
+from mlviews import MLViewSource, Purifier, WeightsError, load_generator
 from mlviews.generators.diffusion import DiffusionGenerator
 from mlviews.generators.diffusion.folder import needed_files
-from mlviews.perturb import Mix, Resample
+from mlviews.perturb import Mix, Normal, Resample
 from mlviews.weights import download
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -742,3 +743,24 @@ def test_texts_are_encoded_once_by_the_folders_own_encoder(text_folder: Path, tm
     for prompts in ([], [1], ["a"] * 100_001, "missing.txt", str(tmp_path / "unet" / WEIGHTS)):
         with pytest.raises((ValueError, FileNotFoundError), match="rompts"):
             load(tmp_path, prompts=prompts)
+
+
+@pytest.mark.parametrize("kind", ["classes", "latent"])
+def test_purification_is_noising_to_a_level(kind: str, request: pytest.FixtureRequest) -> None:
+    g: DiffusionGenerator = request.getfixturevalue(kind)
+    images, labels = pictures(g), g.sample_labels(range(3))
+    purifier = Purifier(g, keep=2, samples=2, seed=1)
+    with contextmanager(passes)(g) as rows:
+        copies = purifier.copies(images, labels)
+        pure = len(rows)
+        kept = g.encode(images, labels)[:2]
+        rows.clear()
+        for copy, view in zip(copies, (1, 2), strict=True):
+            drawn = g.sample_noise(range(3), Normal(), 1, view=view, levels=range(2, len(g.levels)))
+            torch.testing.assert_close(copy, g([*kept, *drawn], labels), atol=1e-4, rtol=0)
+    assert pure <= len(rows) // 2, "the passes before the levels that are drawn are left out"
+    free = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(purifier(free, labels).sum(), free)
+    assert gradient.abs().sum() > 0
+    mixed = Purifier(g, keep=1, mix=0.5, samples=1)(images, labels)
+    assert mixed.shape == images.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from documents.common import Record, markdown, table
+from documents.common import Record, captioned, markdown, provenance, table
 
 
 @table("purify")
@@ -14,13 +14,23 @@ def purify_radii(record: Record) -> str:
         header = ["defence", "judged by", "clean", *(_radius(norm, radius) for radius in radii)]
         lines = []
         for row in rows:
-            judges = {"majority": "majority", "worst": "worst"}
+            judges = {"majority": "majority", "worst": "worst draw"}
+            if row["worst"] == row["majority"]:  # nothing is drawn
+                judges = {"majority": ""}
             if row["attack"] != "all":
-                judges = {"majority": "the known seed"}
+                judges = {"majority": "known seed"}
             for kind, judge in judges.items():
                 lines.append([row["defence"], judge, *map(_with_bounds, row[kind])])
         tables.append(markdown(header, lines))
-    return "\n\n".join(tables)
+    budget = record["budget"]
+    return captioned(
+        "\n\n".join(tables),
+        f"Percent of {budget['images']} real test images that are classified right under all attacks that "
+        "were run, with Wilson's 95 % interval.",
+        f"APGD: {budget['steps']} steps of {budget['draws']} draws; {budget['samples']} copies of an image; "
+        f"{budget['seeds']} fresh draws judge; classifiers trained on {budget['train']:,} images.",
+        provenance(record, note=" (without `--collect` it measures)."),
+    )
 
 
 @table("purify")

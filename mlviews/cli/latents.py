@@ -41,7 +41,7 @@ class Samples(Run):
             raise ValueError(f"{self.images} has {len(images)} images, and {count} are needed.")
         pixels = images.batch(range(count), generator.device).float() / 255
         labels = images.labels[:count].to(generator.device) if generator.num_classes else None
-        return generator, generator.encode(pixels), labels
+        return generator, generator.encode_labelled(pixels, labels), labels
 
 
 Picture = Annotated[Path | None, typer.Option(help="The PNG to write. Default: runs/COMMAND-GENERATOR.png.")]

@@ -435,9 +435,18 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         Raises:
             ValueError: as :meth:`encode`.
         """
-        images = self._checked_images(images)
-        copies = self._copies(noise, len(images))
-        latents = once(lambda z: z.repeat(copies, *(1 for _ in z.shape[1:])), self.infer(images))
+        return self._decode_blended(self.infer(self._checked_images(images)), blends, noise, labels)
+
+    def _decode_blended(
+        self,
+        latents: Latents,
+        blends: Sequence[Blend],
+        noise: Sequence[Tensor | None],
+        labels: Tensor | None,
+    ) -> Tensor:
+        """Return the images of latents that are blended with noise; arguments as for :meth:`regenerate`."""
+        copies = self._copies(noise, len(latents[0]))
+        latents = once(lambda z: z.repeat(copies, *(1 for _ in z.shape[1:])), latents)
         values = [blend(z, drawn) for blend, z, drawn in zip(blends, latents, noise, strict=False)]
         # What latents of real images hold after those of the levels fades as its level is drawn anew.
         values += [blend(z, None) for blend, z in zip(blends, latents[len(blends) :], strict=False)]

@@ -18,6 +18,7 @@ from mlviews.generators.base import MLVGM, Latents, Level
 from mlviews.generators.diffusion.autoencoder import Autoencoder
 from mlviews.generators.diffusion.denoisers import Denoiser
 from mlviews.generators.diffusion.samplers import Chain, Step
+from mlviews.levels import Blend
 
 _MULTIPLIER = 2654435761
 """Knuth's, of multiplicative hashing: the golden ratio's share of 2^32, a prime."""
@@ -203,6 +204,34 @@ class DiffusionGenerator(MLVGM):
         if noise.shape != image.shape:
             raise ValueError(f"Invalid noise of shape {tuple(noise.shape)}: expected {tuple(image.shape)}.")
         return block.denoised(block.target(image, noise.float()), labels)
+
+    def regenerate(
+        self,
+        images: Tensor,
+        blends: Sequence[Blend],
+        noise: Sequence[Tensor | None],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return images like the given ones, see :meth:`MLVGM.regenerate`.
+
+        Where levels are kept and all after them are drawn anew, the image is noised to the last one that is
+        kept, and no level is encoded (:meth:`noised_state`): DiffPure (Nie et al. 2022).
+        """
+        images = self._checked_images(images)
+        labels = self._checked_labels(labels, len(images))
+        drawn = [values for values in noise if values is not None]
+        first = len(blends) - len(drawn)
+        if not drawn or tuple(blends) != (Blend(1.0, 0.0),) * first + (Blend(0.0, 1.0),) * len(drawn):
+            return self._decode_blended(self.infer(images, labels), blends, noise, labels)
+        copies = self._copies(noise, len(images))
+        state = self.noised_state(images, first, labels)
+        if isinstance(state, tuple):
+            state = tuple(part.repeat(copies, 1, 1, 1) for part in state)  # type: ignore[assignment]
+        elif state is not None:
+            state = state.repeat(copies, 1, 1, 1)
+        labels = None if labels is None else labels.repeat(copies)
+        # Blocks before the first level that is drawn do not run: any latents will do for them.
+        return self.decode([drawn[0]] * first + drawn, labels, state=state, start=first)
 
     @property
     def _blocks(self) -> list[Block]:
