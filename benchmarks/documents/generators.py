@@ -9,6 +9,7 @@ IMAGE_KEYS = {  # differences of images, over all ways to compute them
     "biggan-deep": ("max", "max_with_graph", "max_by_scale"),
     "stylegan2": ("decode", "with_gradients", "crop", "crop_and_average"),
     "stylegan3": ("decode", "with_gradients", "crop_and_average"),
+    "psp": ("decode", "reconstruct"),
     "nvae": ("decode", "reconstruct"),
     "vdvae": ("decode", "decode_0.6", "decode_scales", "reconstruct"),
     "diffusion": ("max",),
