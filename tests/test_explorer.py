@@ -325,7 +325,7 @@ def test_a_report_of_mixtures(session: Session) -> None:
     assert isinstance(std, Mix)
     expected = session.costs.nats(row, Setting("normal", 0.3))
     assert mixed.nats(row, Setting("mix", std.rate)) == pytest.approx(expected)
-    assert mixed.nats(row, Setting("mix", 1.0)) == mixed.nats(row, Setting("resample"))
+    assert mixed.nats(row, Setting("mix", 1.0, None)) == mixed.nats(row, Setting("resample"))
     assert mixed.nats(row, Setting("normal", 0.3)) is None
     assert mixed.class_kept(row, Setting("mix", std.rate)) is None  # of which the classes were not measured
     setting = mixed.spend(row, Setting("fixed"), 0.5)

@@ -31,6 +31,7 @@ page = pytest.importorskip("mlviews.explorer.page", reason="Gradio is not instal
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SMALL = '/?state={"anchors":2,"views":3}'
 WAIT = 60_000  # milliseconds: machines may be busy
 
 
@@ -127,7 +128,7 @@ def browser() -> Iterator[Any]:
 
 def test_in_a_browser(browser: Any, address: str, elsewhere: list[Any], tmp_path: Path) -> None:
     tab = Tab(browser, address)
-    tab.open()
+    tab.open(SMALL)
     first = tab.picture()
     assert " ms" in tab.page.inner_text("#status")
     assert "0.69 nats" in tab.page.inner_text("#level-0")
@@ -174,7 +175,7 @@ def test_in_a_browser(browser: Any, address: str, elsewhere: list[Any], tmp_path
     copy.open("/?" + urllib.parse.urlsplit(tab.page.url).query)
     assert copy.picture() == shown
     copy.open("/?state={")
-    assert copy.picture() == first
+    assert pixels(copy.picture()).shape == (8 * 33 + 1, 34 + 2 + 5 * 33 + 1, 3)
     assert all(url.startswith((address, "data:", "blob:")) for url in tab.requests + copy.requests)
     assert elsewhere == []
 
@@ -202,7 +203,7 @@ def check_taken_away(tab: Tab, folder: Path) -> None:
     with tab.page.expect_download() as download:
         tab.page.get_by_text("download preset.yaml").click()
     download.value.save_as(folder / "preset.yaml")
-    views = view_images(MLViewSource.from_config(folder / "preset.yaml"), 8, 11).generated
+    views = view_images(MLViewSource.from_config(folder / "preset.yaml"), 2, 8).generated
     with Image.open(io.BytesIO(png(grid([views[:1], views[1:]])))) as image:
         assert np.array_equal(np.array(image), pixels(tab.picture()))
     assert tab.page.input_value("#link textarea") == tab.page.url

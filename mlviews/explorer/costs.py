@@ -122,11 +122,6 @@ class Costs:
         return SweepOptions(perturber=values.get("perturber", "normal"), truncation=values.get("truncation"))
 
     @property
-    def most(self) -> float:
-        """The nats beyond which nothing can be spent: the largest loss on any curve."""
-        return max((max(_losses(impact)) for impact in self._impacts), default=0.0)
-
-    @property
     def _impacts(self) -> Sequence[LevelImpact]:
         report = self.report
         return () if report is None else [impact for impact in report.impacts if impact.curve is not None]
@@ -141,7 +136,7 @@ class Costs:
         impact = self._impact(row)
         if impact is None or impact.curve is None:
             return None
-        if setting.kind == "resample" or setting == Setting("mix", 1.0):
+        if _is_fresh(setting):
             return impact.curve.resample
         std = _magnitude(setting, self.sweep.perturber, self.sweep.truncation)
         return None if std is None else _read_off(std, impact.curve.magnitudes, impact.curve.monotone, 0.0)
@@ -154,7 +149,7 @@ class Costs:
         if classes is None or len(row.levels) > 1 or row.levels[0] not in classes.curves:
             return None
         curve = classes.curves[row.levels[0]]
-        if setting.kind == "resample" or setting == Setting("mix", 1.0):
+        if _is_fresh(setting):
             return curve.resample
         std = _magnitude(setting, classes.perturber, classes.truncation)
         return None if std is None else _read_off(std, curve.magnitudes, curve.shares, 1.0)
@@ -201,6 +196,11 @@ def _solution(curve: Curve, nats: float) -> float:
     return math.exp(float(np.interp(nats, curve.monotone, np.log(curve.magnitudes))))
 
 
+def _is_fresh(setting: Setting) -> bool:
+    """Say whether a level is drawn afresh."""
+    return setting.kind == "resample" or (setting.kind == "mix" and setting.amount == 1)
+
+
 def _rounded(amount: float) -> float:
     """Return a number that people read, of three digits."""
     return float(f"{amount:.3g}")
@@ -214,11 +214,6 @@ def _magnitude(setting: Setting, perturber: str, truncation: float | None) -> fl
     if setting.kind != perturber or (perturber == "normal" and setting.truncation != truncation):
         return None
     return setting.amount if perturber == "normal" else setting.amount / math.sqrt(1 - setting.amount**2)
-
-
-def _losses(impact: LevelImpact) -> list[float]:
-    assert impact.curve is not None
-    return [*impact.curve.monotone, impact.curve.resample]
 
 
 def _read_off(std: float, magnitudes: Sequence[float], values: Sequence[float], start: float) -> float:

@@ -39,9 +39,7 @@ class Views(NamedTuple):
 
     generated: list[Tensor]  # the anchors, and their positives
     augmented: list[Tensor] | None  # the same after T_x; None where T_x is no Augmentation
-    alone: list[
-        Tensor
-    ]  # the anchor as it is generated, and the first positive of each row that is moved alone
+    alone: list[Tensor]  # the anchor as generated, then the first positive with a single row moved
 
 
 class OwnImages(NamedTuple):
@@ -89,8 +87,8 @@ class Session:
             preset, {name: value for name, value in overrides.items() if value is not None}
         )
         arguments = source_arguments(config)
-        # Whatever the preset says of batches: its samples are looked at in any number.
-        arguments |= {"batch_size": 1, "rank": 0, "world_size": 1}
+        # Whatever the preset says of batches: its samples are looked at in any number, each the first time.
+        arguments |= {"batch_size": 1, "rank": 0, "world_size": 1, "reuse": 1}
         arguments |= {} if seed is None else {"seed": seed}
         arguments["device"] = device or arguments.get("device") or default_device
         source = MLViewSource(**arguments)
