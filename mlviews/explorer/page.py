@@ -30,6 +30,8 @@ STYLE = """
 .mlviews .names { display: flex; font-size: .8em; max-width: 100%; }
 .mlviews .names span { flex: 1; text-align: center; overflow: hidden; white-space: nowrap; }
 .level { padding: 0 .8em .4em .8em !important; }
+.level fieldset .wrap { gap: 4px; }
+.level fieldset label { padding: 4px 7px; font-size: .9em; }
 """
 
 # The state is in the address: it can be reloaded, kept, and sent around.
