@@ -25,9 +25,9 @@ from mlviews import (
 )
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.evaluation.probe import train
-from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.explorer.session import Session
 from mlviews.explorer.state import Setting, State
+from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.stylegan import StyleGAN2, StyleGAN2Config

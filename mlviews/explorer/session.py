@@ -221,7 +221,8 @@ class Session:
             raise ValueError("There are no images: drop some here, or start with --images DIR.")
         of_images = {"generated": 1.0, "anchor_view": "real", "num_samples": None}
         if images is not None:
-            of_images["images"] = Pixels(images[: state.anchors], self.shape)
+            # Stored latents are those of the preset's images.
+            of_images |= {"images": Pixels(images[: state.anchors], self.shape), "codes": None}
         return source.replace(**of_images)
 
     # -- latents in hand -------------------------------------------------------------------------------------
