@@ -134,7 +134,7 @@ def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig, **over
             "preset."
         )
     arguments["generator"] = _generator(arguments["generator"], arguments.pop("weights", None))
-    spec = _with_files(arguments.get("perturb"), arguments.pop("walkers", None))
+    spec = walker_files(arguments.get("perturb"), arguments.pop("walkers", None))
     if isinstance(spec, Mapping) and "name" not in spec:
         arguments["perturb"] = {key: perturb.build(level_spec) for key, level_spec in spec.items()}
     elif spec is not None:
@@ -164,7 +164,7 @@ def _walkers(spec: Any) -> dict[Any, dict[str, Any]]:
     }
 
 
-def _with_files(spec: Any, files: Any) -> Any:
+def walker_files(spec: Any, files: Any) -> Any:
     """Return the perturbers with the files of ``walkers``: one for all of them, or one for each key.
 
     Raises:

@@ -189,22 +189,13 @@ class Folder(ImageSet):
 
     def read(self, number: int) -> Tensor:
         file = self.files[number]
-        height, width = self.shape.height, self.shape.width
         try:
-            with Image.open(file) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise ValueError(f"{image.width}×{image.height} pixels are too many")
-                image.draft("RGB", (width, height))  # a JPEG is decoded at a fraction of its size
-                upright = ImageOps.exif_transpose(image)
-                pixels = _fitted(upright, self.shape)
-        except Exception as error:  # whatever a damaged file makes Pillow raise
-            reason = str(error).partition("\n")[0][:100]
+            return read_image(file, self.shape)
+        except ValueError as error:
             raise ValueError(
-                f"{file} cannot be read as an image ({reason}): mend or remove it, or leave such files out "
-                "by "
+                f"{error}: mend or remove it, or leave such files out by "
                 "images=mlviews.images.Folder(path, shape, on_error='skip')."
             ) from error
-        return pixels
 
     def identity(self) -> str:
         digest = hashlib.sha256()
@@ -461,6 +452,29 @@ def as_pixels(image: Any, shape: Shape, name: str) -> Tensor:
     if tuple(pixels.shape[1:]) not in (shape.inner, (shape.height, shape.width)):
         pixels = _fit(pixels, *shape.inner)
     return shape.bordered(pixels)
+
+
+def read_image(file: Path, shape: Shape, formats: tuple[str, ...] | None = None) -> Tensor:
+    """Return the image of a file as uint8 ``[C, H, W]`` of this shape.
+
+    Args:
+        file: an image that Pillow reads.
+        shape: what to bring it to.
+        formats: the names of Pillow's formats that it may have; None: any.
+
+    Raises:
+        ValueError: if it cannot be read, or would take gigabytes to decode; the message names the file.
+    """
+    try:
+        with Image.open(file, formats=formats) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels are too many")
+            image.draft("RGB", (shape.width, shape.height))  # a JPEG is decoded at a fraction of its size
+            upright = ImageOps.exif_transpose(image)
+            return _fitted(upright, shape)
+    except Exception as error:  # whatever a damaged file makes Pillow raise
+        reason = str(error).replace(str(file), file.name).partition("\n")[0][:100]
+        raise ValueError(f"{file} cannot be read as an image ({reason})") from error
 
 
 def _fitted(image: Image.Image, shape: Shape) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlviews.runs.files import whole
 from mlviews.source import MLViewSource
-from mlviews.step import Transform
+from mlviews.step import Batch, Transform
 from mlviews.transforms import Augmentation, unnormalized
 
 
@@ -47,6 +47,7 @@ class ViewImages(NamedTuple):
     augmented: (
         list[Tensor] | None
     )  # after T_x, without its normalization; None where T_x is not all Augmentations
+    batch: Batch  # what they are of: indices, targets, and the latents of each view
 
 
 def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewImages:
@@ -63,7 +64,7 @@ def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewI
     raw = source.replace(
         num_views=views,
         batch_size=anchors,
-        num_samples=anchors,
+        num_samples=max(anchors, source.num_samples),  # the order of a pool's samples depends on it
         drop_last=True,
         transform=None,
         crops=None,
@@ -73,13 +74,13 @@ def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewI
     batch = raw.batch(0, anchors)
     pipelines = _pipelines(source)
     if pipelines is None:
-        return ViewImages(batch.views, None)
+        return ViewImages(batch.views, None, batch)
     last = len(pipelines) - 1
     augmented = [
         pipelines[min(view, last)](images, batch.indices, seed=raw.seed, epoch=raw.epoch, view=view)
         for view, images in enumerate(batch.views)
     ]
-    return ViewImages(batch.views, augmented)
+    return ViewImages(batch.views, augmented, batch)
 
 
 def _pipelines(source: MLViewSource) -> list[Augmentation] | None:

@@ -23,7 +23,8 @@ from mlviews.runs.progress import bar, bars
 
 run = CliRunner().invoke
 COMMANDS = ("demo", "generators", "views", "probe", "impact", "walker", "inverter", "export")
-COMMANDS += ("traverse", "recombine", "purify")
+COMMANDS += ("traverse", "recombine", "purify", "explore")
+NO_JOBS: dict[str, set[str]] = {"generators": set(), "explore": {"seed", "device"}}
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -46,9 +47,7 @@ def test_help_is_complete(command: str) -> None:
     for parameter in parameters:
         assert parameter.opts[-1] in out
         assert parameter.help
-    assert {parameter.name for parameter in parameters} >= (
-        set() if command == "generators" else {"seed", "device", "out"}
-    )
+    assert {parameter.name for parameter in parameters} >= (NO_JOBS.get(command, {"seed", "device", "out"}))
     assert command in run(app, ["--help"]).output
 
 

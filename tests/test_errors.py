@@ -25,6 +25,8 @@ from mlviews import (
 )
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.evaluation.probe import train
+from mlviews.explorer.session import Session
+from mlviews.explorer.state import Setting, State
 from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.inverter import Inverter
@@ -555,6 +557,30 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: train(toy_source(layout="pair"), 1, "simclrr"),
         ValueError,
         "Did you mean 'simclr'",
+    ),
+    # the explorer
+    "setting of an unknown kind": (
+        lambda: Setting("walker"),
+        ValueError,
+        "Invalid perturber 'walker': there are fixed, normal, mix, resample, preset",
+    ),
+    "setting out of range": (lambda: Setting("mix", 1.5), ValueError, "Invalid rate=1.5.*from 0 to 1"),
+    "setting without a truncation": (
+        lambda: Setting("normal", 1.0, 0.0),
+        ValueError,
+        "Invalid truncation=0.0.*above 0, or None",
+    ),
+    "state of too many anchors": (lambda: State((), anchors=17), ValueError, "anchors=17.*from 1 to 16"),
+    "state of no span": (lambda: State((), span=0), ValueError, "Invalid span=0.*at most 20"),
+    "explored preset that is not there": (
+        lambda: Session("fashion-ml-randm"),
+        ValueError,
+        "Unknown preset 'fashion-ml-randm'.*Did you mean 'fashion-ml-random'",
+    ),
+    "explored report that is not there": (
+        lambda: Session("fashion-none", report="nowhere"),
+        FileNotFoundError,
+        "No folder nowhere: give the folder of an impact report",
     ),
     # latents in hand
     "traversal of a level that is not there": (

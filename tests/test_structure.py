@@ -28,7 +28,7 @@ LAYERS = [
     ["mlviews.evaluation", "mlviews.impact"],
     ["mlviews.zoo"],
     ["mlviews"],
-    ["mlviews.integrations"],
+    ["mlviews.explorer", "mlviews.integrations"],
     ["mlviews.cli"],
 ]
 

@@ -23,12 +23,15 @@ from mlviews.cli import generators
 from mlviews.cli import views
 from mlviews.cli import latents
 from mlviews.cli import purify
+from mlviews.cli import explore
 from mlviews.cli import probe
 from mlviews.cli import impact
 from mlviews.cli import inverter
 # isort: on
 
-__all__ = ["app", "generators", "impact", "inverter", "latents", "main", "probe", "purify", "views"]
+__all__ = [
+    "app", "explore", "generators", "impact", "inverter", "latents", "main", "probe", "purify", "views",
+]  # fmt: skip
 
 
 def main() -> None:
