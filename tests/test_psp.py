@@ -72,11 +72,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def e4e(path: Path) -> StyleGAN2:
-    """Return a generator of 8 styles in 4 levels, whose encoder looks at 64x64 pixels, to be fast."""
+    """Return a generator of 8 styles in 4 levels, whose encoder looks at 32x32 pixels, to be fast."""
     generator = mlviews.load_generator("stylegan2", weights=path, groups=4)
     assert isinstance(generator, StyleGAN2)
     assert isinstance(generator.inverter, StyleEncoder)
-    generator.inverter.config = dataclasses.replace(generator.inverter.config, size=(64, 64))
+    generator.inverter.config = dataclasses.replace(generator.inverter.config, size=(32, 32))
     return generator
 
 
