@@ -105,7 +105,9 @@ def test_labels_are_uniform_and_depend_on_the_index_only() -> None:
     assert g.sample_labels([17, 5], seed=3).equal(labels[[17, 5]])
 
 
-@pytest.mark.parametrize("kind", ["fashion", "fashion-nvae", "bigbigan", "stylegan2", "nvae"])
+@pytest.mark.parametrize(
+    "kind", ["fashion", "fashion-nvae", "fashion-diffusion", "bigbigan", "stylegan2", "nvae"]
+)
 def test_every_generator(kind: str, tmp_path: Path) -> None:
     """All take empty batches, are copied, and keep no trace of the caller's default device and precision."""
     weights = None

@@ -32,6 +32,8 @@ BUNDLED = Path(str(files("mlviews"))) / "zoo"
 
 _BIGBIGAN = tuple(Level(f"{size}x{size}", (20,)) for size in (4, 8, 16, 32, 64, 128))
 
+_FASHION_DIFFUSION = tuple(Level(f"noise{sigma}", (1, 32, 32)) for sigma in ("20", "6.35", "1.61", "0.29"))
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -82,6 +84,16 @@ _GENERATORS = {
         needs="bundled, or another file of mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
         bundled=BUNDLED / "fashion-nvae.safetensors",
+        border=2,
+        encodes=True,
+    ),
+    "fashion-diffusion": Entry(
+        diffusion.load,
+        needs="bundled, or another folder of mlviews.zoo.train_diffusion",
+        options=("steps", "timesteps"),
+        bundled=BUNDLED / "fashion-diffusion",
+        levels=_FASHION_DIFFUSION,
+        image_shape=(1, 32, 32),
         border=2,
         encodes=True,
     ),
