@@ -128,7 +128,16 @@ def test_a_short_training_from_the_command_line(tmp_path: Path, monkeypatch: pyt
     assert (out / "log.csv").read_text().startswith("images,loss_d,loss_g,distance_1,distance_2,distance_3,")
     facts = json.loads((out / "fashion-diffusion" / PROVENANCE).read_text())
     assert (facts["images"], facts["seed"]) == (64, 0)
-    run(quality.main, str(out / "fashion-diffusion"), "--out", str(out / "quality"), "--samples", "256")
+    run(
+        quality.main,
+        str(out / "fashion-diffusion"),
+        "--out",
+        str(out / "quality"),
+        "--samples",
+        "256",
+        "--pairs",
+        "20",
+    )
     report = json.loads((out / "quality" / "quality.json").read_text())
     assert report["provenance"] == facts
     assert [row["level"] for row in report["levels"]["table"]] == ["0", "1", "2", "3", "1:"]

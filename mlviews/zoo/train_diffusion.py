@@ -23,7 +23,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,6 @@ from mlviews.runs.files import new_files
 from mlviews.runs.modes import plain
 from mlviews.zoo import PROVENANCE
 from mlviews.zoo.train import BaseTrainer, Discriminator, average_decay, command, equalise, update_average
-
-if TYPE_CHECKING:
-    from diffusers import CMStochasticIterativeScheduler, UNet2DModel
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,16 @@ RECIPES = {"fashion-diffusion": Recipe()}
 # -- the network and its noise levels ------------------------------------------------------------------------
 
 
-def unet(recipe: Recipe) -> UNet2DModel:
-    """Return a U-Net for gray images of 32 pixels, with fresh weights.
+def unet(recipe: Recipe) -> nn.Module:
+    """Return diffusers' ``UNet2DModel`` for gray images of 32 pixels, with fresh weights.
 
     It has no attention: the convolutions at 4 pixels see the whole image.
     """
-    from diffusers import UNet2DModel  # heavy, and an extra
+    import diffusers  # heavy, and an extra
 
     depth = len(recipe.channels)
-    return UNet2DModel(
+    kind: Any = diffusers.UNet2DModel
+    network: nn.Module = kind(
         sample_size=32,
         in_channels=1,
         out_channels=1,
@@ -84,14 +82,16 @@ def unet(recipe: Recipe) -> UNet2DModel:
         norm_num_groups=8,
         add_attention=False,
     )
+    return network
 
 
-def noise_schedule(recipe: Recipe) -> CMStochasticIterativeScheduler:
-    """Return diffusers' scheduler, set to the recipe's levels."""
-    from diffusers import CMStochasticIterativeScheduler
+def noise_schedule(recipe: Recipe) -> Any:
+    """Return diffusers' ``CMStochasticIterativeScheduler``, set to the recipe's levels."""
+    import diffusers
 
     # With one more training step than levels, diffusers' own spacing visits all of them.
-    schedule = CMStochasticIterativeScheduler(
+    kind: Any = diffusers.CMStochasticIterativeScheduler
+    schedule = kind(
         num_train_timesteps=recipe.levels + 1, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max
     )
     schedule.set_timesteps(recipe.levels)
@@ -109,10 +109,10 @@ class Denoiser:
         schedule = noise_schedule(recipe)
         sigmas = schedule.sigmas[:-1]  # [L], float32, the largest first
         skip, out = schedule.get_scalings_for_boundary_condition(sigmas)
-        self.times = schedule.timesteps.float()  # [L]: what the U-Net knows the levels by
-        self.noise = (sigmas**2 - recipe.sigma_min**2).sqrt()  # [L]: added to images
+        self.times: Tensor = schedule.timesteps.float()  # [L]: what the U-Net knows the levels by
+        self.noise: Tensor = (sigmas**2 - recipe.sigma_min**2).sqrt()  # [L]: added to images
         self.noise[0] = recipe.sigma_max  # the first level's noise comes without an image
-        self.weight = 1 / (1 + sigmas)  # [L], of the distance to the real image
+        self.weight: Tensor = 1 / (1 + sigmas)  # [L], of the distance to the real image
         self._input = (sigmas**2 + schedule.config.sigma_data**2).rsqrt()[:, None, None, None]  # [L, 1, 1, 1]
         self._skip = skip[:, None, None, None]
         self._out = out[:, None, None, None]
@@ -125,7 +125,8 @@ class Denoiser:
     def __call__(self, network: nn.Module, noisy: Tensor, levels: Tensor) -> Tensor:
         """Return clean images, float32 ``[B, C, H, W]``, which are not yet clamped to [-1, 1]."""
         residual = network(self._input[levels] * noisy, self.times[levels]).sample
-        return self._skip[levels] * noisy + self._out[levels] * residual.float()
+        clean: Tensor = self._skip[levels] * noisy + self._out[levels] * residual.float()
+        return clean
 
 
 # -- training ------------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ class Trainer(BaseTrainer):
         At first the levels learn to clean images, and then what the discriminator tells them.
         """
         start, end = self.recipe.anchor
-        return start + (end - start) * min(1.0, self.seen / self.total / self.recipe.decay_from)
+        return float(start + (end - start) * min(1.0, self.seen / self.total / self.recipe.decay_from))
 
     def step(self) -> dict[str, float]:
         """Update the discriminator and the U-Net once each.
@@ -223,7 +224,8 @@ class Trainer(BaseTrainer):
         """Return the discriminator's logits ``[B]``: a common one, and the level's on top of it."""
         with self._autocast():
             common, by_level = self.discriminator(images.contiguous(memory_format=torch.channels_last))
-        return common + by_level.gather(1, self.levels[:, None])[:, 0]
+        scores: Tensor = common + by_level.gather(1, self.levels[:, None])[:, 0]
+        return scores
 
     def _step_discriminator(self, real: Tensor) -> Tensor:
         """Update the discriminator on real images and the step's samples; return its adversarial loss."""
@@ -258,10 +260,10 @@ class Trainer(BaseTrainer):
 
         ``training.json`` beside its files says where they come from.
         """
-        from diffusers import ConsistencyModelPipeline
+        import diffusers
 
-        average = copy.deepcopy(self.average).half()
-        pipeline = ConsistencyModelPipeline(average, noise_schedule(self.recipe))
+        kind: Any = diffusers.ConsistencyModelPipeline
+        pipeline = kind(copy.deepcopy(self.average).half(), noise_schedule(self.recipe))
         with new_files(path.parent) as folder:
             part = folder / path.name
             pipeline.save_pretrained(part)
