@@ -6,6 +6,9 @@ Real test images go through ``encode`` and back: the error over their 28x28 real
 classifier trained on real images still gives the image its class; then with all levels finer than the first k
 drawn anew. ``fashion`` goes through its inverter, alone and followed by a few steps of optimization;
 ``fashion-nvae`` through its encoder. Prints a table, writes ``benchmarks/results/fashion-inverter.json``.
+
+``python benchmarks/inverter.py --data DIR --diffusion --images 1000`` does so with ``fashion-diffusion``,
+which takes longer, and writes ``benchmarks/results/fashion-diffusion-encoding.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from documents.zoo import reconstruction
+from documents.zoo import diffusion_encoding, reconstruction
 from real_images import classifier_of
 from record import RESULTS, command, off_the_records, publish
 from rich.console import Console
@@ -142,6 +145,7 @@ def main(
     inverter: Annotated[
         Path | None, typer.Option(help="Of fashion; the bundled one if none is given.")
     ] = None,
+    diffusion: Annotated[bool, typer.Option(help="Measure fashion-diffusion, and no other.")] = False,
     seed: Annotated[int, typer.Option(help="Of the levels that are drawn anew.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "fashion-inverter.json",
@@ -149,11 +153,14 @@ def main(
     """Measure the reconstructions of real images by the bundled generators."""
     if threads:
         torch.set_num_threads(threads)
-    if images < 10_000 or inverter is not None:
-        out = off_the_records(out)
     console = Console(stderr=True)
     test = Labelled(*(part[:images] for part in load_fashion_mnist(data, "test")))
     model = classifier_of(data, classifier)
+    if diffusion:
+        _measure_diffusion(model, test, seed, console)
+        return
+    if images < 10_000 or inverter is not None:
+        out = off_the_records(out)
     fashion = load_generator("fashion", inverter=inverter)
     assert isinstance(fashion.inverter, Inverter)
     right = (classes(model, test.images.float() / 255) == test.labels).float().mean().item()
@@ -170,6 +177,20 @@ def main(
         **environment(),
     }
     publish(record, out, reconstruction(record))
+
+
+def _measure_diffusion(model: Classifier, test: Labelled, seed: int, console: Console) -> None:
+    """Measure the bundled diffusion model, and write its record."""
+    generator = load_generator("fashion-diffusion")
+    right = (classes(model, test.images.float() / 255) == test.labels).float().mean().item()
+    record = {
+        "command": command("inverter.py"),
+        "seed": seed,
+        "classifier": {"right": right},
+        "rows": measure(generator, model, test, seed, console),
+        **environment(),
+    }
+    publish(record, RESULTS / "fashion-diffusion-encoding.json", diffusion_encoding(record))
 
 
 if __name__ == "__main__":

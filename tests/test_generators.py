@@ -108,6 +108,7 @@ def test_labels_are_uniform_and_depend_on_the_index_only() -> None:
 KINDS: dict[str, dict[str, str]] = {  # and the options that their small files need
     "fashion": {},
     "fashion-nvae": {},
+    "fashion-diffusion": {},
     "bigbigan": {},
     "biggan-deep": {},
     "stylegan2": {},

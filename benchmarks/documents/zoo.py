@@ -6,6 +6,10 @@ from documents.common import Record, captioned, markdown, provenance, table
 
 FIDELITY = ["samples", "confidence", "class entropy / log 10", "Fréchet to train", "to test"]
 
+RECONSTRUCTION = [
+    "latents by", "levels kept", "mean squared error", "PSNR", "class kept", "classified rightly"
+]  # fmt: skip
+
 
 @table("fashion.quality", "fashion-trial.quality")
 def generator(fashion: Record, trial: Record) -> str:
@@ -65,6 +69,11 @@ def classes(record: Record) -> str:
 @table("fashion.quality")
 def memorisation(record: Record) -> str:
     """Distances to the nearest training image."""
+    return _memorisation(record)
+
+
+def _memorisation(record: Record) -> str:
+    """Return distances to the nearest training image."""
     distances = record["memorisation"]
     titles = {"mean": "mean", "quantile_01": "1 %", "quantile_05": "5 %", "median": "median"}
     rows = []
@@ -111,20 +120,59 @@ def nvae(record: Record) -> str:
 @table("fashion-nvae.quality")
 def nvae_levels(record: Record) -> str:
     """What each scale of the bundled NVAE does."""
-    scales = record["levels"]["table"]
+    return _resampled_levels(record)
+
+
+@table("fashion-diffusion.quality", "fashion.quality", "fashion-nvae.quality")
+def diffusion_quality(record: Record, fashion: Record, nvae: Record) -> str:
+    """Fidelity of the bundled diffusion model beside the other bundled generators."""
+    fidelity = record["fidelity"]
+    rows = [
+        _fidelity("`fashion-diffusion`", fidelity["anchors"]),
+        _fidelity("`fashion`", fashion["fidelity"]["anchors"]),
+        _fidelity("`fashion-nvae`", nvae["fidelity"]["anchors"]),
+        _fidelity("real test images", fidelity["test"]),
+    ]
+    return captioned(
+        markdown(FIDELITY, rows),
+        f"{record['provenance']['images']:,} training images; {fidelity['anchors']['samples']:,} samples, "
+        f"classifier of {record['classifier']['test_accuracy']:.1%} accuracy; `fashion` and `fashion-nvae` "
+        "by classifiers of the same recipe.",
+        f"The {len(record['levels']['table']) - 1} noises are as many passes of the network.",
+        provenance(record["run"]),
+    )
+
+
+@table("fashion-diffusion.quality")
+def diffusion_levels(record: Record) -> str:
+    """What each step's noise does in the bundled diffusion model."""
+    return _resampled_levels(record)
+
+
+@table("fashion-diffusion.quality")
+def diffusion_memorisation(record: Record) -> str:
+    """Distances of the bundled diffusion model's samples to the nearest training image."""
+    return _memorisation(record)
+
+
+def _resampled_levels(record: Record) -> str:
+    """Return what remains when levels are drawn afresh, or moved."""
+    levels = record["levels"]["table"]
+    has_normal = "normal" in levels[0]
     rows = []
-    for row in scales:
+    for row in levels:
+        normal = [f"{row['normal']['class_kept']:.1%}"] if has_normal else []
         rows.append([
             f"{row['level']} ({row['name']})",
             f"{row['resample']['class_kept']:.1%}",
-            f"{row['normal']['class_kept']:.1%}",
+            *normal,
             f"{row['resample']['pixel_change']:.3f}",
         ])  # fmt: skip
     header = [
-        "level moved alone", "class kept, resampled", "class kept, N^t(0, 1, 2)",
+        "level moved alone", "class kept, resampled", *(["class kept, N^t(0, 1, 2)"] if has_normal else []),
         "mean change of a pixel, resampled",
     ]  # fmt: skip
-    return captioned(markdown(header, rows), f"Shares of {scales[0]['pairs']:,} pairs.")
+    return captioned(markdown(header, rows), f"Shares of {levels[0]['pairs']:,} pairs.")
 
 
 def _fidelity(name: str, figures: Record) -> list[str]:
@@ -153,14 +201,29 @@ def reconstruction(record: Record) -> str:
         name = f"`fashion`, its inverter and {row['steps']} steps of optimization"
         rows.append(_reconstructed(name, "all", row))
     first, last = record["fashion_refined"][0], record["fashion_refined"][-1]
-    header = ["latents by", "levels kept", "mean squared error", "PSNR", "class kept", "classified rightly"]
     return captioned(
-        markdown(header, rows),
+        markdown(RECONSTRUCTION, rows),
         f"{record['fashion'][0]['images']:,} real test images; errors are over the 28×28 real pixels.",
         f"The steps of optimization: the first {last['images']:,} of them, whose error without is "
         f"{first['mse']:.4f}, and whose class is kept for {first['class_kept']:.1%}; "
         f"{last['encoding_ms']:.0f} ms an image, the inverter alone "
         f"{record['fashion'][0]['encoding_ms']:.1f} ms.",
+        f"The classifier is right about {record['classifier']['right']:.1%} of the images themselves.",
+        provenance(record),
+    )
+
+
+@table("fashion-diffusion-encoding")
+def diffusion_encoding(record: Record) -> str:
+    """How well real test images come back from the noises that the bundled diffusion model gives them."""
+    rows = []
+    for row in record["rows"]:
+        levels = "all" if row is record["rows"][0] else f"the first {row['levels']}"
+        rows.append(_reconstructed("`fashion-diffusion`, `encode`", levels, row))
+    return captioned(
+        markdown(RECONSTRUCTION, rows),
+        f"{record['rows'][0]['images']:,} real test images; errors are over the 28×28 real pixels; other "
+        "levels are drawn afresh.",
         f"The classifier is right about {record['classifier']['right']:.1%} of the images themselves.",
         provenance(record),
     )

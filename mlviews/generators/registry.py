@@ -36,6 +36,8 @@ BUNDLED = Path(str(files("mlviews"))) / "zoo"
 
 _BIGBIGAN = tuple(Level(f"{size}x{size}", (20,)) for size in (4, 8, 16, 32, 64, 128))
 
+_FASHION_DIFFUSION = tuple(Level(f"noise{sigma}", (1, 32, 32)) for sigma in ("20", "6.35", "1.61", "0.29"))
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -99,6 +101,16 @@ _GENERATORS = {
     "film": Entry(
         FilmGenerator.load,
         needs="a file of mlviews.zoo.train, of images of your own",
+    ),
+    "fashion-diffusion": Entry(
+        diffusion.load,
+        needs="bundled, or another folder of mlviews.zoo.train_diffusion",
+        options=("steps", "timesteps"),
+        bundled=BUNDLED / "fashion-diffusion",
+        levels=_FASHION_DIFFUSION,
+        image_shape=(1, 32, 32),
+        border=2,
+        encodes=True,
     ),
     "bigbigan": Entry(
         _from_checkpoint(_load_bigbigan, "bigbigan", "biggan"),

@@ -1,6 +1,6 @@
 """Measure a bundled generator.
 
-The command is ``python -m mlviews.zoo.evaluate WEIGHTS.safetensors --data DIR --out runs/eval``. It writes
+The command is ``python -m mlviews.zoo.evaluate WEIGHTS --data DIR --out runs/eval``. It writes
 ``quality.json`` and, unless told otherwise, grids. With a classifier trained on real images, it measures
 
 - *fidelity*: its confidence on samples, the entropy of their classes, and the Fréchet distance in its feature
@@ -14,6 +14,7 @@ The command is ``python -m mlviews.zoo.evaluate WEIGHTS.safetensors --data DIR -
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
@@ -39,6 +40,7 @@ from mlviews.errors import WeightsError
 from mlviews.evaluation.classifier import Classifier, cached_classifier
 from mlviews.evaluation.data import CLASSES, Labelled, load_fashion_mnist
 from mlviews.generators import MLVGM, load_generator
+from mlviews.generators.diffusion import DiffusionGenerator
 from mlviews.generators.film import FilmGenerator
 from mlviews.generators.nvae.network import NVAE
 from mlviews.runs.files import sha256
@@ -46,9 +48,9 @@ from mlviews.runs.progress import bars
 from mlviews.runs.records import environment
 from mlviews.viz import mosaic, save_figure
 from mlviews.weights.files import read_safetensors
+from mlviews.zoo import PROVENANCE
 
 BATCH = 250  # images per forward pass
-PAIRS = 2_000  # of anchor and positive, for the class-keeping shares
 QUERIES = 1_000  # samples whose nearest training image is searched
 EPOCHS = 4  # of a classifier trained here
 SHIFT = sampling.TruncatedNormal(1.0, 2.0)  # N^t(0, 1, 2), the paper's, as in the preset fashion-ml-random
@@ -153,6 +155,7 @@ def accuracy(judged: Judged, labels: Tensor) -> float:
 # -- levels --------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def level_figures(
     generator: MLVGM,
     model: Classifier,
@@ -178,28 +181,36 @@ def level_figures(
         absolute change of a pixel.
     """
     count, depth = len(images), len(generator.levels)
-    noise = generator.sample_noise(range(count), SHIFT, seed)
+    positives = {}
+    if not isinstance(generator, DiffusionGenerator):  # whose noises would be too long
+        noise = generator.sample_noise(range(count), SHIFT, seed)
+        positives["normal"] = [z + w for z, w in zip(anchors, noise, strict=True)]
     anew = sampling.TruncatedNormal(1.0, generator.truncation)
-    positives = {
-        "normal": [z + w for z, w in zip(anchors, noise, strict=True)],
-        "resample": generator.sample_noise(range(count), anew, seed),
-    }
+    positives["resample"] = generator.sample_noise(range(count), anew, seed)
     sets = [(f"{index}", level.name, {index}) for index, level in enumerate(generator.levels)]
     sets.append(("1:", "all but the first", set(range(1, depth))))
-    rows = []
-    for key, name, moved in sets:
+    after: dict[tuple[str, str], list[Tensor]] = {(key, kind): [] for key, _, _ in sets for kind in positives}
+    for rows in torch.split(torch.arange(count), BATCH):
+        before = [z[rows] for z in anchors]
+        states = generator.states(before)  # blocks before the moved levels run once
+        for (key, _, moved), kind in itertools.product(sets, positives):
+            mixed = [positives[kind][level][rows] if level in moved else z for level, z in enumerate(before)]
+            first = min(moved)
+            after[key, kind].append(generator.decode(mixed, state=states[first], start=first))
+            advance(len(rows))
+    figures = []
+    for key, name, _ in sets:
         row: dict[str, Any] = {"level": key, "name": name, "pairs": count}
-        for kind, latents in positives.items():
-            mixed = [latents[level] if level in moved else z for level, z in enumerate(anchors)]
-            after = render(generator, mixed, advance)
-            classes = judge(model, after, advance).probabilities.argmax(1)
+        for kind in positives:
+            changed = torch.cat(after.pop((key, kind)))
+            classes = judge(model, changed, advance).probabilities.argmax(1)
             same = classes == judged.probabilities.argmax(1)
             row[kind] = {
                 "class_kept": same.double().mean().item(),
-                "pixel_change": (after - images).abs().mean().item(),
+                "pixel_change": (changed - images).abs().mean().item(),
             }
-        rows.append(row)
-    return rows
+        figures.append(row)
+    return figures
 
 
 # -- memorisation --------------------------------------------------------------------------------------------
@@ -341,7 +352,7 @@ def draw_levels(
     save_figure(figure, path)
 
 
-def draw_reconstructions(generator: NVAE, images: Tensor, path: Path) -> None:
+def draw_reconstructions(generator: MLVGM, images: Tensor, path: Path) -> None:
     """Draw real test images, each above its reconstructions.
 
     The first is from all levels, the next ones from ever fewer first levels, with the rest drawn anew.
@@ -381,6 +392,7 @@ class Measurement:
     train: Labelled
     test: Labelled
     samples: int  # to measure the fidelity on
+    pairs: int  # of anchor and positive, for the class-keeping shares; at most as many as samples
     seed: int  # of the samples and the noise
     grids: Path | None  # folder for pictures; None for none
     progress: Progress
@@ -399,8 +411,11 @@ class Measurement:
         levels = self._levels(latents, images, judged)
         memorisation = self._memorisation(images)
         if self.grids is not None:
-            resample = self.vae is not None  # what moves a VAE's level is a fresh draw
+            # Latents that are not truncated are a VAE's or a sampler's noises, which a fresh draw moves.
+            resample = self.generator.truncation is None
             draw_samples(images, self.grids / "samples.png")
+            if isinstance(self.generator, NVAE | DiffusionGenerator):
+                draw_reconstructions(self.generator, self.test.images, self.grids / "reconstructions.png")
             draw_levels(self.generator, latents, self.seed, self.grids / "levels.png", resample=resample)
         return {
             "classifier": {
@@ -432,11 +447,12 @@ class Measurement:
 
         anchors = self._samples("anchors", self.generator.truncation)
         samples = {"anchors": (self.generator.truncation, anchors)}
-        # Beside the anchors, samples of the full prior, or truncated ones if the anchors are not.
-        if self.generator.truncation is None:
-            samples["truncated"] = (SHIFT.truncation, self._samples("truncated", SHIFT.truncation))
-        else:
+        # Beside the anchors, samples of the full prior, or truncated ones if the anchors are not (but no
+        # truncated noises for a diffusion model: its network knows white noise only).
+        if self.generator.truncation is not None:
             samples["prior"] = (None, self._samples("prior", None))
+        elif not isinstance(self.generator, DiffusionGenerator):
+            samples["truncated"] = (SHIFT.truncation, self._samples("truncated", SHIFT.truncation))
         for name, (truncation, (_, _, judged)) in samples.items():
             features = gaussian(judged.features)
             figures[name] = {
@@ -467,7 +483,7 @@ class Measurement:
 
     def _levels(self, latents: list[Tensor], images: Tensor, judged: Judged) -> list[dict[str, Any]]:
         """Return the figures of the levels, on the first anchors."""
-        pairs = min(self.samples, PAIRS)
+        pairs = min(self.samples, self.pairs)
         anchors = [z[:pairs] for z in latents]
         with _stage(self.progress, "levels", 4 * pairs * (len(self.generator.levels) + 1)) as advance:
             return level_figures(
@@ -501,8 +517,6 @@ class Measurement:
             return {}
         with _stage(self.progress, "likelihood", len(images)) as advance:
             figures = likelihood_figures(vae, images, self.seed, advance)
-        if self.grids is not None:
-            draw_reconstructions(vae, images, self.grids / "reconstructions.png")
         return {"temperature": vae.temperature, "likelihood": figures}
 
 
@@ -519,9 +533,12 @@ def _stage(progress: Progress, name: str, total: int) -> Iterator[Advance]:
 
 def _load(path: Path, temperature: float) -> tuple[MLVGM, dict[str, Any]]:
     """Return a generator from a training script's export, and where it comes from."""
+    if path.is_dir():
+        generator: MLVGM = load_generator("fashion-diffusion", path)
+        return generator, json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
     try:
         _, metadata = read_safetensors(path, NVAE.FORMAT)
-        generator: MLVGM = NVAE.load(path, temperature=temperature, levels="scale")
+        generator = NVAE.load(path, temperature=temperature, levels="scale")
     except WeightsError:
         generator = load_generator("fashion", path)
         _, metadata = read_safetensors(path, FilmGenerator.FORMAT)
@@ -554,12 +571,12 @@ def _fidelity_table(fidelity: dict[str, Any]) -> Table:
 
 def _level_table(levels: list[dict[str, Any]]) -> Table:
     """Return a row for each set of levels that is moved."""
-    table = Table(
-        "level", "class kept: normal", "resample", "pixel change: normal", "resample", title="Levels"
-    )
+    kinds = [kind for kind in ("normal", "resample") if kind in levels[0]]
+    titles = [f"{figure}: {kind}" for figure in ("class kept", "pixel change") for kind in kinds]
+    table = Table("level", *titles, title="Levels")
     for row in levels:
-        shares = [f"{row[kind]['class_kept']:.1%}" for kind in ("normal", "resample")]
-        changes = [f"{row[kind]['pixel_change']:.4f}" for kind in ("normal", "resample")]
+        shares = [f"{row[kind]['class_kept']:.1%}" for kind in kinds]
+        changes = [f"{row[kind]['pixel_change']:.4f}" for kind in kinds]
         table.add_row(f"{row['level']} ({row['name']})", *shares, *changes)
     return table
 
@@ -586,7 +603,7 @@ def _likelihood_table(likelihood: dict[str, Any]) -> Table:
 
 def main(
     weights: Annotated[
-        Path, typer.Argument(help="Weights that mlviews.zoo.train exported.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="The file or folder that a training script exported.", exists=True)
     ],
     data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files.")],
     out: Annotated[Path, typer.Option(help="Folder for quality.json and the grids.")],
@@ -597,13 +614,16 @@ def main(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples to measure the fidelity on.", min=256)] = 10_000,
+    pairs: Annotated[int, typer.Option(help="Samples to measure the levels on.", min=10)] = 2_000,
     seed: Annotated[
         int, typer.Option(help="Seeds the samples, the noise, and a classifier trained here.", min=0)
     ] = 0,
     temperature: Annotated[float, typer.Option(help="Of a VAE's priors.")] = 1.0,
     grids: Annotated[
         bool,
-        typer.Option(help="Draw samples.png, levels.png, nearest.png; of a VAE, reconstructions.png too."),
+        typer.Option(
+            help="Draw samples.png, levels.png, nearest.png; of what encodes, reconstructions.png too."
+        ),
     ] = True,
     bf16: Annotated[
         bool, typer.Option(help="bfloat16 autocast to train the classifier (measuring is in float32).")
@@ -622,12 +642,13 @@ def main(
         path = classifier or out / "classifier.safetensors"
         model, settings = _classifier(path, train, seed, bf16, progress)
         folder = out if grids else None
-        figures = Measurement(generator, model, train, test, samples, seed, folder, progress).report()
+        figures = Measurement(generator, model, train, test, samples, pairs, seed, folder, progress).report()
+    paths = [path for path in weights.rglob("*") if path.is_file()] or [weights]
     report = {
         "weights": {
             "file": weights.name,
-            "bytes": weights.stat().st_size,
-            "sha256": sha256(weights),
+            "bytes": sum(path.stat().st_size for path in paths),
+            "sha256": sha256(max(paths, key=lambda path: path.stat().st_size)),  # a folder has one large file
             "parameters": sum(parameter.numel() for parameter in generator.parameters()),
         },
         "provenance": provenance,

@@ -197,6 +197,7 @@ class BaseTrainer(ABC):
 
     PARTS: tuple[str, ...]  # attributes that have a state
     LOSSES: tuple[str, ...]  # what step() returns: columns of the log
+    SUFFIX = ".safetensors"  # of what export() writes; empty for a folder
 
     def __init__(self, recipe: Any, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
         if len(images) < recipe.batch:
@@ -441,9 +442,12 @@ def run(
                 log.write(losses)
             if last or trainer.seen // snapshots > (trainer.seen - trainer.batch) // snapshots:
                 checkpoint.save(trainer.state_dict())
-                trainer.export(out / f"{trainer.seen:08d}.safetensors", provenance | {"images": trainer.seen})
-    trainer.export(out / f"{name}.safetensors", provenance | {"images": trainer.seen})
-    return out / f"{name}.safetensors"
+                trainer.export(
+                    out / f"{trainer.seen:08d}{trainer.SUFFIX}", provenance | {"images": trainer.seen}
+                )
+    path = out / f"{name}{trainer.SUFFIX}"
+    trainer.export(path, provenance | {"images": trainer.seen})
+    return path
 
 
 class _Log:
