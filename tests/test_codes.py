@@ -28,10 +28,10 @@ STEPS = 3  # of refinement
 class Inverted(Toy):
     """A generator that counts the images that it encodes."""
 
-    encoded = 0
+    count = 0  # of them
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        self.encoded += len(images)
+        self.count += len(images)
         return super().encode(images)
 
 
@@ -86,7 +86,7 @@ def test_samples_are_those_without_codes(name: str, size: str, tmp_path: Path) -
     ]
     together = by_index(batch for part in parts for batch in part)
     assert_same(together, {index: expected[index] for index in together}, tolerance=1e-4)
-    assert generator.encoded == 0
+    assert generator.count == 0
 
 
 def test_refined_latents_reconstruct_better() -> None:
@@ -175,7 +175,7 @@ def test_files_that_were_only_touched_or_copied_are_the_same_images(tmp_path: Pa
     images.rename(tmp_path / "elsewhere")
     generator = inverted()
     list(source(generator=generator, images=tmp_path / "elsewhere", codes=codes))
-    assert generator.encoded == 0
+    assert generator.count == 0
 
 
 def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_writers_share_the_work(tmp_path: Path) -> None:
     assert len(views) == 3
     for part in views:
         assert_same(part, expected, tolerance=1e-4)
-    assert sum(generator.encoded for generator in generators) == COUNT
+    assert sum(generator.count for generator in generators) == COUNT
 
 
 SLOW = """
@@ -272,4 +272,4 @@ def test_a_killed_run_is_gone_on_from(tmp_path: Path) -> None:
     generator = inverted()
     expected = by_index(source(generator=inverted()))
     assert_same(by_index(source(generator=generator, codes=codes)), expected, tolerance=1e-4)
-    assert generator.encoded == COUNT - 8 * left
+    assert generator.count == COUNT - 8 * left

@@ -40,8 +40,18 @@ def kept(**options: Any) -> dict[int, torch.Tensor]:
 
 
 def children() -> list[Any]:
-    """The processes that this one has started."""
-    return list(psutil.Process().children(recursive=True))
+    """The processes that the test has started; earlier tests may have left some that are about to end."""
+    return [process for process in psutil.Process().children(recursive=True) if process not in BEFORE]
+
+
+BEFORE: set[Any] = set()
+"""The processes that were there before the test."""
+
+
+@pytest.fixture(autouse=True)
+def _remember_processes() -> None:
+    BEFORE.clear()
+    BEFORE.update(psutil.Process().children(recursive=True))
 
 
 @pytest.mark.parametrize(
