@@ -32,6 +32,9 @@ PAIRS, BATCH = 2_000, 250  # for the share of pairs that keep their class
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
     "walker": ("walker", {}),
+    # For a sampler's noises, whose length has to stay; and the same in a fifth of the time.
+    "sweep-mix": ("sweep", {"perturber": "mix"}),
+    "sweep-mix-short": ("sweep", {"perturber": "mix", "steps": 80, "train_pairs": 16, "evaluations": 2}),
     # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a
     # run of two processes.
     "walker-diverse": ("walker", {"levels": [1], "directions": 4.0}),
@@ -41,7 +44,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "walker-2-processes": ("walker", {"levels": [1], "devices": 2}),  # with --seeds 1
 }
 QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warmup": 25}}
-STYLES = {"sweep": ("o", "tab:blue", -0.08), "walker": ("s", "tab:orange", 0.08)}  # marker, color, shift
+STYLES = {  # marker, color, shift
+    "sweep": ("o", "tab:blue", -0.08),
+    "walker": ("s", "tab:orange", 0.08),
+    "sweep-mix": ("o", "tab:green", 0.0),
+    "sweep-mix-short": ("o", "tab:green", 0.0),
+}
 
 Cell = dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -141,6 +142,44 @@ def impact_agreement(record: Record, alone: Record) -> str:
         "other busy processes on a shared machine of two cores.",
         f"Alone, with {alone['environment']['machine']['threads']} threads: the sweep of "
         f"`{alone['generator']}` in **{alone['seconds'] / 60:.1f} min** (`mlviews impact fashion`).",
+    )
+
+
+@table("impact-diffusion")
+def impact_diffusion(record: Record) -> str:
+    """Table 1 for the steps of the bundled diffusion model."""
+    cells = record["cells"]
+    ceiling = cells[0]["rows"][0]["mi_ceiling_nats"]
+    curves = list(zip(*(cell["curves"] for cell in cells), strict=True))  # the same level's of every seed
+    rows = []
+    for level, level_curves in zip(_levels(cells), curves, strict=True):
+        rates = [row["sigma"] / math.hypot(1, row["sigma"]) for row in level if row["sigma"] is not None]
+        reached = "" if all(row["status"] == "reached" for row in level) else "≥ "
+        lowest = level_curves[0]["magnitudes"][0]  # of the grid
+        at_most = (
+            "≤ " if any(row["sigma"] is not None and row["sigma"] <= 1.001 * lowest for row in level) else ""
+        )
+        rows.append([
+            _title(level),
+            with_range([curve["resample"] for curve in level_curves], ".2f"),
+            with_range([max(0.0, ceiling - curve["resample"]) for curve in level_curves], ".2f"),
+            at_most + with_range(rates, ".2f") if rates else "",
+            reached + _over_seeds(level, "distance_relative"),
+            _verdicts(level),
+        ])  # fmt: skip
+    header = [
+        "step's noise", "loss drawn afresh, nats", "information left, nats", "rate for 0.7 nats",
+        "its distance, of two draws'", "verdict",
+    ]  # fmt: skip
+    first = cells[0]
+    options = first["options"]
+    return captioned(
+        markdown(header, rows),
+        f"Mean (range) of {len(cells)} seed(s); critics trained for {options['steps']} steps with "
+        f"K = {options['train_pairs']}, and evaluated on {options['evaluations']} batches of "
+        f"K = {first['pairs']}.",
+        f"Information left: the bound log(2K − 1) − loss, at least 0 and at most {ceiling:.2f}.",
+        provenance(record),
     )
 
 
