@@ -194,6 +194,7 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
         (("impact", "fasion"), "Did you mean 'fashion'"),
         (("impact", "--method", "walk", "--out", "{tmp}"), "Invalid method='walk'"),
         (("impact", "--target-loss", "-1", "--out", "{tmp}"), "Invalid target_loss=-1.0"),
+        (("impact", "--perturber", "mux", "--out", "{tmp}"), "Invalid perturber 'mux'"),
         (("walker", "4"), "Level '4' is out of range"),
         (("walker",), "Missing argument 'levels'"),
         (("views", "--out", "picture"), "must end in .png"),

@@ -44,6 +44,13 @@ def impact(
         int | None,
         typer.Option(help="Training steps: of the sweep's critics; at most, of each walker.", min=10),
     ] = None,
+    perturber: Annotated[
+        str | None,
+        typer.Option(
+            help="How the sweep moves a level: normal (noise is added), or mix, which keeps the variance "
+            "and is for diffusion models. Default: normal."
+        ),
+    ] = None,
     *,
     options: Measurement,
 ) -> None:
@@ -51,7 +58,8 @@ def impact(
     options.check_shares()
     network, anchor = generator_and_law(generator, options.weights)
     out = folder_to_write(out or Path("runs", f"impact-{Path(generator).stem}-{method}"))
-    training: dict[str, Any] = {} if steps is None else {"steps": steps}
+    training: dict[str, Any] = {"steps": steps, "perturber": perturber}
+    training = {name: value for name, value in training.items() if value is not None}
     report = mlviews.measure_impact(
         network,
         method,

@@ -19,6 +19,7 @@ Every step's data and noise follow from ``(seed, step)``, so that a resumed run 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -27,13 +28,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import typer
 from torch import Tensor, nn
 
+from mlviews.images import ImageSet
 from mlviews.runs.files import new_files
 from mlviews.runs.modes import plain
 from mlviews.zoo import PROVENANCE
-from mlviews.zoo.train import BaseTrainer, Discriminator, average_decay, command, equalise, update_average
+from mlviews.zoo.train import (
+    BaseTrainer,
+    Discriminator,
+    average_decay,
+    command,
+    equalise,
+    start,
+    update_average,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,13 @@ class Recipe:
     excess: float = 1.0  # weight of the squares of what is outside of [-1, 1]
     ema: int = 10_000  # half-life of the moving average, in images
     width: int = 32  # channels of the discriminator at 16 pixels; doubled at 8 and again at 4
+    image_channels: int = 1
+    image_size: int = 32  # pixels of a side
+
+    def fitted(self, channels: int, size: int) -> Recipe:
+        """Return the recipe for images of so many channels; those of 64 pixels have a resolution more."""
+        widths = self.channels if size == self.image_size else (self.channels[0], *self.channels)
+        return dataclasses.replace(self, channels=widths, image_channels=channels, image_size=size)
 
 
 RECIPES = {"fashion-diffusion": Recipe()}
@@ -63,7 +79,7 @@ RECIPES = {"fashion-diffusion": Recipe()}
 
 
 def unet(recipe: Recipe) -> nn.Module:
-    """Return diffusers' ``UNet2DModel`` for gray images of 32 pixels, with fresh weights.
+    """Return diffusers' ``UNet2DModel`` for the recipe's images, with fresh weights.
 
     It has no attention: the convolutions at 4 pixels see the whole image.
     """
@@ -72,9 +88,9 @@ def unet(recipe: Recipe) -> nn.Module:
     depth = len(recipe.channels)
     kind: Any = diffusers.UNet2DModel
     network: nn.Module = kind(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
+        sample_size=recipe.image_size,
+        in_channels=recipe.image_channels,
+        out_channels=recipe.image_channels,
         block_out_channels=recipe.channels,
         down_block_types=("DownBlock2D",) * depth,
         up_block_types=("UpBlock2D",) * depth,
@@ -144,14 +160,16 @@ class Trainer(BaseTrainer):
     SUFFIX = ""  # exports are folders
 
     @plain()
-    def __init__(self, recipe: Recipe, images: Tensor, total: int, seed: int, bf16: bool) -> None:
+    def __init__(self, recipe: Recipe, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
         super().__init__(recipe, images, total, seed, bf16)
         if recipe.batch != 8 * recipe.levels:
             raise ValueError(f"Invalid batch={recipe.batch}: 8 images for each of {recipe.levels} levels.")
         torch.manual_seed(seed)
         self.network = unet(recipe).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.discriminator = equalise(Discriminator(1, recipe.width, recipe.levels))
+        self.discriminator = equalise(
+            Discriminator(recipe.image_channels, recipe.width, recipe.levels, recipe.image_size)
+        )
         self.discriminator.to(memory_format=torch.channels_last)
         self.opt_g = torch.optim.Adam(self.network.parameters(), lr=recipe.lr, betas=(0.0, 0.99), fused=True)
         # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
@@ -161,7 +179,8 @@ class Trainer(BaseTrainer):
             self.discriminator.parameters(), lr=self.base_lrs[1], betas=(0.0, 0.99**ratio), fused=True
         )
         self.denoise = Denoiser(recipe)
-        self.samples = torch.zeros(recipe.batch, 1, 32, 32)  # what the step before made
+        shape = (recipe.batch, recipe.image_channels, recipe.image_size, recipe.image_size)
+        self.samples = torch.zeros(shape)  # what the step before made
         self.levels = torch.arange(recipe.batch) % recipe.levels
         self.chained = torch.arange(recipe.batch) >= recipe.batch // 2
         self.LOSSES = ("loss_d", "loss_g", *(f"distance_{level}" for level in range(1, recipe.levels)))
@@ -190,7 +209,7 @@ class Trainer(BaseTrainer):
         decay = self.decay()
         for optimizer, lr in zip((self.opt_g, self.opt_d), self.base_lrs, strict=True):
             optimizer.param_groups[0]["lr"] = lr * decay
-        real = self.images[self.rows()].float() / 127.5 - 1
+        real = self.pixels().float() / 127.5 - 1
         # The neighbour before is of the level before. (The first level's are replaced by noise.)
         images = torch.where(self.chained[:, None, None, None], self.samples.roll(1, 0), real)
         noise = torch.randn(real.shape, generator=self.noise())
@@ -277,4 +296,4 @@ class Trainer(BaseTrainer):
 main = command(RECIPES, Trainer, 250_000)
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

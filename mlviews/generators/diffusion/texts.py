@@ -162,7 +162,8 @@ def _transformers() -> ModuleType:
             "Encoding prompts needs the package transformers: pip install transformers, or pass a "
             ".safetensors file of encoded prompts."
         ) from error
-    return transformers
+    module: ModuleType = transformers
+    return module
 
 
 def _tokenizer(place: Path, transformers: ModuleType) -> Any:
