@@ -22,6 +22,7 @@ FOLDERS = (
     "mlviews/latents",
     "integrations/lightly",
     "integrations/solo_learn",
+    "integrations/stable_pretraining",
 )
 DOCUMENTS = [ROOT / folder / "README.md" for folder in FOLDERS]
 Record = dict[str, Any]
