@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import torch
@@ -36,6 +37,19 @@ def test_integrations_are_installed_inside_the_package() -> None:
     import mlviews.integrations
 
     assert Path(mlviews.integrations.__file__).parent == ROOT / "integrations"
+
+
+def test_a_wheel_has_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    files = [
+        path.relative_to(ROOT)
+        for name in ("mlviews", "integrations")
+        for path in ROOT.glob(f"{name}/**/*.py")
+    ]
+    names = {".".join(file.parent.parts) for file in files}
+    assert set(settings["packages"]) == {
+        name if name[:7] == "mlviews" else f"mlviews.{name}" for name in names
+    }
 
 
 def test_importing_takes_no_extra_and_changes_nothing() -> None:
