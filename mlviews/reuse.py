@@ -25,7 +25,7 @@ from mlviews.step import Batch, Content, Origin, Step
 MOST = 1 << 12
 """The most showings of a sample: the counter word has no room for more."""
 
-_SEGMENTS = 4  # of a window: samples change places within one, so showings are 3/4 of a window apart
+_SEGMENTS = 4  # of a window: samples change places within one, so showings are 2/3 of a window apart, or more
 _COLUMNS = 16  # at least so many samples of a window share a lane
 _LANES = 1 << 13  # at most
 
