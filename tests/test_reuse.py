@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlviews import MLViewSource, load_generator, transforms
-from mlviews.perturb import Normal, Resample
+from mlviews.perturb import Resample
 from mlviews.reuse import Reuse, Schedule
 from mlviews.source import Batch
 
@@ -276,4 +276,3 @@ def test_a_configuration_takes_it() -> None:
     source = MLViewSource.from_config("fashion-ml-random", reuse=2, num_samples=64, batch_size=8)
     assert source.reuse == 2
     assert source.replace(reuse=1).reuse == 1
-    assert Normal(1.0).moves

@@ -13,6 +13,7 @@ the attention's gain into its output. What remains is computed channels-last; ho
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -292,7 +293,7 @@ class First(nn.Module):
         return to_first(F.linear(z, self.weight, self.bias).view(-1, *self.shape))
 
 
-class Styled(nn.Module):
+class Styled(nn.Module, ABC):
     """A residual block whose norms a latent sets: ``z [B, d], state [B, C, H, W] -> [B, C', H', W']``.
 
     All that a norm does is folded into the linear map from z to its scale and shift. A subclass computes the
@@ -324,9 +325,9 @@ class Styled(nn.Module):
         parts = [self.transformed(*part) for part in zip(style.split(count), state.split(count), strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    @abstractmethod
     def transformed(self, style: Tensor, x: Tensor) -> Tensor:
         """Return the next state, from scales and shifts ``[B, sum of splits]`` and the state before."""
-        raise NotImplementedError
 
     def norms(self, style: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         """Yield each norm with the ReLU after it, as a function of ``[B, C, h, w]``."""
