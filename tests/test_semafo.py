@@ -104,7 +104,7 @@ def test_encoding_is_the_posteriors_means_in_the_priors_deviations(tiny: SemafoV
     labels = torch.tensor([0, 1, 2, 1])
     z = tiny.encode(images, labels)
     maps, dense = tiny.encoder(images)
-    posterior = tiny.posterior(maps, dense, F.one_hot(labels, 3).float())
+    posterior = tiny.posterior(maps, dense, labels)
     for value, expected in zip(tiny.values(z, labels), posterior.values, strict=True):
         torch.testing.assert_close(value, expected, atol=1e-4, rtol=0)
     image = tiny.to_image(posterior.features)
@@ -122,7 +122,7 @@ def test_the_divergences_are_those_of_torch(tiny: SemafoVAE) -> None:
     images, labels = torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 1])
     maps, dense = tiny.encoder(images)
     shares = F.one_hot(labels, 3).float()
-    posterior = tiny.posterior(maps, dense, shares)
+    posterior = tiny.posterior(maps, dense, labels)
 
     def normal(raw: Tensor) -> torch.distributions.Normal:
         mean, log_std = (5 * torch.tanh(raw / 5)).chunk(2, 1)
@@ -200,6 +200,15 @@ def test_a_coordinate_is_an_axis_of_the_prior(tiny: SemafoVAE) -> None:
     expected = 2 * prior.std * F.one_hot(torch.tensor(3), 5)
     torch.testing.assert_close(end - start, expected, atol=1e-4, rtol=0)
     assert moved.images(tiny, labels).shape == (1, 3, 2, 1, 16, 16)
+
+
+def test_half_precision(tiny: SemafoVAE) -> None:
+    g = small().to(torch.bfloat16)
+    z, labels = drawn(tiny)
+    assert (g(z, labels) - tiny(z, labels)).abs().mean() < 0.05
+    images = torch.rand(2, 1, 16, 16)
+    assert [level.shape for level in g.encode(images)] == [level.shape for level in tiny.encode(images)]
+    assert g.relabel(z, labels, labels)[2].isfinite().all()
 
 
 # -- training ------------------------------------------------------------------------------------------------

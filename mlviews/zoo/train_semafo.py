@@ -232,10 +232,10 @@ class Trainer(BaseTrainer):
 
         # The labels: drawn from q(y | x), and known.
         drawn = torch.multinomial(guesses, 1, generator=noise)[:, 0]
-        shares = F.one_hot(torch.cat([drawn, labels]), network.num_classes).float()  # [B, K]
+        labels = torch.cat([drawn, labels])
 
         # The bound, given these.
-        posterior = network.posterior(maps, dense, shares, eps)
+        posterior = network.posterior(maps, dense, labels, eps)
         pixels = network.logits(posterior.features).float()
         distortion = (
             F.binary_cross_entropy_with_logits(pixels, images, reduction="none").sum((1, 2, 3)).mean()
@@ -249,7 +249,7 @@ class Trainer(BaseTrainer):
             Gaussian(mean, std).log_density(posterior.values[0])
             for mean, std in zip(prior.mean, prior.std, strict=True)
         ], 1)  # fmt: skip
-        semaphore = -(densities.log_softmax(1) * shares).sum(1).mean()
+        semaphore = F.cross_entropy(densities, labels)
 
         rate_u = recipe.narrow * (rates[0] - recipe.free).clamp(min=0)
         rate = rate_u + rates[1:].sum() + prior.divergence(unit).mean()
@@ -317,7 +317,7 @@ class Trainer(BaseTrainer):
         write_safetensors(path, tensors, self.average.metadata(provenance))
 
 
-main = command(RECIPES, Trainer, 160_000, labelled=True)
+main = command(RECIPES, Trainer, 150_000, labelled=True)
 
 if __name__ == "__main__":
     start(main)

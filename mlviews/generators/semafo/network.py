@@ -9,8 +9,8 @@ as in :mod:`mlviews.generators.hierarchy`. The same noise under another label is
 The structure is that of the author's code, in fewer and narrower layers, with these differences: u is
 inferred from the image and its label, ``q(u | x, y)``, where the original has ``q(u | y)`` (u would then
 know nothing of an image but its label, and moving it within a class would mean nothing); ``p(u | y)`` is
-one normal a class; and the label of an image is read from the encoder's features, not from z0, which so
-need not say it.
+one normal a class; the mean of ``p(z1 | z0, u)`` depends on u alone; and ``q(y | x)`` is a network of its
+own, not read from z0, which so need not say the label.
 """
 
 from __future__ import annotations
@@ -55,11 +55,15 @@ class LevelU(nn.Module):
 
     def forward(self, given: tuple[Tensor, Tensor, Tensor], state: None) -> tuple[Tensor, Tensor, Tensor]:
         noise, mean, std = given
-        return self.after(torch.addcmul(mean, std, noise))
+        return self.after(torch.addcmul(mean, std, noise).to(noise.dtype))
 
 
 class LevelZ0(nn.Module):
-    """The second block: z0, the features ``[B, C, 4, 4]`` that it makes, and the prior of z1 given both."""
+    """The second block: z0, the features ``[B, C, 4, 4]`` that it makes, and the prior of z1 given z0 and u.
+
+    The prior's mean depends on u alone, its standard deviation on both. If z0 could move the mean, z1 would
+    repeat for nothing what z0 says, and the decoder would listen to z1 alone.
+    """
 
     def __init__(self, config: SemafoConfig) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class LevelZ0(nn.Module):
             nn.ELU(),
             nn.Linear(config.features, self.width * _SIDE**2),
         )
-        self.prior = nn.Conv2d(self.width, 2 * config.z1, 3, padding=1)
+        self.prior = nn.Conv2d(self.width, config.z1, 3, padding=1)
         self.skip = nn.Sequential(
             nn.Linear(config.u, config.features),
             nn.ELU(),
@@ -80,13 +84,13 @@ class LevelZ0(nn.Module):
     def after(self, z0: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next block's state: features, and mean and standard deviation of ``p(z1 | z0, u)``."""
         features = self.dense(z0).view(-1, self.width, _SIDE, _SIDE)  # [B, C, 4, 4]
-        raw = self.prior(F.elu(features))
-        raw = raw + self.skip(u).view_as(raw)
-        return features, *Gaussian.of(raw, self.floor)
+        log_std = self.prior(F.elu(features))  # [B, c, 4, 4]
+        mean, skip = self.skip(u).view(len(u), 2, *log_std.shape[1:]).unbind(1)
+        return features, *Gaussian.of(torch.cat([mean, log_std + skip], 1), self.floor)
 
     def forward(self, noise: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         u, mean, std = state
-        return self.after(torch.addcmul(mean, std, noise), u)
+        return self.after(torch.addcmul(mean, std, noise).to(noise.dtype), u)
 
 
 class LevelZ1(nn.Module):
@@ -107,7 +111,7 @@ class LevelZ1(nn.Module):
 
     def forward(self, noise: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         features, mean, std = state
-        return self.after(torch.addcmul(mean, std, noise), features)
+        return self.after(torch.addcmul(mean, std, noise).to(noise.dtype), features)
 
 
 class Doubling(nn.Module):
@@ -307,7 +311,7 @@ class SemafoVAE(MLVGM):
 
     def infer(self, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         maps, dense = self.encoder(images)
-        return self.posterior(maps, dense, self._shares(images, labels)).noises
+        return self.posterior(maps, dense, self._labels(images, labels)).noises
 
     def regenerate(
         self,
@@ -325,20 +329,20 @@ class SemafoVAE(MLVGM):
         labels = None if labels is None else self._checked_labels(labels, len(images))
         copies = self._copies(noise, len(images))
         maps, dense = self.encoder(images)
-        shares = self._shares(images, labels).repeat(copies, 1)
+        labels = self._labels(images, labels).repeat(copies)
         maps, dense = maps.repeat(copies, 1, 1, 1), dense.repeat(copies, 1)
 
         def blended(level: int, latent: Tensor) -> Tensor:
             return blends[level](latent, noise[level])
 
-        features = self.posterior(maps, dense, shares, change=blended).features
+        features = self.posterior(maps, dense, labels, change=blended).features
         return self._images(features, copies * len(images))
 
     def posterior(
         self,
         maps: Tensor,
         dense: Tensor,
-        shares: Tensor,
+        labels: Tensor,
         noise: Latents | None = None,
         *,
         change: Callable[[int, Tensor], Tensor] | None = None,
@@ -348,18 +352,19 @@ class SemafoVAE(MLVGM):
         Args:
             maps: the encoder's, ``[B, C, 4, 4]``.
             dense: the encoder's, ``[B, F]``.
-            shares: of the classes in the label, ``[B, num_classes]``: one-hot where it is known.
+            labels: of the images, int64 ``[B]``.
             noise: standard normal, one ``[B, *level.shape]`` per level, to sample the posteriors; None for
                 their means.
             change: takes a level's index and its latent, and returns the latent to go on with, on which the
                 levels after it depend.
         """
         encoder = self.encoder
+        one_hot = F.one_hot(labels, self.num_classes).to(self.classes.dtype)
         divergences: list[Tensor] = []
 
         def inferred(level: int, prior: Gaussian, features: Tensor | None) -> Tensor:
             if level == 0:
-                raw = encoder.u(dense) + encoder.u_label(shares)
+                raw = encoder.u(dense) + encoder.u_label(one_hot)
             elif level == 1:
                 raw = encoder.z0(dense)
             else:
@@ -372,14 +377,12 @@ class SemafoVAE(MLVGM):
                 value = torch.addcmul(value, posterior.std, noise[level])
             return value if change is None else prior.value(change(level, prior.noise(value)))
 
-        passed = self.run_through(shares @ self.classes, inferred)
+        passed = self.run_through(self.classes[labels], inferred)
         return Posterior(passed.values, passed.noises, divergences, passed.features)
 
-    def _shares(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Return labels one-hot, float ``[B, num_classes]``; None: the most probable ones of the images."""
-        if labels is None:
-            labels = self.labeller(images).argmax(1)
-        return F.one_hot(labels, self.num_classes).to(images.dtype)
+    def _labels(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the labels; if there are none, the most probable ones of the images."""
+        return self.labeller(images).argmax(1) if labels is None else labels
 
     # -- values: what a latent stands for under a label
 
@@ -472,14 +475,15 @@ class SemafoVAE(MLVGM):
                 levels), and returns the level's value.
         """
         first, second, last = self.blocks
+        dtype = self.classes.dtype
         priors = [Gaussian.of(raw, self.config.floor)]
-        u = choose(0, priors[0], None)
-        _, mean, std = first.after(u)
-        priors.append(Gaussian(mean, std))
-        z0 = choose(1, priors[1], None)
-        features, mean, std = second.after(z0, u)
-        priors.append(Gaussian(mean, std))
-        z1 = choose(2, priors[2], features)
+        u = choose(0, priors[0], None).to(dtype)
+        _, *prior = first.after(u)
+        priors.append(Gaussian(*prior))
+        z0 = choose(1, priors[1], None).to(dtype)
+        features, *prior = second.after(z0, u)
+        priors.append(Gaussian(*prior))
+        z1 = choose(2, priors[2], features).to(dtype)
         return Passage([u, z0, z1], priors, last.after(z1, features))
 
     # -- files
