@@ -5,7 +5,7 @@ The command is ``python -m mlviews.zoo.evaluate WEIGHTS --data DIR --out runs/ev
 
 - *fidelity*: its confidence on samples, the entropy of their classes, and the Fréchet distance in its feature
   space, of the anchors that a source draws (truncated) and of the full prior (or the other way round), beside
-  the same figures for real images;
+  the same figures for real images; and how many samples of a class-conditional generator are of their class;
 - *levels*: how often the class survives when one level is moved, and how many grey values that changes;
 - *memorisation*: how far samples are from the nearest training image, beside how far real test images are;
 - *likelihood*, of a VAE: the error of its reconstructions of real test images, and the evidence lower bound

@@ -478,13 +478,13 @@ class SemafoVAE(MLVGM):
         dtype = self.classes.dtype
         priors = [Gaussian.of(raw, self.config.floor)]
         u = choose(0, priors[0], None).to(dtype)
-        _, *prior = first.after(u)
+        _, *prior = first.after(u)  # type: ignore[operator]
         priors.append(Gaussian(*prior))
         z0 = choose(1, priors[1], None).to(dtype)
-        features, *prior = second.after(z0, u)
+        features, *prior = second.after(z0, u)  # type: ignore[operator]
         priors.append(Gaussian(*prior))
         z1 = choose(2, priors[2], features).to(dtype)
-        return Passage([u, z0, z1], priors, last.after(z1, features))
+        return Passage([u, z0, z1], priors, last.after(z1, features))  # type: ignore[operator]
 
     # -- files
 
