@@ -80,19 +80,19 @@ def interventions(g: SemafoVAE, model: Classifier, pairs: int, seed: int) -> lis
         garments = torch.isin(labels, torch.tensor(UPPER)) & torch.isin(to, torch.tensor(UPPER))
         before = g(z, labels)
         fresh = agreement(before, g(g.sample_latents(rows, seed, 1), to))
-        for kept in KEPT:
-            after = g(g.relabel(z, labels, to, kept), to)
+        for names in KEPT:
+            after = g(g.relabel(z, labels, to, names), to)
             classes = seen(model, after)
             columns = [agreement(before, after), fresh, classes == to, classes == labels]
             figure = torch.stack([column.double() for column in columns], 1)
-            figures.setdefault((kept, "all"), []).append(figure)
-            figures.setdefault((kept, "garments"), []).append(figure[garments])
+            figures.setdefault((names, "all"), []).append(figure)
+            figures.setdefault((names, "garments"), []).append(figure[garments])
     table = []
-    for (kept, labels_of), parts in figures.items():
+    for (names, labels_of), parts in figures.items():
         figure = torch.cat(parts)
         after, fresh, new, old = figure.mean(0).tolist()
         table.append({
-            "kept": list(kept), "labels": labels_of, "pairs": len(figure),
+            "kept": list(names), "labels": labels_of, "pairs": len(figure),
             "agreement": after, "agreement_fresh": fresh, "shape_kept": (after - fresh) / (1 - fresh),
             "new_class": new, "old_class": old,
         })  # fmt: skip
@@ -169,14 +169,14 @@ def draw_interventions(g: SemafoVAE, path: Path) -> Path:
     images, labels = real_examples(1)
     z = g.encode(images, labels)
     panels = []
-    for kept in (("z0",), ("z1",)):
+    for level in ("z0", "z1"):
         columns = [images, g(z, labels)]
         for label in range(len(CLASSES)):
             to = torch.full_like(labels, label)
-            columns.append(g(g.relabel(z, labels, to, kept), to))
+            columns.append(g(g.relabel(z, labels, to, [level]), to))
         rows = list(torch.stack(columns, 1))  # [10, 12, C, H, W]
         names = ["image", "again", *(str(label) for label in range(len(CLASSES)))]
-        panels.append(Panel(f"do(y), the value of {kept[0]} kept", [list(row) for row in rows], (), names))
+        panels.append(Panel(f"do(y), the value of {level} kept", [list(row) for row in rows], (), names))
     title = f"fashion-semafo: {', '.join(f'{label} {name}' for label, name in enumerate(CLASSES))}"
     return draw_panels([panels], path, title)
 
@@ -188,13 +188,12 @@ def draw_recombinations(g: SemafoVAE, path: Path) -> Path:
     panels = []
     for title, classes in (("one class", (0, 3, 8, 9, 1)), ("three classes", (2, 4, 6, 0, 3))):
         rows = []
-        for place, label in enumerate(classes):
+        for place in range(len(classes)):
             shift = 0 if title == "one class" else 1
             sources = [4 * classes[(place + shift * part) % len(classes)] + part + 1 for part in range(3)]
             mixed = [value[source : source + 1] for value, source in zip(values, sources, strict=True)]
-            own = labels[sources[:1]]
-            assert int(own) == label
-            rows.append([*(images[source] for source in sources), g(g.noises(mixed, own), own)[0]])
+            first = labels[sources[:1]]
+            rows.append([*(images[source] for source in sources), g(g.noises(mixed, first), first)[0]])
         panels.append(Panel(title, rows, (), ["u of A", "z0 of B", "z1 of C", "mixed"]))
     return draw_panels([panels], path, "fashion-semafo: the label and u of A, z0 of B, z1 of C")
 

@@ -194,11 +194,13 @@ def impact_semafo(record: Record) -> str:
         reached = "" if all(row["status"] != "under-used" for row in level) else "≥ "
         sigmas = [row["sigma"] for row in level if row["sigma"] is not None]
         same_class = [row["class_kept"] for row in level if "class_kept" in row]
+        lowest = level_curves[0]["magnitudes"][0]  # of the grid
+        at_most = "≤ " if any(sigma <= 1.001 * lowest for sigma in sigmas) else ""
         rows.append([
             _title(level),
             _over_seeds(level, "loss_nats"),
-            reached + _over_seeds(level, "distance_relative"),
-            with_range(sigmas, ".2f") if sigmas else "drawn afresh",
+            at_most + reached + _over_seeds(level, "distance_relative"),
+            at_most + with_range(sigmas, ".2f") if sigmas else "drawn afresh",
             _shares(same_class) if same_class else "",
             with_range([max(0.0, ceiling - curve["resample"]) for curve in level_curves], ".2f"),
             _verdicts(level),

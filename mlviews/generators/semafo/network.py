@@ -53,8 +53,8 @@ class LevelU(nn.Module):
         """Return the next block's state: u, and mean and standard deviation of ``p(z0 | u)``."""
         return u, *Gaussian.of(self.prior(u), self.floor)
 
-    def forward(self, given: tuple[Tensor, Tensor, Tensor], state: None) -> tuple[Tensor, Tensor, Tensor]:
-        noise, mean, std = given
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], state: None) -> tuple[Tensor, Tensor, Tensor]:
+        noise, mean, std = inputs
         return self.after(torch.addcmul(mean, std, noise).to(noise.dtype))
 
 
@@ -456,10 +456,10 @@ class SemafoVAE(MLVGM):
         latents, raw = self._checked_pair(latents, to)
         values = self.values(latents, labels)
 
-        def kept(level: int, prior: Gaussian, _: Tensor | None) -> Tensor:
+        def value(level: int, prior: Gaussian, _: Tensor | None) -> Tensor:
             return values[level] if level in levels else prior.value(latents[level])
 
-        return self.run_through(raw, kept).noises
+        return self.run_through(raw, value).noises
 
     def _checked_pair(self, latents: Latents, labels: Tensor) -> tuple[Latents, Tensor]:
         """Check latents (or values) and labels, and return them, the labels as parameters of ``p(u | y)``."""
