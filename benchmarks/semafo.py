@@ -58,8 +58,8 @@ KEPT: tuple[tuple[str, ...], ...] = (("z0",), ("z1",), ("u", "z0"), ("z0", "z1")
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:
     """Return the Jaccard index ``[B]`` of the silhouettes of images ``[B, 1, H, W]``."""
-    one, other = (images.flatten(1) > BRIGHT for images in (first, second))
-    return (one & other).sum(1) / (one | other).sum(1).clamp(min=1)
+    masks = [images.flatten(1) > BRIGHT for images in (first, second)]
+    return (masks[0] & masks[1]).sum(1) / (masks[0] | masks[1]).sum(1).clamp(min=1)
 
 
 @torch.no_grad()
