@@ -119,27 +119,41 @@ def intervals(of_seeds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def summarized(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the rows of the table, and the paired differences from the best arm of real views only."""
+    """Return the rows of the table, and paired differences from the best controls.
+
+    The controls are, by kNN, the best arm of real views only at the same number of images, and the best arm
+    of drawn anchors.
+    """
     scored: Scored = {}
     for cell in cells:
         scored.setdefault((cell["arm"], cell["images"]), {})[cell["seed"]] = cell["scores"]
+    drawn = best([key for key in scored if is_drawn(key[0])], scored)
     rows = []
     differences = []
     for images in SIZES:
-        arms = [name for name in ARMS if (name, images) in scored]
-        for name in arms:
-            of_seeds = scored[name, images]
+        keys = [(name, images) for name in ARMS if (name, images) in scored]
+        for key in keys:
+            of_seeds = scored[key]
             scores = intervals(list(of_seeds.values()))
-            rows.append({"arm": name, "images": images, "seeds": len(of_seeds), "scores": scores})
-        real_only = [name for name in arms if ARMS[name].arguments == ONLY_REAL]
-        best = max(real_only, key=lambda name: mean_knn(scored[name, images]), default=None)
-        for name in arms:
-            if best is None or name in real_only:
-                continue
-            differences.append(
-                {"of": name, "less": best, "images": images, **paired(scored, name, best, images)}
-            )
+            rows.append({"arm": key[0], "images": images, "seeds": len(of_seeds), "scores": scores})
+        real_only = [key for key in keys if ARMS[key[0]].arguments == ONLY_REAL]
+        for control in (best(real_only, scored), drawn):
+            for key in keys:
+                if control is None or key in real_only or (is_drawn(key[0]) and is_drawn(control[0])):
+                    continue
+                difference = paired(scored[key], scored[control])
+                differences.append({"of": key[0], "less": control[0], "images": images, **difference})
     return {"rows": rows, "differences": differences}
+
+
+def is_drawn(name: str) -> bool:
+    """Return whether an arm's anchors are drawn, and no image is used."""
+    return ARMS[name].preset not in (NVAE, GAN)
+
+
+def best(keys: list[tuple[str, int]], scored: Scored) -> tuple[str, int] | None:
+    """Return the arm and number of images with the best mean of kNN; None of no arms."""
+    return max(keys, key=lambda key: mean_knn(scored[key]), default=None)
 
 
 def mean_knn(of_seeds: dict[int, dict[str, float]]) -> float:
@@ -147,9 +161,8 @@ def mean_knn(of_seeds: dict[int, dict[str, float]]) -> float:
     return statistics.fmean(scores["kNN"] for scores in of_seeds.values())
 
 
-def paired(scored: Scored, name: str, less: str, images: int) -> dict[str, Any]:
+def paired(minuend: dict[int, dict[str, float]], subtrahend: dict[int, dict[str, float]]) -> dict[str, Any]:
     """Return the difference of two arms, seed by seed."""
-    minuend, subtrahend = scored[name, images], scored[less, images]
     seeds = sorted(minuend.keys() & subtrahend.keys())
     of_seeds = [{score: minuend[seed][score] - subtrahend[seed][score] for score in SCORES} for seed in seeds]
     return {"seeds": len(seeds), "scores": intervals(of_seeds)}

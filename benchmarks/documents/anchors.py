@@ -29,6 +29,25 @@ def real_anchors(record: Record) -> str:
     )
 
 
+@table("real-anchors")
+def real_anchors_differences(record: Record) -> str:
+    """Every arm with generated positives, less the best real one and the best drawn one, seed by seed."""
+    rows = [
+        [
+            f"{row['images']:,}",
+            f"{row['of']} − {row['less']}",
+            with_interval(row["scores"]["linear 100%"], sign="+"),
+            with_interval(row["scores"]["kNN"], sign="+"),
+        ]
+        for row in record["differences"]
+    ]
+    return captioned(
+        markdown(["own images", "difference at the same seed", "linear", "kNN"], rows),
+        "Points, mean ± half of the 95% interval over seeds. Subtracted is the arm of real views only, or of "
+        "drawn anchors, that is the best by kNN.",
+    )
+
+
 @table("anchors-cost")
 def anchors_cost(record: Record) -> str:
     """Time and memory of a step with the user's own images, and what is on disk."""
