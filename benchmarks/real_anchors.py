@@ -36,7 +36,7 @@ SMALL, ALL = 1_000, 60_000  # own images
 
 
 class Arm(NamedTuple):
-    """A row of the table: the preset that makes the views, T_x, arguments of the source, own images, seeds."""
+    """A row of the table: the preset of the views, T_x, arguments of the source, own images, and seeds."""
 
     preset: str
     transform: str
