@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,9 +23,8 @@ import torch
 import typer
 from documents.views import differences_table, scores_table
 from real_images import train_and_test
-from record import RESULTS, SCORES, command, off_the_records, publish
+from record import RESULTS, SCORES, command, interval, off_the_records, publish
 from rich.console import Console
-from scipy import stats
 from view_sources import (
     CELLS,
     ENDLESS,
@@ -133,15 +131,6 @@ def check_budget(budget: Budget, work: Path) -> None:
 
 
 # -- statistics ----------------------------------------------------------------------------------------------
-
-
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean, and half the width of its 95 % interval by Student's t; None of a single value."""
-    half = None
-    if len(values) > 1:
-        quantile = float(stats.t.ppf(0.975, len(values) - 1))
-        half = round(quantile * statistics.stdev(values) / len(values) ** 0.5, 2)
-    return {"mean": round(statistics.fmean(values), 2), "half": half, "seeds": len(values)}
 
 
 def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -301,7 +290,7 @@ def main(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"Of {', '.join(METHODS)}, with commas: each on every source of --only. None: the tables' cells."
+            help=f"Of {', '.join(METHODS)}, with commas: each on every source of --only; none: the tables'."
         ),
     ] = "",
     jobs: Annotated[int, typer.Option(help="Cells at a time, one thread each.", min=1)] = 2,
