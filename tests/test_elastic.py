@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from elastic import JOBS, Job, run, training_words
+from elastic import JOBS, run
 from torch.distributed.run import get_args_parser
 
 from mlviews.cli import app
@@ -29,13 +29,8 @@ REPLICA = {"replicas": int, "template": dict, "restartPolicy": str}
 
 def test_a_process_that_is_killed_comes_back(tmp_path: Path) -> None:
     """``kill -9`` in the middle of an epoch: every step of the training is taken once."""
-    job = Job(
-        lambda folder: training_words(folder, steps=24, epochs=1),
-        JOBS["training (plain torch, DDP)"].begun,
-        str,
-    )
     folder = tmp_path / "run"
-    run(job, folder, "process", patience=240)
+    run(JOBS["training (plain torch, DDP)"], folder, "process", patience=240)
     state = torch.load(folder / "net.pt")["state"]
     assert state["source"] == {"seed": 0, "epoch": 1, "position": 0}
     assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {24}
