@@ -44,6 +44,8 @@ WALKER = {
     "checkpoint_every": 5,
     "levels": [1],
 }
+# Else processes that are started again may read addresses of the start before (pytorch/pytorch#135712).
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 KILLS = ("", "process", "node")
 
 
@@ -70,7 +72,7 @@ def node(port: int, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a node: torchrun with a process, whose output goes to the end of a file."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-id=elastic", f"--rdzv-endpoint=localhost:{port}"]
-    variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **FRESH_STORE}
     with log.open("ab") as file:
         return subprocess.Popen(
             [*torchrun, *rendezvous, "--max-restarts=3", *words],

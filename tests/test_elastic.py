@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from elastic import JOBS, run
+from elastic import FRESH_STORE, JOBS, run
 from torch.distributed.run import get_args_parser
 
 from mlviews.cli import app
@@ -96,6 +96,7 @@ def test_the_pytorchjob() -> None:
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in worker["template"]["spec"]["volumes"]}
     assert container["command"][0] == "torchrun"
+    assert {variable["name"]: variable["value"] for variable in container["env"]} == FRESH_STORE
     parsed(container["command"][1:])
     assert int(spec["nprocPerNode"]) == container["resources"]["limits"]["nvidia.com/gpu"]
 
@@ -103,7 +104,8 @@ def test_the_pytorchjob() -> None:
 def test_the_pages_commands() -> None:
     first, other = re.findall(r"```sh\n(.*?)```", (CLUSTER / "README.md").read_text(), re.DOTALL)
     words = shlex.split(first.replace("\\\n", " "), comments=True)
-    parsed(words[1:])
-    torchrun = words[1 : words.index("-m")]
+    words = words[words.index("torchrun") + 1 :]
+    parsed(words)
+    torchrun = words[: words.index("-m")]
     for line in other.strip().splitlines():
         parsed([*torchrun, *shlex.split(line)])

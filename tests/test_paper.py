@@ -68,7 +68,9 @@ def test_what_does_not_fit_is_named() -> None:
         ValueError, match=r"Invalid table9, claims: 'clam' is unknown or missing; its keys are"
     ):
         read(
-            Experiment, {"claims": [{"clam": "x"}]} | dict.fromkeys(("title", "section", "figures")), "table9"
+            Experiment,
+            {"claims": [{"clam": "x"}]} | dict.fromkeys(("title", "section", "figures", "paper", "fashion")),
+            "table9",
         )
     with pytest.raises(ValueError, match=r"Invalid table9: 'claims' is unknown or missing"):
         read(Experiment, {"title": "x"}, "table9")
