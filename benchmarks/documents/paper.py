@@ -49,15 +49,17 @@ def paper_commands() -> str:
     rows = []
     for name in EXPERIMENTS:
         experiment = load(name)
-        records = [command.record for command in experiment.fashion.commands if on_record(command)]
-        links = ", ".join(f"[{record}](../results/{record}.json)" for record in records)
+        links = [
+            _link(command.record) if on_record(command) else f"{command.record}: not run"
+            for command in experiment.fashion.commands
+        ]
         paper = experiment.paper
         needs = [", ".join(f"`{file}`" for file in paper.needs)]
         machine = [f"the paper took {paper.machine}"] if paper.machine else []
         rows.append([
             f"{_title(name)}: {experiment.title} ({experiment.section})",
             f"`run.py {name}`",
-            links,
+            ", ".join(links),
             "; ".join(filter(None, [*needs, *machine])),
             paper.missing,
         ])  # fmt: skip
