@@ -68,10 +68,14 @@ def free_port() -> int:
     return port
 
 
-def node(port: int, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a node: torchrun with a process, whose output goes to the end of a file."""
+def node(number: int, port: int, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a node: torchrun with a process, whose output goes to the end of a file.
+
+    Node 0 holds the rendezvous, which must not be killed.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-id=elastic", f"--rdzv-endpoint=localhost:{port}"]
+    rendezvous.append(f"--rdzv-conf=is_host={int(number == 0)}")
     variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **FRESH_STORE}
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -107,7 +111,7 @@ def run(job: Job, folder: Path, victim: str, patience: float = 600) -> float:
     folder.mkdir(parents=True)
     port, words, logs = free_port(), job.words(folder), [folder / "node0.log", folder / "node1.log"]
     begin = time.monotonic()
-    agents = [node(port, words, log) for log in logs]
+    agents = [node(number, port, words, log) for number, log in enumerate(logs)]
     try:
         while any(agent.poll() is None for agent in agents):
             if time.monotonic() - begin > patience:
@@ -115,7 +119,7 @@ def run(job: Job, folder: Path, victim: str, patience: float = 600) -> float:
             if victim and job.begun(folder):
                 kill(agents[1], victim == "node")
                 if victim == "node":
-                    agents[1] = node(port, words, logs[1])
+                    agents[1] = node(1, port, words, logs[1])
                 victim = ""
             time.sleep(0.02)
     finally:
