@@ -318,28 +318,18 @@ def main(
         raise typer.BadParameter(f"Not in this folder: {', '.join(missing)}. --dry-run prints the commands.")
     recorded = {command.line: command.record for command in plan.commands if on_record(command) and not again}
     for line in lines(experiment, plan):
-        print(line.replace(" DIR", f" {data}").replace(" CHECKOUT", f" {checkout}"), flush=True)
+        words = shlex.split(line)
+        text = line.replace(" DIR", f" {shlex.quote(data)}").replace(" CHECKOUT", f" {shlex.quote(checkout)}")
+        print(text, flush=True)
         if line in recorded:
             print(f"# on record: benchmarks/results/{recorded[line]}.json", flush=True)
         elif not dry_run:
-            _run(line, {"DIR": data, "CHECKOUT": checkout})
-
-
-def _run(line: str, folders: dict[str, str]) -> None:
-    """Run a line with the user's folders in it.
-
-    Raises:
-        typer.BadParameter: if the user has named no folder that it needs.
-        typer.Exit: with the command's code, if it fails.
-    """
-    words = shlex.split(line)
-    for placeholder, folder in folders.items():
-        if placeholder in words and folder == placeholder:
-            raise typer.BadParameter(f"The command needs {placeholder}: give --data or --checkout.")
-        line = line.replace(f" {placeholder}", f" {shlex.quote(folder)}")
-    code = subprocess.run(["bash", "-c", line], check=False).returncode
-    if code:
-        raise typer.Exit(code)
+            for name, folder in (("DIR", data), ("CHECKOUT", checkout)):
+                if name in words and folder == name:
+                    raise typer.BadParameter(f"The command needs {name}: give --data or --checkout.")
+            code = subprocess.run(["bash", "-c", text], check=False).returncode
+            if code:
+                raise typer.Exit(code)
 
 
 if __name__ == "__main__":
