@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import shlex
-import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import torch
 import torchvision
@@ -20,7 +17,8 @@ from conftest import external
 from documents.paper import RESNET50
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from paper.run import EXPERIMENTS, SCALES, SOLO_LEARN, Command, Experiment, lines, load, on_record, read
+from paper.run import EXPERIMENTS, SCALES, SOLO_LEARN, Command, Experiment, lines, load, main, on_record, read
+from typer.testing import CliRunner
 
 from mlviews.cli import app
 from mlviews.config import load_config, source_arguments
@@ -74,7 +72,7 @@ def test_what_does_not_fit_is_named() -> None:
             {"claims": [{"clam": "x"}]} | dict.fromkeys(("title", "section", "figures", "paper", "fashion")),
             "table9",
         )
-    with pytest.raises(ValueError, match=r"Invalid table9: 'claims' is unknown or missing"):
+    with pytest.raises(ValueError, match=r"Invalid table9: 'section' is unknown or missing"):
         read(Experiment, {"title": "x"}, "table9")
     with pytest.raises(ValueError, match="Unknown experiment 'table9'"):
         load("table9")
@@ -127,12 +125,17 @@ def test_the_weights_of_a_resnet50() -> None:
 # -- the lines -----------------------------------------------------------------------------------------------
 
 
+def as_app(main: Any) -> typer.Typer:
+    """A script's function, as `typer.run` takes it."""
+    script = typer.Typer()
+    script.command()(main)
+    return script
+
+
 @cache
-def program(script: str) -> click.Command:
+def program(script: str) -> Any:
     """The parser of a script of ours."""
-    script_app = typer.Typer()
-    script_app.command()(runpy.run_path(str(ROOT / script))["main"])
-    return typer.main.get_command(script_app)
+    return typer.main.get_command(as_app(runpy.run_path(str(ROOT / script))["main"]))
 
 
 def solo_learn(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -163,8 +166,7 @@ def test_every_line_is_one_that_its_program_accepts(
             assert OmegaConf.missing_keys(config) == set()
             assert config.optimizer.batch_size * len(config.devices) in (plan.encoders.batch_size, 256)
         elif words[0] == "mlviews":
-            group = typer.main.get_command(app)
-            assert isinstance(group, click.Group)
+            group: Any = typer.main.get_command(app)
             group.commands[words[1]].make_context(words[1], words[2:])
         else:
             assert words[0] == "python"
@@ -201,24 +203,24 @@ def test_a_training_line_makes_the_rows_views(
     assert real.augmentations[0].color_jitter.prob == 0.8
 
 
-def test_the_runner_prints_and_runs(tmp_path: Path) -> None:
-    script = [sys.executable, "benchmarks/paper/run.py"]
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-
-    printed = run("table1", "--scale", "paper", "--dry-run")
-    assert printed.returncode == 0
-    assert printed.stdout.splitlines()[1].startswith("# needs BigBiGAN_x1.pth: ")
-    assert [line for line in printed.stdout.splitlines() if line[0] != "#"] == lines(
-        "table1", load("table1").paper
-    )
-    refused = run("table1", "--scale", "paper")
-    assert refused.returncode == 2
-    assert "BigBiGAN_x1.pth" in refused.stderr
-    skipped = run("figure5")
-    assert skipped.returncode == 0, "its record is committed, so that it needs no data"
-    assert "# on record: benchmarks/results/loaders.json" in skipped.stdout
-    assert run("figure5", "--again").returncode == 2
-    record = json.loads((ROOT / "benchmarks/results/loaders.json").read_text())
-    assert record["command"].startswith("python benchmarks/loaders.py --data ")
+def test_the_runner_prints_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    run = partial(CliRunner().invoke, as_app(main))
+    printed = run(["table1", "--scale", "paper", "--dry-run"])
+    assert printed.exit_code == 0
+    assert printed.output.splitlines()[1].startswith("# needs BigBiGAN_x1.pth: ")
+    commands = [line for line in printed.output.splitlines() if line[0] != "#"]
+    assert commands == lines("table1", load("table1").paper)
+    refused = run(["table1", "--scale", "paper"])
+    assert refused.exit_code == 2
+    assert "Not in this folder: BigBiGAN_x1.pth" in refused.output
+    skipped = run(["figure5"])
+    assert skipped.exit_code == 0, "its record is committed, so that it needs no data"
+    assert "# on record: benchmarks/results/loaders.json" in skipped.output
+    again = run(["figure5", "--again"])
+    assert again.exit_code == 2
+    assert "The command needs DIR" in again.output
+    failed = run(["figure5", "--again", "--data", "no such folder"])  # benchmarks/ is not here
+    assert failed.exit_code == 2
+    assert "python benchmarks/loaders.py --data 'no such folder'" in failed.output
