@@ -33,7 +33,7 @@ KINDS = {
     "nvae-cifar10.ckpt": "nvae",
 }
 
-NOT_RUN = {"learned/probe", "table4/probe"}  # the page says so
+NOT_RUN = {"learned/probe"}  # the page says so
 
 
 @pytest.fixture(scope="module")
