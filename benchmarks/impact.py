@@ -32,6 +32,8 @@ PAIRS, BATCH = 2_000, 250  # for the share of pairs that keep their class
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
     "walker": ("walker", {}),
+    # The sweep in a fifth of the time.
+    "sweep-short": ("sweep", {"steps": 80, "train_pairs": 16, "evaluations": 2}),
     # For a sampler's noises, whose length has to stay; and the same in a fifth of the time.
     "sweep-mix": ("sweep", {"perturber": "mix"}),
     "sweep-mix-short": ("sweep", {"perturber": "mix", "steps": 80, "train_pairs": 16, "evaluations": 2}),
@@ -47,6 +49,7 @@ QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warm
 STYLES = {  # marker, color, shift
     "sweep": ("o", "tab:blue", -0.08),
     "walker": ("s", "tab:orange", 0.08),
+    "sweep-short": ("o", "tab:blue", 0.0),
     "sweep-mix": ("o", "tab:green", 0.0),
     "sweep-mix-short": ("o", "tab:green", 0.0),
 }

@@ -183,6 +183,44 @@ def impact_diffusion(record: Record) -> str:
     )
 
 
+@table("impact-semafo")
+def impact_semafo(record: Record) -> str:
+    """Table 1 for the levels of the bundled SemafoVAE."""
+    cells = record["cells"]
+    ceiling = cells[0]["rows"][0]["mi_ceiling_nats"]
+    curves = list(zip(*(cell["curves"] for cell in cells), strict=True))  # the same level's of every seed
+    rows = []
+    for level, level_curves in zip(_levels(cells), curves, strict=True):
+        reached = "" if all(row["status"] != "under-used" for row in level) else "≥ "
+        sigmas = [row["sigma"] for row in level if row["sigma"] is not None]
+        same_class = [row["class_kept"] for row in level if "class_kept" in row]
+        lowest = level_curves[0]["magnitudes"][0]  # of the grid
+        at_most = "≤ " if any(sigma <= 1.001 * lowest for sigma in sigmas) else ""
+        rows.append([
+            _title(level),
+            _over_seeds(level, "loss_nats"),
+            at_most + reached + _over_seeds(level, "distance_relative"),
+            at_most + with_range(sigmas, ".2f") if sigmas else "drawn afresh",
+            _shares(same_class) if same_class else "",
+            with_range([max(0.0, ceiling - curve["resample"]) for curve in level_curves], ".2f"),
+            _verdicts(level),
+        ])  # fmt: skip
+    header = [
+        "level", "loss, nats", "distance, of two draws'", "σ", "class kept",
+        "information left when drawn afresh, nats", "verdict",
+    ]  # fmt: skip
+    first = cells[0]
+    options = first["options"]
+    return captioned(
+        markdown(header, rows),
+        f"Mean (range) of {len(cells)} seed(s); target {first['target_loss']:g} nats; critics trained for "
+        f"{options['steps']} steps with K = {options['train_pairs']}, and evaluated on "
+        f"{options['evaluations']} batches of K = {first['pairs']}. The views of a pair share their label.",
+        f"Information left: the bound log(2K − 1) − loss, at least 0 and at most {ceiling:.2f}.",
+        provenance(record),
+    )
+
+
 @table("impact-remedies", "impact")
 def impact_remedies(remedies: Record, plain: Record) -> str:
     """Walkers of one level, with and without the remedies for their two flaws."""
