@@ -389,29 +389,43 @@ def write_files(run: Run, side: int, count: int) -> Path:
     return folder
 
 
-def file_views(run: Run, side: int, batch: int, steps: int) -> Iterator[Views]:
-    """Yield from torch's DataLoader, with a worker for each processor, sixteen at most."""
+class Feed(NamedTuple):
+    """Batches in the steady state: more than are timed, so that workers go on to the end."""
+
+    batches: Iterator[Views]
+    untimed: int  # batches before those that are timed
+
+
+def file_feed(run: Run, side: int, batch: int, steps: int) -> Feed:
+    """Return batches of torch's DataLoader, with a worker for each processor, sixteen at most."""
     files = write_files(run, side, run.clip(1024, 16))
+    workers = run.clip(min(16, os.cpu_count() or 1), 0)
+    queue = 2 * workers  # batches that the workers are ahead at most
     is_cuda = run.device.type == "cuda"
     loader = torch.utils.data.DataLoader(
-        Files(files, side * 7 // 8, batch * steps),
+        Files(files, side * 7 // 8, batch * (queue + 1 + steps + queue)),
         batch,
         shuffle=True,
-        num_workers=run.clip(min(16, os.cpu_count() or 1), 0),
+        num_workers=workers,
         pin_memory=is_cuda,
     )
-    for first, second in loader:
-        yield first.to(run.device, non_blocking=is_cuda), second.to(run.device, non_blocking=is_cuda)
+    batches = (tuple(view.to(run.device, non_blocking=is_cuda) for view in views) for views in loader)
+    return Feed(batches, queue + 1)
 
 
-def generated_views(run: Run, network: str, side: int, batch: int, steps: int, reuse: int) -> Iterator[Views]:
-    """Yield from a generator, in one epoch of so many steps."""
-    generator = NETWORKS[network].make(run.device, run.tiny)
-    transform = simclr(side * 7 // 8, color=False)
-    samples = batch * steps
-    yield from step_source(
-        generator, batch, run.device, transform=transform, num_samples=samples, reuse=reuse
+def generated_feed(run: Run, network: str, steps: int, reuse: int = 1) -> Feed:
+    """Return batches of a generator: two of an epoch that is left early, then a whole epoch of steps."""
+    side, size = FED[network]
+    batch = run.clip(size)
+    source = step_source(
+        NETWORKS[network].make(run.device, run.tiny),
+        batch,
+        run.device,
+        transform=simclr(side * 7 // 8, color=False),
+        num_samples=batch * steps,
+        reuse=reuse,
     )
+    return Feed(itertools.chain(itertools.islice(source, 2), source), 2)
 
 
 def reuses(run: Run) -> Sequence[int]:
@@ -419,17 +433,12 @@ def reuses(run: Run) -> Sequence[int]:
     return REUSE[:2] if run.tiny else REUSE
 
 
-def feeds_of(run: Run, network: str) -> dict[str, Callable[[int], Iterator[Views]]]:
-    """Return what feeds a training step, by name; each takes the number of steps."""
+def feeds_of(run: Run, network: str, steps: int) -> dict[str, Callable[[], Feed]]:
+    """Return what feeds so many training steps, by name."""
     side, size = FED[network]
-    batch = run.clip(size)
-    feeds: dict[str, Callable[[int], Iterator[Views]]] = {
-        "torch": lambda steps: file_views(run, side, batch, steps)
-    }
+    feeds: dict[str, Callable[[], Feed]] = {"torch": partial(file_feed, run, side, run.clip(size), steps)}
     for times in reuses(run):
-        feeds[f"mlviews, reuse={times}"] = lambda steps, times=times: generated_views(
-            run, network, side, batch, steps, times
-        )
+        feeds[f"mlviews, reuse={times}"] = partial(generated_feed, run, network, steps, times)
     return feeds
 
 
@@ -439,29 +448,31 @@ def loaders(run: Run, clock: Clock) -> list[Row]:
     for network in list(FED)[: 1 if run.tiny else None]:
         side, size = FED[network]
         learner = Learner(side, run)
-        feeds = feeds_of(run, network)
+        steps = 2 * reuses(run)[-1]  # two batches of samples at least, so that none is shown twice in a row
+        feeds = feeds_of(run, network, steps)
         for case in clock.within([f"{network}; {name}" for name in feeds]):
             name = case.split("; ")[1]
-            facts = {"case": network, "loader": name, "batch_size": run.clip(size)}
-            call = partial(time_feed, feeds[name], learner, run)
+            facts = {"case": network, "loader": name, "batch_size": run.clip(size), "steps": steps}
+            call = partial(time_feed, feeds[name], learner, steps, run)
             rows.append(tried(call, facts))
     return rows
 
 
-def time_feed(feed: Callable[[int], Iterator[Views]], learner: Learner, run: Run) -> Row:
-    """Return mean milliseconds of waiting for a batch and of training on it, after a short pass."""
-    steps = 2 * reuses(run)[-1]  # two batches of samples at least, so that none is shown twice in a row
-    for views in itertools.islice(feed(steps), 2):
+def time_feed(feed: Callable[[], Feed], learner: Learner, steps: int, run: Run) -> Row:
+    """Return mean milliseconds of waiting for a batch and of training on it, in the steady state."""
+    batches, untimed = feed()
+    for views in itertools.islice(batches, untimed):
         learner.step(views)
     waiting = training = 0.0
     begin = now(run.device)
-    for views in feed(steps):
+    for views in itertools.islice(batches, steps):
         arrival = now(run.device)
         learner.step(views)
         end = now(run.device)
         waiting, training, begin = waiting + arrival - begin, training + end - arrival, end
+    for _ in batches:  # to its end, so that no worker is left behind
+        pass
     return {
-        "steps": steps,
         "waiting_ms": round(1e3 * waiting / steps, 2),
         "training_ms": round(1e3 * training / steps, 2),
         "samples_per_s": round(len(views[0]) * steps / (waiting + training), 1),
@@ -496,27 +507,26 @@ def overlap(run: Run, clock: Clock) -> list[Row]:
     rows: list[Row] = []
     for network in clock.within(list(FED)[: 1 if run.tiny else None]):
         side, size = FED[network]
-        batch, steps = run.clip(size), run.clip(20, 2)
-
-        def batches(count: int, n: str = network, s: int = side, b: int = batch) -> Iterator[Views]:
-            return generated_views(run, n, s, b, count, 1)
-
-        views = next(batches(1))
+        steps = run.clip(20, 2)
+        feed = partial(generated_feed, run, network, steps)
         learner = Learner(side, run)
-        learner.step(views)
-        row: Row = {"network": network, "batch_size": batch, "steps": steps}
-        row["generating_ms"] = mean_ms(batches(steps + 1), lambda _: None, run)
-        row["training_ms"] = mean_ms(iter([views] * (steps + 1)), learner.step, run)
-        row["one_stream_ms"] = mean_ms(batches(steps + 1), learner.step, run)
+        views = next(feed().batches)
+        row: Row = {"network": network, "batch_size": run.clip(size), "steps": steps}
+        row["generating_ms"] = mean_ms(feed(), lambda _: None, run)
+        row["training_ms"] = mean_ms(Feed(iter([views] * (steps + 2)), 2), learner.step, run)
+        row["one_stream_ms"] = mean_ms(feed(), learner.step, run)
         if run.device.type == "cuda":
-            row["two_streams_ms"] = mean_ms(ahead(batches(steps + 1), run.device), learner.step, run)
+            batches, untimed = feed()
+            row["two_streams_ms"] = mean_ms(Feed(ahead(batches, run.device), untimed), learner.step, run)
         rows.append(row)
     return rows
 
 
-def mean_ms(batches: Iterator[Views], use: Callable[[Views], None], run: Run) -> float:
-    """Return mean milliseconds of a step but the first one; the device is waited for at the end only."""
-    use(next(batches))
+def mean_ms(feed: Feed, use: Callable[[Views], None], run: Run) -> float:
+    """Return mean milliseconds of a step; the device is waited for at the end only."""
+    batches, untimed = feed
+    for views in itertools.islice(batches, untimed):
+        use(views)
     begin = now(run.device)
     count = 0
     for views in batches:

@@ -31,8 +31,8 @@ class Network(NamedTuple):
     needs: str = ""  # a package that the base install lacks
 
     def make(self, device: torch.device, tiny: bool) -> MLVGM:
-        """Return the generator with the same random weights in every call, made on the device."""
-        with torch.random.fork_rng(), torch.device(device):
+        """Return the generator with the same random weights in every call, on every device."""
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             generator = (self.tiny if tiny else self.published)()
         return generator.freeze().to(device)

@@ -360,6 +360,7 @@ def main(
         "summary": summary,
         "cells": cells,
     }
+    out.mkdir(parents=True, exist_ok=True)
     plots = [str(path) for path in draw(summary, out)]
     publish(
         record,

@@ -221,7 +221,7 @@ class Walker(nn.Module, Perturber):
             nn.init.uniform_(layer.bias, -0.001, 0.001)  # type: ignore[arg-type]
         if self.noise:
             self.basis = nn.Parameter(torch.eye(self.width, dtype=torch.float32))  # [scalars, directions]
-            # Features of the anchor from the start, and rates of a twentieth, near the identity too.
+            # Features of the anchor from the start, and small rates: near the identity too.
             nn.init.normal_(hidden.weight, std=self.width**-0.5)
             nn.init.constant_(self.net[2].bias, -3.0)  # type: ignore[arg-type]
 
@@ -251,10 +251,9 @@ class Walker(nn.Module, Perturber):
         return angles
 
     def entropy(self, latents: Sequence[Tensor]) -> Tensor:
-        """Return how much more random positives of these anchors are than fresh draws, in nats per scalar.
+        """Return the entropy of positives given these anchors, less that of fresh draws, in nats per scalar.
 
-        It is the mean of ``log sin a``, below 0: the entropy of ``T(z, w)`` given z, less that of w. A walker
-        that draws has it.
+        It is the mean of ``log sin a``, a scalar below 0. A walker that draws has it.
         """
         flat = [z.flatten(1) for z in latents]
         parts = [torch.cat(flat, dim=1)] if sum(z.shape[1] for z in flat) == self.width else flat

@@ -499,6 +499,7 @@ def test_a_walker_that_draws_is_trained_and_goes_on(tmp_path: Path, monkeypatch:
     assert whole.provenance["noise"] is True
     torch.testing.assert_close(whole.basis @ whole.basis.T, torch.eye(11))
     assert not whole.basis.equal(torch.eye(11)), "directions are learned too"
+    assert not any(weight.requires_grad for weight in whole.parameters())
     assert whole.distances.directions > 8
     assert whole.distances.diversity > 0.9
     assert whole.distances.norm == pytest.approx(1, abs=0.02)
@@ -524,7 +525,7 @@ def test_a_walker_that_draws_is_trained_and_goes_on(tmp_path: Path, monkeypatch:
 def test_a_walker_that_draws_spreads_over_what_no_image_shows() -> None:
     """At the target the entropy goes where it is free."""
     shown = mlviews.wrap_generator(
-        lambda z: (z[:, :4].view(-1, 1, 2, 2) / 4 + 0.5).repeat_interleave(4, 2).repeat_interleave(4, 3),
+        lambda z: (z[0][:, :4].view(-1, 1, 2, 2) / 4 + 0.5).repeat_interleave(4, 2).repeat_interleave(4, 3),
         levels=[("all", (8,))],
         image_shape=(1, 8, 8),
     )

@@ -12,14 +12,14 @@ def gpu_checks(record: Record) -> str:
     """Waits for the device, and samples equal to the CPU's."""
     steps = rows_of(record, "device")
     problems = [f"{row['case']}: {row['problem']}" for row in steps if row["problem"]]
-    found = "; ".join(problems) or "none waited for the device or left it"
+    outcome = "; ".join(problems) or "none waited for the device or left it"
     if record["card"]["name"] == "cpu":
-        found = "the CPU says nothing of waits"
+        outcome = "the CPU says nothing of waits"
     columns = [f"{part}, {precision}" for part in ("latents", "images") for precision in ("float32", "TF32")]
     rows = [[row["case"], *(f"{row[column]:.1e}" for column in columns)] for row in rows_of(record, "equal")]
     return captioned(
         markdown(["largest difference from the CPU's", *columns], rows),
-        f"Steps looked at: {len(steps)}; {found}.",
+        f"Steps looked at: {len(steps)}; {outcome}.",
         _card(record),
         _left_out(record, "device", "equal"),
         provenance(record),

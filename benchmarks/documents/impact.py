@@ -228,13 +228,13 @@ def impact_drawn(record: Record) -> str:
     ]
     scalars = sum(level["scalars"] for level in levels)
     rows.append(["together", f"{row['distance_relative']:.2f}", f"{row['directions']:.1f}", str(scalars)])
-    kept = f"class kept: {row['class_kept']:.0%}. " if "class_kept" in row else ""
+    share = f"class kept: {row['class_kept']:.0%}. " if "class_kept" in row else ""
     return captioned(
         markdown(["level", "distance, of two draws'", "directions", "scalars"], rows),
         f"`fashion`, seed {cell['seed']}: {row['loss_nats']:.2f} ± {row['loss_stderr']:.2f} nats on fresh "
         f"pairs (target {cell['target_loss']:g}); norm ratio {row['norm_ratio']:.2f}, length of the mean "
-        f"direction {1 - row['diversity']:.2f}; {kept}{cell['seconds'] / 60:.0f} min with {threads(record)}, "
-        "beside other busy processes.",
+        f"direction {1 - row['diversity']:.2f}; {share}"
+        f"{cell['seconds'] / 60:.0f} min with {threads(record)}, beside other busy processes.",
         provenance(record),
     )
 

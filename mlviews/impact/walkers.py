@@ -126,7 +126,9 @@ class TrainedWalker(Walker):
     def __init__(self, walker: Walker, run: WalkerRun) -> None:
         with plain(), torch.random.fork_rng(devices=[]):  # its first weights are drawn, and not used
             super().__init__(walker.width, walker.provenance, walker.keep_norm, walker.noise)
-        self.load_state_dict(walker.state_dict())
+        self.net = walker.net
+        if walker.noise:
+            self.basis = walker.basis
         self.run = run
 
     @classmethod
