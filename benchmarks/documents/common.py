@@ -16,10 +16,12 @@ ZOO = ROOT / "mlviews" / "zoo"
 FOLDERS = (
     ".",
     "benchmarks",
+    "benchmarks/paper",
     "mlviews/zoo",
     "mlviews/generators",
     "mlviews/impact",
     "mlviews/latents",
+    "integrations/cluster",
     "integrations/lightly",
     "integrations/solo_learn",
     "integrations/stable_pretraining",
