@@ -118,6 +118,19 @@ def run_in_processes(
             console.print(f"{number}/{len(tasks)} {futures[future]}: {scores}")
 
 
+def key_of(cell: Cell) -> Key:
+    """Return which cell it is."""
+    return cell["method"], cell["source"], cell["seed"]
+
+
+def recorded_cells(path: Path, keys: Sequence[Key], budget: Budget) -> list[Cell]:
+    """Return those of the cells that a record of the same budget holds."""
+    record = json.loads(path.read_text())
+    if any(record[name] != value for name, value in budget._asdict().items() if name != "data"):
+        raise typer.BadParameter(f"{path} is of another budget: measure its cells anew, without --earlier.")
+    return [cell for cell in record["cells"] if key_of(cell) in keys]
+
+
 def check_budget(budget: Budget, work: Path) -> None:
     """Note the budget in the working folder, and refuse to mix cells of another one."""
     path, facts = work / "budget.json", [*budget[:3], budget.data is not None]
@@ -296,6 +309,10 @@ def main(
     jobs: Annotated[int, typer.Option(help="Cells at a time, one thread each.", min=1)] = 2,
     work: Annotated[Path, typer.Option(help="Folder for the cells.")] = Path("runs/probe-table"),
     out: Annotated[Path, typer.Option(help="Folder for the record and the plots.")] = RESULTS,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(help="A record of the same budget, whose cells are taken from there and not measured."),
+    ] = None,
     collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells of earlier calls.")] = False,
     quick: Annotated[
         bool, typer.Option(help="SimCLR's sources with one seed and fewer labels; no record.")
@@ -310,6 +327,8 @@ def main(
     keys = choose(seeds, only, methods, quick)
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
     check_budget(budget, work)
+    recorded = [] if earlier is None else recorded_cells(earlier, keys, budget)
+    keys = [key for key in keys if key not in {key_of(cell) for cell in recorded}]
     paths = {key: work / f"{'-'.join(map(str, key)).replace(' ', '_')}.json" for key in keys}
     if not collect:
         poor = Path(POOR["generator"]["weights"]).exists()
@@ -325,6 +344,7 @@ def main(
     if not cells:
         raise typer.BadParameter(f"There are no cells in {work}: leave out --collect.")
     environments = [cell.pop("environment") for cell in cells]
+    cells += recorded
     summary = summarise(cells)
     images, test = train_and_test(budget.data)
     measured = {cell["source"] for cell in cells}
@@ -340,6 +360,7 @@ def main(
         "summary": summary,
         "cells": cells,
     }
+    out.mkdir(parents=True, exist_ok=True)
     plots = [str(path) for path in draw(summary, out)]
     publish(
         record,

@@ -135,6 +135,12 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "width 5 .* l1, l2 of sizes 6, 5: it needs 11",
     ),
+    "walker without its noise": (
+        lambda: Walker(3, noise=True)([torch.zeros(2, 3)]),
+        ValueError,
+        "Invalid noise=None: this walker draws",
+    ),
+    "walker of an unclear kind": (lambda: Walker(3, noise="yes"), ValueError, "Invalid noise='yes'"),  # type: ignore[arg-type]
     "walker of no width": (lambda: Walker(0), ValueError, "Invalid width=0"),
     "anchor of another type": (source(anchor=1.0), ValueError, "Invalid anchor=1.0"),
     # the user's own images

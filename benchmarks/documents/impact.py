@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from documents.common import Record, captioned, markdown, provenance, table, with_range
+from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
 
 REMEDIES = {
     "walker": "as in the paper",
@@ -247,6 +247,34 @@ def impact_remedies(remedies: Record, plain: Record) -> str:
         "norm ratio", "class kept",
     ]  # fmt: skip
     return captioned(markdown(header, rows), "`fashion`, level 1, seed 0.", provenance(remedies))
+
+
+@table("impact-drawn")
+def impact_drawn(record: Record) -> str:
+    """A walker that draws: the whole of it, and each of its levels."""
+    (cell,) = record["cells"]
+    (row,) = cell["rows"]
+    levels = row["by_level"]
+    rows = [
+        [
+            f"{level['level']}",
+            f"{level['distance_relative']:.2f}",
+            f"{level['directions']:.1f}",
+            str(level["scalars"]),
+        ]
+        for level in levels
+    ]
+    scalars = sum(level["scalars"] for level in levels)
+    rows.append(["together", f"{row['distance_relative']:.2f}", f"{row['directions']:.1f}", str(scalars)])
+    share = f"class kept: {row['class_kept']:.0%}. " if "class_kept" in row else ""
+    return captioned(
+        markdown(["level", "distance, of two draws'", "directions", "scalars"], rows),
+        f"`fashion`, seed {cell['seed']}: {row['loss_nats']:.2f} ± {row['loss_stderr']:.2f} nats on fresh "
+        f"pairs (target {cell['target_loss']:g}); norm ratio {row['norm_ratio']:.2f}, length of the mean "
+        f"direction {1 - row['diversity']:.2f}; {share}"
+        f"{cell['seconds'] / 60:.0f} min with {threads(record)}, beside other busy processes.",
+        provenance(record),
+    )
 
 
 def _by_generator_and_method(record: Record) -> dict[tuple[str, str], list[Record]]:
