@@ -60,6 +60,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publish(generator, place / "shapes", license="cc-by-4.0")
 
 
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published diffusion model."""
+    return publish(load_generator("fashion-diffusion"), tmp_path_factory.mktemp("diffusion") / "d", samples=0)
+
+
 @pytest.fixture
 def copy(small: Path, tmp_path: Path) -> Path:
     """A copy of it to damage."""
@@ -141,8 +147,8 @@ def test_a_folder_holds_what_people_and_loaders_need(small: Path) -> None:
     assert [path.name for path in small.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_bundled_weights_bring_their_license(tmp_path: Path) -> None:
-    folder = publish(load_generator("fashion-diffusion"), tmp_path / "d", samples=0)
+def test_bundled_weights_bring_their_license(diffusion: Path) -> None:
+    folder = diffusion
     assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["license"] == "mit"
     assert "Zalando" in (folder / "LICENSE-fashion-mnist").read_text()
     assert "Fashion-MNIST train, 60 000 images" in (folder / "README.md").read_text()
@@ -484,17 +490,18 @@ def test_broken_and_hostile_folders(name: str, copy: Path) -> None:
         ("timesteps", [3, None]),
     ],
 )
-def test_options_of_a_folder_may_be_anything(option: str, value: Any, tmp_path: Path) -> None:
-    folder = publish(load_generator("fashion-diffusion"), tmp_path / "d", samples=0)
+def test_options_of_a_folder_may_be_anything(
+    option: str, value: Any, diffusion: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(diffusion, tmp_path / "d"))
     change(folder, options={option: value})
     with pytest.raises(ValueError, match=option) as caught:
         load_generator(folder)
     assert str(caught.value).isprintable()
 
 
-def test_a_diffusion_model_is_what_its_settings_list(tmp_path: Path) -> None:
-    folder = publish(load_generator("fashion-diffusion"), tmp_path / "d", samples=0)
-    assert load_generator(folder).level_names == load_generator("fashion-diffusion").level_names
+def test_a_diffusion_model_is_what_its_settings_list(diffusion: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(diffusion, tmp_path / "d"))
     (folder / "diffusers" / "vae").mkdir()
     (folder / "diffusers" / "vae" / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"vae.config.json is not among the files that config.json lists"):
@@ -622,8 +629,9 @@ def test_without_a_network_the_earlier_download_is_taken(
         load_generator("someone/else")
 
 
-def test_a_new_upload_takes_the_place_of_the_old_one(hub: Hub, small: Path, tmp_path: Path) -> None:
-    publish(load_generator("fashion-diffusion"), tmp_path / "d", samples=0, push="someone/g")
+def test_a_new_upload_takes_the_place_of_the_old_one(hub: Hub, small: Path, diffusion: Path) -> None:
+    upload.upload(diffusion, "someone/g")
+    assert load_generator("someone/g").name == "fashion-diffusion"
     (hub.root / "someone" / "g" / "main" / "notes.txt").write_text("of the user's")
     upload.upload(small, "someone/g")
     names = hub.list_repo_files("someone/g", None)

@@ -1,6 +1,6 @@
 """The tables that stand in the documents, a module for each document; ``TABLES`` has them by name."""
 
-from documents import anchors, generators, impact, integrations, loaders, purify, views, zoo
+from documents import anchors, generators, impact, integrations, loaders, purify, versions, views, zoo
 from documents.common import DOCUMENTS, ROOT, TABLES
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "integrations",
     "loaders",
     "purify",
+    "versions",
     "views",
     "zoo",
 ]

@@ -324,7 +324,7 @@ def _load(
         generator = entry.load(weights, **options)
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
         generator.name = name
-        generator.weights_file = weights if isinstance(weights, Path) else None
+        generator.weights_file = weights.absolute() if isinstance(weights, Path) else None
         generator.border = checks.integer("border", generator.provenance.get("border", entry.border), 0)
         # As reports can hold them.
         generator.options = {
