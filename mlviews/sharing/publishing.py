@@ -189,8 +189,8 @@ def _checked_report(report: ImpactReport | str | Path, generator: MLVGM) -> Impa
 def _check_same(generator: MLVGM, folder: Path) -> None:
     """Raise a ValueError if the folder makes another generator: weights that changed since they were read."""
     copy = load_generator(folder, device=generator.device)
-    identities = [generator_identity(g) | {"options": {}} for g in (generator, copy)]
-    changed = differences(*identities)
+    original, other = (generator_identity(g) | {"options": {}} for g in (generator, copy))
+    changed = differences(original, other)
     if _fingerprint(generator.inverter) != _fingerprint(copy.inverter):
         changed.append("the inverter")
     if changed:
