@@ -85,6 +85,7 @@ GENERATORS: dict[str, Callable[[Path], mlviews.MLVGM]] = {
     "fashion": lambda path: load_generator("fashion"),
     "fashion-nvae": lambda path: load_generator("fashion-nvae", temperature=0.8),
     "fashion-diffusion": lambda path: load_generator("fashion-diffusion", steps=3),
+    "fashion-semafo": lambda path: load_generator("fashion-semafo"),
     "film": lambda path: load_generator("film", film(path / "f")),
     "stylegan2": lambda path: load_generator(
         "stylegan2", pickled(path / "f", {"g_ema": rosinality()}), groups=2

@@ -1,6 +1,18 @@
 """The tables that stand in the documents, a module for each document; ``TABLES`` has them by name."""
 
-from documents import anchors, generators, impact, integrations, loaders, purify, versions, views, zoo
+from documents import (
+    anchors,
+    generators,
+    gpu,
+    impact,
+    integrations,
+    loaders,
+    paper,
+    purify,
+    versions,
+    views,
+    zoo,
+)  # fmt: skip
 from documents.common import DOCUMENTS, ROOT, TABLES
 
 __all__ = [
@@ -9,9 +21,11 @@ __all__ = [
     "TABLES",
     "anchors",
     "generators",
+    "gpu",
     "impact",
     "integrations",
     "loaders",
+    "paper",
     "purify",
     "versions",
     "views",
