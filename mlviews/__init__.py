@@ -10,6 +10,7 @@ from mlviews.invert import train_inverter
 from mlviews.mi.estimate import MIEstimate, estimate_mi
 from mlviews.mi.infonce import info_nce, mi_lower_bound
 from mlviews.purify import Purifier
+from mlviews.sharing import publish
 from mlviews.source import MLViewSource
 from mlviews.step import Batch
 
@@ -34,6 +35,7 @@ __all__ = [
     "measure_impact",
     "mi_lower_bound",
     "perturb",
+    "publish",
     "train_inverter",
     "train_walker",
     "transforms",

@@ -17,6 +17,7 @@ from mlviews import checks, perturb, transforms
 from mlviews.documents import is_missing, plain, read_yaml
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators import MLVGM, load_generator
+from mlviews.generators.registry import is_architecture
 from mlviews.weights.download import is_remote
 
 PRESETS = Path(__file__).parent / "presets"
@@ -111,11 +112,23 @@ def _with_paths(values: dict[Any, Any], folder: Path | None) -> dict[Any, Any]:
         paths = {
             key: located(generator[key]) for key in ("weights", "inverter", "prompts") if key in generator
         }
+        if "name" in generator:
+            paths["name"] = _generator_name(generator["name"], folder)
         values["generator"] = {**generator, **paths}
+    elif generator is not None:
+        values["generator"] = _generator_name(generator, folder)
     for walker in _walkers(values.get("perturb")).values():
         if "path" in walker:
             walker["path"] = located(walker["path"])
     return values
+
+
+def _generator_name(name: Any, folder: Path | None) -> Any:
+    """Return the name of a generator; of a published one that lies beside a YAML file, its path from here."""
+    if folder is None or not isinstance(name, str | Path) or is_architecture(name):
+        return name
+    path = folder / Path(name).expanduser()
+    return str(path) if path.is_dir() else name
 
 
 def source_arguments(config: str | Path | Mapping[Any, Any] | DictConfig, **overrides: Any) -> dict[str, Any]:
@@ -207,13 +220,13 @@ def _generator(spec: Any, weights: Any) -> MLVGM:
                 f"Invalid weights={weights!r}: the generator is given as an object, which has its own."
             )
         return spec
-    options: dict[Any, Any] = {"name": spec} if isinstance(spec, str) else {}
+    options: dict[Any, Any] = {"name": spec} if isinstance(spec, str | Path) else {}
     if isinstance(spec, Mapping):
         options = dict(spec)
     if "name" not in options or not all(isinstance(key, str) for key in options) or "device" in options:
         raise ValueError(
-            f"Invalid generator {spec!r}: give NAME, or {{name: NAME, weights: FILE}} and that generator's "
-            "options."
+            f"Invalid generator {spec!r}: give NAME (the folder or Hugging Face id of a published one "
+            "included), or {name: NAME, weights: FILE} and that generator's options."
         )
     if weights is not None:
         options["weights"] = weights

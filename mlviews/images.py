@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from mlviews import columns
 from mlviews.checks import described, integer, path_of
 from mlviews.errors import listing
 from mlviews.runs.files import sha256
@@ -292,6 +293,64 @@ class Items(ImageSet):
         return digest.hexdigest()[:16]
 
 
+class Rows(Items):
+    """The images of a Hugging Face data set, ``datasets.Dataset``.
+
+    :mod:`mlviews.columns` chooses the columns. The format makes no difference, but for the columns that it
+    selects; a transform of the user's (``with_transform``) applies. Labels that are missing are -1.
+
+    Args:
+        dataset: the data set.
+        shape: of the generator's images.
+
+    Raises:
+        ValueError: if it is a stream or a dictionary of splits, is empty, or leaves open which column is
+            meant.
+    """
+
+    def __init__(self, dataset: Any, shape: Shape) -> None:
+        columns.check(dataset)
+        features = columns.shown(dataset)
+        plain = dataset.with_format(None)
+        label = columns.label_column(features)
+        labels = [-1] * len(dataset)
+        if label is not None:
+            values = plain.select_columns([label])[:][label]
+            labels = [-1 if value is None else value for value in values]
+        if not labels:
+            raise ValueError("The data set of images= is empty.")
+        ImageSet.__init__(self, shape, torch.tensor(labels, dtype=torch.int64, device="cpu"))
+        self.dataset = dataset
+        if dataset.format["type"] == "custom":
+            self.column = columns.transformed_column(features, self._item(0))
+            return
+        self.column = columns.image_column(features)
+        feature = features[self.column]
+        if columns.is_array(feature):
+            plain = dataset.with_format("numpy")
+        elif not feature.decode:
+            plain = plain.cast_column(self.column, type(feature)())
+        self.dataset = plain.select_columns([self.column])  # nothing else is read
+
+    def read(self, number: int) -> Tensor:
+        name = f"item {number} of the data set"
+        value = self._item(number)[self.column]
+        if isinstance(value, np.ndarray):
+            value = columns.as_bytes(value, name)  # integers come with 64 bits
+            if value.ndim == 3 and columns.channels_first(value.shape, name):
+                value = torch.from_numpy(value)
+        return as_pixels(value, self.shape, name)
+
+    def _item(self, number: int) -> dict[str, Any]:
+        try:
+            return dict(self.dataset[number])
+        except Exception as error:  # whatever a damaged image, or a user's transform, raises
+            problem = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            raise ValueError(
+                f"Invalid images: item {number} of the data set cannot be read ({problem})."
+            ) from error
+
+
 class Reader:
     """The batches of a large set, decoded by the workers of torch's DataLoader before a step asks for them.
 
@@ -504,7 +563,8 @@ def as_image_set(images: Any, shape: Shape) -> ImageSet:
     """Return what ``images=`` of a source stands for.
 
     Args:
-        images: a folder, a map-style data set, a tensor ``[N, C, H, W]``, or an :class:`ImageSet`.
+        images: a folder, a map-style data set (torch's or Hugging Face's), a tensor ``[N, C, H, W]``, or an
+            :class:`ImageSet`.
         shape: of the generator's images.
 
     Raises:
@@ -521,6 +581,8 @@ def as_image_set(images: Any, shape: Shape) -> ImageSet:
         return Folder(images, shape)
     if isinstance(images, Tensor):
         return Pixels(images, shape)
+    if columns.kind(images) is not None:
+        return Rows(images, shape)
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return Items(images, shape)
     raise ValueError(

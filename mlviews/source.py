@@ -189,8 +189,9 @@ class MLViewSource(IterableDataset[Any]):
             raw views in [0, 1].
 
         images: the user's own images as anchors: a folder (one folder a class, or flat), a map-style data
-            set, or a tensor ``[N, C, H, W]`` (uint8, or floats in [0, 1]); the generator must have an
-            encoder. Targets are their labels, -1 for images that have none. None: anchors are drawn.
+            set (torch's or Hugging Face's), or a tensor ``[N, C, H, W]`` (uint8, or floats in [0, 1]); the
+            generator must have an encoder. Targets are their labels, -1 for images that have none. None:
+            anchors are drawn.
         generated: with ``images``, the probability that a positive is the generator's, for each sample and
             positive; else it is the image itself.
         anchor_view: with ``images``, "real": view 0 is the image itself; "reconstructed": what the generator

@@ -44,6 +44,7 @@ SHORTER = {  # than on the pages
         ("mlviews/generators/WRITING.md", 5),
         ("mlviews/impact/README.md", 1),
         ("mlviews/latents/README.md", 2),
+        ("mlviews/sharing/README.md", 1),
     ],
 )
 def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +72,9 @@ def test_examples_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest
     elif page == "README.md":
         assert tuple(session["anchor"].shape) == (256, 3, 28, 28)
         assert [assignment.levels for assignment in session["source"].assignments] == [(0,), (1,), (2,), (3,)]
+    elif page.endswith("sharing/README.md"):
+        z = session["g"].sample_latents(range(1))
+        assert torch.equal(session["copy"](z), session["g"](z))
     elif page.endswith("WRITING.md"):  # its blocks hold their own assertions
         assert len(session["report"].impacts) == 3
     else:

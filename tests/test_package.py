@@ -67,6 +67,7 @@ seconds = time.process_time() - begin
 extras = ["kornia", "huggingface_hub", "lightly", "lightning", "pytorch_lightning", "sklearn"]
 extras += ["torchvision", "matplotlib", "scipy", "typer", "jinja2.environment", "lightning_fabric"]
 extras += ["pandas", "rich", "pydantic", "diffusers", "transformers", "gradio", "fastapi", "uvicorn"]
+extras += ["datasets", "pyarrow"]
 imported = [name for name in extras if name in sys.modules]
 print(json.dumps({"same": before == state(), "imported": imported, "seconds": seconds}))
 """

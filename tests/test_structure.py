@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # before it.
 LAYERS = [
     ["mlviews._version", "mlviews._moved", "mlviews.errors"],
-    ["mlviews.checks", "mlviews.documents"],
+    ["mlviews.checks", "mlviews.columns", "mlviews.documents"],
     ["mlviews.images", "mlviews.levels", "mlviews.sampling", "mlviews.runs", "mlviews.weights"],
     ["mlviews.generators", "mlviews.transforms"],
     ["mlviews.latents", "mlviews.perturb"],
@@ -26,6 +26,7 @@ LAYERS = [
     ["mlviews.source"],
     ["mlviews.mi", "mlviews.viz"],
     ["mlviews.evaluation", "mlviews.impact"],
+    ["mlviews.sharing"],
     ["mlviews.zoo"],
     ["mlviews"],
     ["mlviews.explorer", "mlviews.integrations"],

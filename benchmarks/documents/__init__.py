@@ -1,6 +1,18 @@
 """The tables that stand in the documents, a module for each document; ``TABLES`` has them by name."""
 
-from documents import anchors, generators, gpu, impact, integrations, loaders, paper, purify, views, zoo
+from documents import (
+    anchors,
+    generators,
+    gpu,
+    impact,
+    integrations,
+    loaders,
+    paper,
+    purify,
+    versions,
+    views,
+    zoo,
+)  # fmt: skip
 from documents.common import DOCUMENTS, ROOT, TABLES
 
 __all__ = [
@@ -15,6 +27,7 @@ __all__ = [
     "loaders",
     "paper",
     "purify",
+    "versions",
     "views",
     "zoo",
 ]

@@ -27,10 +27,12 @@ from mlviews.cli import explore
 from mlviews.cli import probe
 from mlviews.cli import impact
 from mlviews.cli import inverter
+from mlviews.cli import publish
 # isort: on
 
 __all__ = [
-    "app", "explore", "generators", "impact", "inverter", "latents", "main", "probe", "purify", "views",
+    "app", "explore", "generators", "impact", "inverter", "latents", "main", "probe", "publish", "purify",
+    "views",
 ]  # fmt: skip
 
 

@@ -60,8 +60,8 @@ Data = Annotated[
 Measured = Annotated[
     str,
     typer.Argument(
-        help="A generator's name (see `mlviews generators`), or a preset or YAML file "
-        "whose generator and anchors to take."
+        help="A generator's name (see `mlviews generators`), the folder or Hugging Face id of a published "
+        "one, or a preset or YAML file whose generator and anchors to take."
     ),
 ]
 
@@ -159,15 +159,20 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 # -- from the command line's words to arguments --------------------------------------------------------------
 
 
-def generator_and_law(name: str, weights: str | None) -> tuple[mlviews.MLVGM, TruncatedNormal | None]:
+def generator_and_law(
+    name: str, weights: str | None, inverter: Path | None = None
+) -> tuple[mlviews.MLVGM, TruncatedNormal | None]:
     """Return the generator of that name, or of a preset or YAML file, and the anchors' law if one is set."""
     if name not in mlviews.list_presets() and not name.endswith((".yaml", ".yml")):
-        return mlviews.load_generator(name, weights), None
+        return mlviews.load_generator(name, weights, inverter=inverter), None
     config = {
         key: value for key, value in load_config(name).items() if key in ("generator", "weights", "anchor")
     }
     if weights is not None:
         config["weights"] = weights
+    if inverter is not None:
+        spec = config.get("generator")
+        config["generator"] = {**(spec if isinstance(spec, dict) else {"name": spec}), "inverter": inverter}
     arguments = source_arguments(config)
     return arguments["generator"], arguments.get("anchor")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +105,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         # load_generator gives it the name and the options that it was asked for.
         self.name = type(self).__name__
         self.options: dict[str, Any] = {}
+        self.weights_file: Path | None = None  # the file or folder that its weights were read from
         self.provenance: dict[str, Any] = {}  # what a weights file of ours says of the training
         # Black pixels on each side of the images that it was trained on; a user's images get them too.
         self.border = 0
@@ -364,10 +366,15 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         """
         return self.encode(images)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the generator has an encoder or an inverter."""
+        has_encoder = type(self).infer is not MLVGM.infer or type(self).encode is not MLVGM.encode
+        return has_encoder or self.inverter is not None
+
     def check_encodes(self) -> None:
         """Raise a ValueError if the generator has neither an encoder nor an inverter, with the remedy."""
-        has_encoder = type(self).infer is not MLVGM.infer or type(self).encode is not MLVGM.encode
-        if self.inverter is None and not has_encoder:
+        if not self.encodes:
             raise ValueError(
                 f"Generator {self.name!r} has no encoder: train one with mlviews.train_inverter(generator), "
                 "or load one with load_generator(..., inverter=FILE)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,8 @@ from torch import nn
 
 from mlviews import checks
 from mlviews.checks import path_of
-from mlviews.errors import WeightsError
+from mlviews.errors import WeightsError, did_you_mean, listing, nearest
+from mlviews.generators import published
 from mlviews.generators.base import MLVGM, Level
 from mlviews.generators.biggan import deep_reading as biggan_deep
 from mlviews.generators.biggan import reading as biggan
@@ -23,6 +25,7 @@ from mlviews.generators.film import FilmGenerator
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
+from mlviews.generators.published import Published
 from mlviews.generators.semafo import SemafoVAE
 from mlviews.generators.stylegan import psp
 from mlviews.generators.stylegan import stylegan3_reading as stylegan3
@@ -30,7 +33,7 @@ from mlviews.generators.vdvae import reading as vdvae
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
-from mlviews.weights.files import format_of
+from mlviews.weights.files import format_of, printable
 
 BUNDLED = Path(str(files("mlviews"))) / "zoo"
 """The folder of the bundled weights."""
@@ -191,37 +194,129 @@ class GeneratorInfo(NamedTuple):
 
 
 def load_generator(
-    name: str,
+    name: str | Path,
     weights: str | Path | nn.Module | None = None,
     device: str | torch.device | None = None,
     inverter: str | Path | nn.Module | None = None,
+    *,
+    revision: str | None = None,
     **options: Any,
 ) -> MLVGM:
     """Load a generator, frozen and in eval mode.
 
     Args:
-        name: one of :func:`list_generators`.
+        name: one of :func:`list_generators`; or a published generator: its folder, or its Hugging Face id
+            (``owner/name``), which is downloaded once. Only the files that ``config.json`` lists are read,
+            and each has to have the SHA-256 that stands there.
         weights: a weights file; or a URL (``https://.../file.pkl#sha256=HEX``) or Hugging Face id
             (``owner/name``, ``hf://owner/name/file``), downloaded once; or a module of the project whose
-            files it takes. None for the bundled weights, where there are some.
+            files it takes. None for the bundled weights, where there are some, and for published generators.
         device: where to put it; None for the CPU.
         inverter: the encoder for a generator that has none: a file of :func:`mlviews.train_inverter`, or a
-            module from images to latents. None for the bundled one of the bundled weights, if there is one.
+            module from images to latents. None for the bundled or published one, if there is one.
+        revision: a branch, a tag or a commit of the Hugging Face repository; None for its main branch.
         options: the generator's options, see ``mlviews/generators/README.md``: e.g. ``groups=4`` of
-            stylegan2.
+            stylegan2. Those of a published generator are the defaults.
 
     Raises:
         ValueError: for an unknown name or option, a device that is not there, where weights are needed and
             none are given, or for an inverter of other levels or another image shape, or of a generator that
             has an encoder of its own.
-        FileNotFoundError: if the weights file is missing, or cannot be downloaded.
+        FileNotFoundError: if the weights file or folder is missing, or cannot be downloaded.
         mlviews.WeightsError: if it is damaged, was made for another architecture, or holds anything but data.
     """
-    entry = _GENERATORS[checks.choice("generator", name, _GENERATORS)]
+    folder = _published_folder(name, revision)
+    target = None if device is None else check_device(device)
+    if folder is None:
+        generator = _load(str(name), weights, inverter, options)
+    else:
+        if weights is not None:
+            raise ValueError(
+                f"Invalid weights={weights!r}: {name} is a published generator, which has its own; leave "
+                "them out."
+            )
+        generator = _load_published(published.read(folder), inverter, options)
+    return generator if target is None else generator.to(target)
+
+
+def is_architecture(name: Any) -> bool:
+    """Say whether it is a name of :func:`list_generators`."""
+    return isinstance(name, str) and name in _GENERATORS
+
+
+def is_bundled(file: Path) -> bool:
+    """Say whether a file or folder of weights came with the package."""
+    return file.is_relative_to(BUNDLED)
+
+
+def _published_folder(name: str | Path, revision: str | None) -> Path | None:
+    """Return the folder of a published generator, downloaded if need be; None for an architecture's name.
+
+    Raises:
+        ValueError: for a name that is neither, or a revision of something that has none.
+        FileNotFoundError: for a path where there is nothing, or if it cannot be downloaded.
+    """
+    is_remote = not is_architecture(name) and download.is_remote(name)
+    if revision is not None and not is_remote:
+        raise ValueError(
+            f"Invalid revision={revision!r} of {str(name)!r}: only a Hugging Face repository (owner/name) "
+            "has revisions; leave it out."
+        )
+    if is_architecture(name):
+        return None
+    if is_remote:
+        return published.fetch(str(name) if revision is None else f"{name}@{revision}")
+    if isinstance(name, Path) or (isinstance(name, str) and _is_path(name)):
+        return Path(name).expanduser()
+    allowed = nearest(name, _GENERATORS)
+    raise ValueError(
+        f"Unknown generator {name!r}: there are {allowed}; or give the folder of a published one, or its "
+        f"Hugging Face id (owner/name).{did_you_mean(name, _GENERATORS)}"
+    )
+
+
+def _is_path(name: str) -> bool:
+    """Say whether a name is that of a folder that is there, or looks like a path."""
+    return name.startswith(("~", ".")) or "/" in name or os.sep in name or Path(name).is_dir()
+
+
+def _load_published(settings: Published, inverter: Any, options: dict[str, Any]) -> MLVGM:
+    """Return a published generator; the user's inverter and options come before its own."""
+    if settings.generator not in _GENERATORS:
+        raise WeightsError(
+            f"{settings.config} names the unknown generator {printable(settings.generator, 40)!r}: there are "
+            f"{listing(_GENERATORS)}."
+        )
+    for option in settings.options:
+        if option not in _GENERATORS[settings.generator].options:
+            raise WeightsError(
+                f"{settings.config} has the unknown option {printable(option, 40)!r} of generator "
+                f"{settings.generator!r}."
+            )
+    settings.check_files()
+    inverter = settings.inverter if inverter is None else inverter
+    try:
+        generator = _load(settings.generator, settings.weights, inverter, {**settings.options, **options})
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # of values that no user gives
+        problem = printable(f"{type(error).__name__}: {error}", 160)
+        raise WeightsError(f"{settings.config} has options that make no generator ({problem}).") from error
+    generator.border = settings.border
+    if not options:
+        settings.check(generator)
+    return generator
+
+
+def _load(
+    name: str,
+    weights: str | Path | nn.Module | None,
+    inverter: str | Path | nn.Module | None,
+    options: dict[str, Any],
+) -> MLVGM:
+    """Return a generator of an architecture; arguments as of :func:`load_generator`."""
+    entry = _GENERATORS[name]
     checks.options(f"generator {name!r}", options, entry.options)
     if inverter is not None and entry.encodes:
         raise ValueError(f"Invalid inverter={inverter!r}: generator {name!r} has an encoder; leave it out.")
-    target = None if device is None else check_device(device)
     if weights is None and inverter is None and entry.inverter is not None and entry.inverter.is_file():
         inverter = entry.inverter
     if weights is None and entry.bundled is None:
@@ -237,6 +332,7 @@ def load_generator(
         generator = entry.load(weights, **options)
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
         generator.name = name
+        generator.weights_file = weights.absolute() if isinstance(weights, Path) else None
         generator.border = checks.integer("border", generator.provenance.get("border", entry.border), 0)
         # As reports can hold them.
         generator.options = {
@@ -246,7 +342,7 @@ def load_generator(
             network.check(generator)
         if network is not None:  # else that of the weights file, if it holds one
             generator.inverter = network
-        return generator if target is None else generator.to(target)
+        return generator
 
 
 def list_generators() -> list[GeneratorInfo]:

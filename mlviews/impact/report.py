@@ -90,11 +90,11 @@ class ImpactReport(Measurement):
         from mlviews.impact.plots import draw  # matplotlib takes a second
 
         folder = path_of(folder, "folder")
-        content = self._content()
+        content = self._text()
         with new_files(folder) as part:
             walkers = self._save_walkers(part)
             texts = {
-                "impact.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                "impact.json": content,
                 "impact.csv": self.frame().to_csv(index=False, lineterminator="\n"),
                 "impact.md": self.markdown(),
                 "impact.tex": self.latex(),
@@ -106,6 +106,17 @@ class ImpactReport(Measurement):
             names = [*walkers, *texts, *(picture.name for picture in pictures), *page]
             return [(part / file_name).replace(folder / file_name) for file_name in names]
 
+    def save_figures(self, folder: Path) -> list[Path]:
+        """Write what :meth:`load` reads, ``impact.json`` and the walkers, into a folder that is there.
+
+        Raises:
+            ValueError, OSError: as :meth:`save`.
+        """
+        text = self._text()
+        names = self._save_walkers(folder)
+        (folder / "impact.json").write_text(text, encoding="utf-8", newline="\n")
+        return [folder / name for name in [*names, "impact.json"]]
+
     def _save_walkers(self, folder: Path) -> list[str]:
         """Write each walker into a folder; return the files' names."""
         names = []
@@ -115,8 +126,8 @@ class ImpactReport(Measurement):
                 impact.perturber.save(folder / names[-1])
         return list(dict.fromkeys(names))  # rows of the same levels share a file
 
-    def _content(self) -> dict[str, Any]:
-        """Return what ``impact.json`` holds.
+    def _text(self) -> str:
+        """Return the text of ``impact.json``.
 
         Raises:
             ValueError: for a figure that is not finite, or a perturber that cannot be written.
@@ -128,7 +139,8 @@ class ImpactReport(Measurement):
         stored.check_finite(figures, "report")
         for row, impact in zip(figures["impacts"], self.impacts, strict=True):
             row["perturber"] = impact.specification
-        return {"format": FORMAT, "version": VERSION, **figures}
+        content = {"format": FORMAT, "version": VERSION, **figures}
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> ImpactReport:

@@ -51,6 +51,37 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Write a folder under another name beside it, which replaces it once the block has ended without error.
+
+    Args:
+        path: the folder to write. What is there is removed at the end; the caller has made sure that it may.
+
+    Yields:
+        The folder to write to. It is this process's own, and is removed if the block raises.
+
+    Raises:
+        OSError: if it cannot be written, e.g. as the disk is full; it names the path.
+    """
+    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "old.part"))
+    with writing(path):
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            yield part
+            if path.exists():
+                path.replace(old)
+            try:
+                part.replace(path)
+            except OSError:
+                old.replace(path)
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn torch's and safetensors' errors of a full disk into an OSError, which names the path.
 

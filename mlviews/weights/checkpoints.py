@@ -128,9 +128,7 @@ def _settings_beside(file: Path) -> dict[str, Any]:
     settings = file.with_name(file.name.removesuffix(_MODEL) + _CONFIG)
     if not file.name.endswith(_MODEL) or not settings.is_file():
         return {}
-    with reading(settings) as data:
-        if len(data) > _LONGEST_SETTINGS:
-            raise Refused(f"{len(data):,} bytes of settings")
+    with reading(settings, _LONGEST_SETTINGS) as data:
         facts = _arguments(json.loads(data))
         if not facts:
             raise Refused("no settings of a network")

@@ -43,19 +43,26 @@ class Refused(ValueError):
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[bytes]:
+def reading(path: Path, most: int | None = None) -> Iterator[bytes]:
     """Yield a file's bytes, and make one WeightsError of whatever goes wrong with them in the block.
 
     The bytes are copied into memory: pages of a mapped file that another process cuts short meanwhile would
     end this one.
 
+    Args:
+        path: the file.
+        most: bytes that it may have; None for any number.
+
     Raises:
         FileNotFoundError: if there is no such file.
-        mlviews.WeightsError: if it cannot be read, or the block raises anything.
+        mlviews.WeightsError: if it cannot be read, is too large, or the block raises anything.
     """
     try:
         if not path.is_file():
             raise FileNotFoundError(f"No weights file {path}.")
+        size = path.stat().st_size
+        if most is not None and size > most:
+            raise WeightsError(f"{path} is no weights file: it holds {size:,} bytes of settings.")
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"No weights file {path}.") from None

@@ -8,7 +8,6 @@ looked at. Weights come from safetensors files, or from pickles that are read as
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
 from mlviews.weights import fit
 from mlviews.weights.checkpoints import read_tensors
-from mlviews.weights.files import Refused, printable, reading
+from mlviews.weights.files import printable
+from mlviews.weights.tables import read_table
 
 CLASSES = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -47,8 +46,6 @@ STEM = "diffusion_pytorch_model"
 PICKLED = {STEM: STEM, "model": "pytorch_model"}
 """How those of pickled files begin, by how those of safetensors files do: diffusers', and transformers'."""
 
-_LARGEST_TABLE = 4 << 20  # of a JSON file, bytes
-_LARGEST_NUMBER = 1 << 20  # more than any setting needs
 _MOST_SHARDS = 200
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """What attention's layers were called until diffusers 0.12, and what they are called since."""
@@ -228,26 +225,6 @@ class Folder:
         return tensors
 
 
-def read_table(path: Path, most_values: int = 50_000) -> dict[str, Any]:
-    """Return the content of a JSON file: a table whose numbers and lengths are bounded.
-
-    Args:
-        path: the file.
-        most_values: what it may hold, nested values included.
-
-    Raises:
-        mlviews.WeightsError: if it is damaged, or something else.
-    """
-    with reading(path) as data:
-        if len(data) > _LARGEST_TABLE:
-            raise Refused(f"{len(data):,} bytes of settings")
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise Refused(f"{type(content).__name__}, expected a table of settings")
-        _check_values(content, most_values)
-    return content
-
-
 def needed_files(names: Sequence[str], variant: str | None, with_texts: bool) -> list[str]:
     """Return those files of a repository that are read; most have weights in several formats and precisions.
 
@@ -305,25 +282,6 @@ def arguments(kind: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str
     defaults = defaults if isinstance(defaults, list) else []
     names = inspect.signature(kind).parameters
     return {name: value for name, value in settings.items() if name in names and name not in defaults}
-
-
-def _check_values(content: Any, most_values: int) -> None:
-    """Raise a Refused for more values, or larger numbers, than settings have."""
-    values = [content]
-    count = 0
-    while values:
-        value = values.pop()
-        count += 1
-        if count > most_values:
-            raise Refused(f"more than {most_values:,} settings")
-        if isinstance(value, Mapping):
-            values += value.values()
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            values += value
-        elif value is not None and not isinstance(value, str | bool):
-            if is_number(value) and abs(value) <= _LARGEST_NUMBER:
-                continue
-            raise Refused(f"the number {printable(value, 40)}")
 
 
 def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mlviews.errors import WeightsError, listing
-from mlviews.generators.diffusion.folder import CONFIG, Folder, arguments, read_table
+from mlviews.generators.diffusion.folder import CONFIG, Folder, arguments
 from mlviews.weights import fit
 from mlviews.weights.checkpoints import read_tensors
 from mlviews.weights.files import check_finite, printable, to_float32
+from mlviews.weights.tables import read_table
 
 MOST_PROMPTS = 100_000
 _PREFIX = "text_model."
