@@ -145,9 +145,13 @@ def main(
     untrained = copy.deepcopy(backbone).eval()
     module = spt.Module(**build(backbone), optim={"optimizer": {"type": "AdamW", "lr": lr}}, hparams={})
     losses = Losses()
+    callbacks: list[pl.Callback] = [losses]
+    if any(isinstance(part, spt.TeacherStudentWrapper) for part in module.modules()):
+        # spt.Manager adds it by itself. Without it a teacher keeps its first, random weights.
+        callbacks.append(spt.TeacherStudentCallback())
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[losses],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
