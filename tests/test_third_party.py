@@ -74,7 +74,7 @@ class Terrain(MLVGM):
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(
-        [torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(a.flatten(1), b.flatten(1))]
+        [torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(a.flatten(1), b.flatten(1), strict=True)]
     )
 
 

@@ -209,7 +209,7 @@ class SwAV(Method):
 
 
 class DINO(Method):
-    """DINO (Caron et al. 2021): a teacher of the two large crops, a student of these and of the small ones."""
+    """DINO (Caron et al. 2021): a teacher of the two large crops, a student of these and the small ones."""
 
     views = MULTI_CROP
     outputs, momentum = 1024, 0.97  # the teacher's momentum rises from this to 1, as training is short
