@@ -248,7 +248,7 @@ def _sample(z: Latents, place: int) -> list[Tensor]:
 def _with_offsets(z: Latents) -> bool:
     """Return whether latents look like those of a W+ code: a vector per level, then styles for each."""
     half = len(z) // 2
-    return [level.ndim for level in z] == [2] * half + [3] * half
+    return half > 0 and [level.ndim for level in z] == [2] * half + [3] * half
 
 
 def _fitted(value: Tensor | float, z: Tensor, name: str) -> Tensor:
