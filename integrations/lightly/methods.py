@@ -212,7 +212,7 @@ class DINO(Method):
     """DINO (Caron et al. 2021): a teacher of the two large crops, a student of these and the small ones."""
 
     views = MULTI_CROP
-    outputs, momentum = 1024, 0.97  # the teacher's momentum rises from this to 1, as training is short
+    outputs, momentum = 64, 0.99  # few, for a batch to fill them; the teacher's momentum rises from this to 1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
