@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 import typer
 from documents.impact import impact
 from real_images import classifier_of
@@ -25,13 +26,17 @@ from scipy.stats import spearmanr
 import mlviews
 from mlviews.evaluation.classifier import Classifier
 from mlviews.impact.report import LevelImpact
+from mlviews.perturb import Walker
 from mlviews.runs.processes import resolve_rank
 from mlviews.runs.records import environment
 
 PAIRS, BATCH = 2_000, 250  # for the share of pairs that keep their class
+SHIFTS = 2_000  # anchors, for the directions of each level
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": ("sweep", {}),
     "walker": ("walker", {}),
+    # The sweep in a fifth of the time.
+    "sweep-short": ("sweep", {"steps": 80, "train_pairs": 16, "evaluations": 2}),
     # For a sampler's noises, whose length has to stay; and the same in a fifth of the time.
     "sweep-mix": ("sweep", {"perturber": "mix"}),
     "sweep-mix-short": ("sweep", {"perturber": "mix", "steps": 80, "train_pairs": 16, "evaluations": 2}),
@@ -41,12 +46,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "walker-norm": ("walker", {"levels": [1], "keep_norm": True}),
     "walker-diverse-norm": ("walker", {"levels": [1], "directions": 4.0, "keep_norm": True}),
     "walker-joint": ("walker", {"levels": [[1, 2, 3]], "directions": 4.0, "keep_norm": True}),
+    # The walker of the preset fashion-ml-drawn, with --target-loss 1.4.
+    "walker-drawn": (
+        "walker",
+        {
+            "levels": [[1, 2, 3]],
+            "noise": True,
+            "lr_walker": 2e-3,
+            "steps": 600,
+            "warmup": 200,
+            "patience": 200,
+        },
+    ),
     "walker-2-processes": ("walker", {"levels": [1], "devices": 2}),  # with --seeds 1
 }
 QUICK = {"sweep": {"steps": 10, "evaluations": 2}, "walker": {"steps": 10, "warmup": 25}}
 STYLES = {  # marker, color, shift
     "sweep": ("o", "tab:blue", -0.08),
     "walker": ("s", "tab:orange", 0.08),
+    "sweep-short": ("o", "tab:blue", 0.0),
     "sweep-mix": ("o", "tab:green", 0.0),
     "sweep-mix-short": ("o", "tab:green", 0.0),
 }
@@ -72,6 +90,9 @@ def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: 
     """Return what goes into the record of a cell's report."""
     report = mlviews.ImpactReport.load(folder)
     rows = report.rows()
+    for row, level in zip(rows, report.impacts, strict=True):
+        if isinstance(level.perturber, Walker) and level.perturber.noise:
+            row["by_level"] = by_level(mlviews.load_generator(generator), level, seed)
     if classifier is not None:
         for row, level in zip(rows, report.impacts, strict=True):
             row["class_kept"] = share_of_class(mlviews.load_generator(generator), level, classifier, seed)
@@ -82,6 +103,37 @@ def read_cell(generator: str, method: str, seed: int, folder: Path, classifier: 
         "temperature": report.temperature, "pairs": report.pairs,
         "rows": rows, "curves": curves, **report.environment,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def by_level(generator: mlviews.MLVGM, moved: LevelImpact, seed: int) -> list[dict[str, Any]]:
+    """Return how far, and over how many directions, a walker that draws moves each of its levels.
+
+    Directions are the participation ratio of the second moments of unit shifts, of anchors it has not seen.
+    """
+    source = mlviews.MLViewSource(
+        generator,
+        {moved.key: moved.perturber},
+        batch_size=SHIFTS,
+        num_samples=SHIFTS,
+        micro_batch_size=BATCH,
+        seed=seed + 1,
+        layout=lambda batch: batch,
+    )
+    before, after = next(iter(source)).latents
+    rows = []
+    for level in moved.levels:
+        shifts = (after[level] - before[level]).flatten(1)
+        units = F.normalize(shifts, dim=1)
+        moments = units.T @ units
+        prior = (before[level] - before[level].roll(1, 0)).flatten(1).norm(dim=1).mean()
+        rows.append({
+            "level": generator.levels[level].name,
+            "scalars": generator.levels[level].size,
+            "directions": float((moments.trace() / moments.norm()).square()),
+            "distance_relative": float(shifts.norm(dim=1).mean() / prior),
+        })  # fmt: skip
+    return rows
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,9 +23,8 @@ import torch
 import typer
 from documents.views import differences_table, scores_table
 from real_images import train_and_test
-from record import RESULTS, SCORES, command, off_the_records, publish
+from record import RESULTS, SCORES, command, interval, off_the_records, publish
 from rich.console import Console
-from scipy import stats
 from view_sources import (
     CELLS,
     ENDLESS,
@@ -120,6 +118,19 @@ def run_in_processes(
             console.print(f"{number}/{len(tasks)} {futures[future]}: {scores}")
 
 
+def key_of(cell: Cell) -> Key:
+    """Return which cell it is."""
+    return cell["method"], cell["source"], cell["seed"]
+
+
+def recorded_cells(path: Path, keys: Sequence[Key], budget: Budget) -> list[Cell]:
+    """Return those of the cells that a record of the same budget holds."""
+    record = json.loads(path.read_text())
+    if any(record[name] != value for name, value in budget._asdict().items() if name != "data"):
+        raise typer.BadParameter(f"{path} is of another budget: measure its cells anew, without --earlier.")
+    return [cell for cell in record["cells"] if key_of(cell) in keys]
+
+
 def check_budget(budget: Budget, work: Path) -> None:
     """Note the budget in the working folder, and refuse to mix cells of another one."""
     path, facts = work / "budget.json", [*budget[:3], budget.data is not None]
@@ -135,15 +146,6 @@ def check_budget(budget: Budget, work: Path) -> None:
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean, and half the width of its 95 % interval by Student's t; None of a single value."""
-    half = None
-    if len(values) > 1:
-        quantile = float(stats.t.ppf(0.975, len(values) - 1))
-        half = round(quantile * statistics.stdev(values) / len(values) ** 0.5, 2)
-    return {"mean": round(statistics.fmean(values), 2), "half": half, "seeds": len(values)}
-
-
 def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return scores of each method and source over seeds, and paired differences."""
     scores: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
@@ -154,7 +156,7 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
         return {name: interval([score[name] for score in of_seeds]) for name in SCORES}
 
     rows = []
-    for method, name in CELLS:
+    for method, name in dict.fromkeys([*CELLS, *scores]):  # cells beside those of the tables come last
         by_seed = scores.get((method, name), {})
         if by_seed:
             of_seeds = [by_seed[seed] for seed in sorted(by_seed)]
@@ -266,13 +268,18 @@ def save(figure: Any, axes: Any, path: Path) -> Path:
 # -- the benchmark -------------------------------------------------------------------------------------------
 
 
-def choose(seeds: int, only: str, quick: bool) -> list[Key]:
+def choose(seeds: int, only: str, methods: str, quick: bool) -> list[Key]:
     """Return the cells to measure or collect."""
     names = only.split(";") if only else list(SOURCES)
     for name in names:
         if name and name not in SOURCES:
             raise typer.BadParameter(f"No source {name!r}: there are {'; '.join(SOURCES)}.")
+    for method in filter(None, methods.split(",")):
+        if method not in METHODS:
+            raise typer.BadParameter(f"No method {method!r}: there are {', '.join(METHODS)}.")
     cells = [(method, name) for method, name in CELLS if name in names]
+    if methods:
+        cells = [(method, name) for method in methods.split(",") for name in names]
     if quick:
         groups = ("untrained", "sources")
         cells = [
@@ -293,9 +300,19 @@ def main(
         int, typer.Option(help="Most labelled real images to fit the probes on.", min=100)
     ] = 10_000,
     only: Annotated[str, typer.Option(help="Sources to measure, with semicolons; none: all of them.")] = "",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"Of {', '.join(METHODS)}, with commas: each on every source of --only; none: the tables'."
+        ),
+    ] = "",
     jobs: Annotated[int, typer.Option(help="Cells at a time, one thread each.", min=1)] = 2,
     work: Annotated[Path, typer.Option(help="Folder for the cells.")] = Path("runs/probe-table"),
     out: Annotated[Path, typer.Option(help="Folder for the record and the plots.")] = RESULTS,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(help="A record of the same budget, whose cells are taken from there and not measured."),
+    ] = None,
     collect: Annotated[bool, typer.Option(help="Measure nothing: take the cells of earlier calls.")] = False,
     quick: Annotated[
         bool, typer.Option(help="SimCLR's sources with one seed and fewer labels; no record.")
@@ -305,11 +322,13 @@ def main(
     console = Console()
     if quick:
         seeds, labels, work = 1, min(labels, 2_000), work / "quick"
-    if quick or only:
+    if quick or ((only or methods) and out.resolve() == RESULTS):  # a part has a folder of its own
         out = off_the_records(out, work)
-    keys = choose(seeds, only, quick)
+    keys = choose(seeds, only, methods, quick)
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
     check_budget(budget, work)
+    recorded = [] if earlier is None else recorded_cells(earlier, keys, budget)
+    keys = [key for key in keys if key not in {key_of(cell) for cell in recorded}]
     paths = {key: work / f"{'-'.join(map(str, key)).replace(' ', '_')}.json" for key in keys}
     if not collect:
         poor = Path(POOR["generator"]["weights"]).exists()
@@ -325,6 +344,7 @@ def main(
     if not cells:
         raise typer.BadParameter(f"There are no cells in {work}: leave out --collect.")
     environments = [cell.pop("environment") for cell in cells]
+    cells += recorded
     summary = summarise(cells)
     images, test = train_and_test(budget.data)
     measured = {cell["source"] for cell in cells}
@@ -340,6 +360,7 @@ def main(
         "summary": summary,
         "cells": cells,
     }
+    out.mkdir(parents=True, exist_ok=True)
     plots = [str(path) for path in draw(summary, out)]
     publish(
         record,

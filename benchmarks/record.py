@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 RESULTS = Path(__file__).parent.resolve() / "results"
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
@@ -43,3 +46,12 @@ def with_interval(score: dict[str, Any], sign: str = "") -> str:
     """Return ``83.1 ± 0.4``: the mean, and half of its 95 % interval if there are seeds enough."""
     mean = f"{score['mean']:{sign}.1f}"
     return mean if score["half"] is None else f"{mean} ± {score['half']:.1f}"
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean, and half the width of its 95 % interval by Student's t; None of a single value."""
+    half = None
+    if len(values) > 1:
+        quantile = float(stats.t.ppf(0.975, len(values) - 1))
+        half = round(quantile * statistics.stdev(values) / len(values) ** 0.5, 2)
+    return {"mean": round(statistics.fmean(values), 2), "half": half, "seeds": len(values)}

@@ -99,6 +99,7 @@ its rows are left out if the file is missing.
 """
 NONE, SINGLE, ML = ({"preset": f"fashion-{name}"} for name in ("none", "single-random", "ml-random"))
 SINGLE_LEARNED, ML_LEARNED = {"preset": "fashion-single-learned"}, {"preset": "fashion-ml-learned"}
+ML_DRAWN = {"preset": "fashion-ml-drawn"}
 BORROWED = ML_LEARNED | {"wrap": "borrowed"}
 FEW = ML | normal({"1:": 0.7}) | {"wrap": "few"}
 NVAE = {"preset": "fashion-nvae-resample"}
@@ -131,6 +132,10 @@ SOURCES: dict[str, Source] = {
     "single learned, gentle": Source("learned", "gentle", SINGLE_LEARNED),
     "ML learned, gentle": Source("learned", "gentle", ML_LEARNED),
     "ML learned, no T_x": Source("learned", "none", ML_LEARNED),
+    # A walker that draws.
+    "ML drawn": Source("drawn", "crop", ML_DRAWN),
+    "ML drawn, gentle": Source("drawn", "gentle", ML_DRAWN),
+    "ML drawn, no T_x": Source("drawn", "none", ML_DRAWN),
     "ML random of 0.55, crop": Source("learned", "crop", ML | normal({"1:": 0.55})),
     "ML borrowed, crop": Source("learned", "crop", BORROWED),
     "ML borrowed, no T_x": Source("learned", "none", BORROWED),
@@ -198,6 +203,12 @@ PAIRS = (
     ("ML learned, gentle", "ML random, gentle"),
     ("ML learned, gentle", "single learned, gentle"),
     ("ML learned, no T_x", "ML random, no T_x"),
+    ("ML drawn", "ML random"),
+    ("ML drawn", "ML learned"),
+    ("ML drawn, gentle", "ML random, gentle"),
+    ("ML drawn, gentle", "ML learned, gentle"),
+    ("ML drawn, no T_x", "ML random, no T_x"),
+    ("ML drawn, no T_x", "ML learned, no T_x"),
     ("ML learned", "ML random of 0.55, crop"),
     ("ML borrowed, crop", "ML learned"),
     ("ML borrowed, no T_x", "ML learned, no T_x"),
@@ -219,6 +230,7 @@ EXTENTS = (  # sources whose extent is on record
     "ML random of 0.5",
     "ML random of 0.7 in 4 directions, crop",
     "ML learned",
+    "ML drawn, no T_x",
     "ML borrowed, crop",
 )
 

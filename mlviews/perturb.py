@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -193,22 +194,35 @@ class Resample(Perturber):
 
 
 class Walker(nn.Module, Perturber):
-    """``T(z) = z + p(z)`` with a learned two-layer MLP p (paper, sec. 3.2; Li et al. 2022).
+    """A learned perturbation with a two-layer MLP p (paper, sec. 3.2; Li et al. 2022).
 
     Given several levels it acts on their concatenation if it is as wide as that, else on each of them in
-    turn. It draws no noise, so all positives of an anchor get the same latents.
+    turn. There are two kinds:
+
+    - The paper's, ``T(z) = z + p(z)``. It draws no noise, so all positives of an anchor get the same latents.
+    - With ``noise=True`` it draws: ``T(z, w) = U (cos(a) U^T z + sin(a) U^T w)`` with the angles
+      ``a = pi/2 sigmoid(p(z))``. w is drawn from the anchors' law, U is an orthogonal matrix, whose columns
+      are learned directions, and ``sin(a)`` says how far the anchor z moves along each of them. So it is
+      :class:`Mix` with a learned rate for each direction and anchor: an anchor has as many positives as are
+      drawn, in all directions at once. If the rates do not depend on z, a normal prior of mean 0 stays what
+      it is.
 
     Args:
         width: the number of scalars it takes and returns; all its layers have this width.
         provenance: what it was trained on and how; stored with it.
-        keep_norm: whether ``T(z) = |z| (z + p(z)) / |z + p(z)|``: positives then keep their anchor's length,
-            and so stay where a normal prior has its mass.
+        keep_norm: whether positives are scaled to their anchor's length, ``|z| T(z) / |T(z)|``, and so stay
+            where a normal prior has its mass.
+        noise: whether it draws.
     """
 
     FORMAT = "mlviews.walker"
 
     def __init__(
-        self, width: int, provenance: Mapping[str, Any] | None = None, keep_norm: bool = False
+        self,
+        width: int,
+        provenance: Mapping[str, Any] | None = None,
+        keep_norm: bool = False,
+        noise: bool = False,
     ) -> None:
         super().__init__()
         self.width = integer("width", width, 1)
@@ -218,6 +232,7 @@ class Walker(nn.Module, Perturber):
             )
         self.provenance = dict(provenance or {})
         self.keep_norm = checks.flag("keep_norm", keep_norm)
+        self.noise = checks.flag("noise", noise)
         # float32 whatever torch's default is, as latents are.
         hidden = nn.Linear(width, width, dtype=torch.float32)
         self.net = nn.Sequential(hidden, nn.ReLU(), nn.Linear(width, width, dtype=torch.float32))
@@ -225,17 +240,53 @@ class Walker(nn.Module, Perturber):
             # Near the identity at first (paper, sec. 3.2).
             nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.uniform_(layer.bias, -0.001, 0.001)  # type: ignore[arg-type]
+        if self.noise:
+            self.basis = nn.Parameter(torch.eye(self.width, dtype=torch.float32))  # [scalars, directions]
+            # Features of the anchor from the start, and small rates: near the identity too.
+            nn.init.normal_(hidden.weight, std=self.width**-0.5)
+            nn.init.constant_(self.net[2].bias, -3.0)  # type: ignore[arg-type]
+
+    def law(self, anchor: TruncatedNormal) -> TruncatedNormal | None:
+        return anchor if self.noise else None
 
     def forward(self, latents: Sequence[Tensor], noise: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        if self.noise and noise is None:
+            raise ValueError("Invalid noise=None: this walker draws, so give a tensor for each level.")
         flat = [z.flatten(1) for z in latents]
-        if sum(z.shape[1] for z in flat) == self.width:
-            moved = self._move(torch.cat(flat, dim=1)).split([z.shape[1] for z in flat], dim=1)
+        sizes = [z.shape[1] for z in flat]
+        draws = [w.flatten(1) for w in noise or ()] if self.noise else []
+        if sum(sizes) == self.width:
+            joint = torch.cat(draws, dim=1) if draws else None
+            moved = self._move(torch.cat(flat, dim=1), joint).split(sizes, dim=1)
         else:
-            moved = tuple(self._move(z) for z in flat)
+            moved = tuple(self._move(z, w) for z, w in zip_longest(flat, draws))
         return [new.view_as(z) for new, z in zip(moved, latents, strict=True)]
 
-    def _move(self, z: Tensor) -> Tensor:
-        moved: Tensor = z + self.net(z)  # [B, width]
+    def angles(self, z: Tensor) -> Tensor:
+        """Return how far an anchor ``[B, width]`` moves along the directions, ``[B, width]``.
+
+        They are in (0, pi/2): near 0 a direction hardly moves, near pi/2 it is drawn afresh. A walker that
+        draws has them.
+        """
+        angles: Tensor = torch.sigmoid(self.net(z)) * (math.pi / 2)
+        return angles
+
+    def entropy(self, latents: Sequence[Tensor]) -> Tensor:
+        """Return the entropy of positives given these anchors, less that of fresh draws, in nats per scalar.
+
+        It is the mean of ``log sin a``, a scalar below 0. A walker that draws has it.
+        """
+        flat = [z.flatten(1) for z in latents]
+        parts = [torch.cat(flat, dim=1)] if sum(z.shape[1] for z in flat) == self.width else flat
+        return torch.stack([self.angles(z).sin().log().mean() for z in parts]).mean()
+
+    def _move(self, z: Tensor, w: Tensor | None) -> Tensor:
+        if w is None:
+            moved: Tensor = z + self.net(z)  # [B, width]
+        else:
+            angles = self.angles(z)
+            mixed = torch.cos(angles) * (z @ self.basis) + torch.sin(angles) * (w @ self.basis)
+            moved = mixed @ self.basis.T
         if not self.keep_norm:
             return moved
         length: Tensor = z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True)  # [B, 1]
@@ -257,6 +308,7 @@ class Walker(nn.Module, Perturber):
             "format": self.FORMAT,
             "provenance": json.dumps(self.provenance),
             "keep_norm": json.dumps(self.keep_norm),
+            "noise": json.dumps(self.noise),
         }
         weights.write_safetensors(path, self.state_dict(), metadata)
 
@@ -272,17 +324,19 @@ class Walker(nn.Module, Perturber):
         path = path_of(path, "walker file")
         if path.suffix in (".pth", ".pt"):
             tensors, provenance = checkpoints.read_walker(path)
-            keep_norm = "false"
+            metadata = {"provenance": provenance}
         else:
             tensors, metadata = weights.read_safetensors(path, cls.FORMAT)
-            provenance = metadata.get("provenance", "{}")
-            keep_norm = metadata.get("keep_norm", "false")
 
         if "net.0.bias" not in tensors:
             raise WeightsError(f"{path} has no valid configuration: net.0.bias is missing.")
 
         def empty() -> Walker:
-            return cls(tensors["net.0.bias"].numel(), json.loads(provenance), json.loads(keep_norm))
+            provenance, keep_norm, noise = (
+                json.loads(metadata.get(name, default))
+                for name, default in (("provenance", "{}"), ("keep_norm", "false"), ("noise", "false"))
+            )
+            return cls(tensors["net.0.bias"].numel(), provenance, keep_norm, noise)
 
         return weights.fit(empty, tensors, path)
 

@@ -209,22 +209,25 @@ class Reuse:
     def __call__(self, start: int, stop: int, epoch: int, stride: int = 0) -> Batch:
         """Return the samples in places ``start`` to ``stop`` (exclusive) of an epoch, without latents.
 
-        ``stride`` is that of a step; nothing is read ahead, as most showings read nothing.
+        ``stride`` is that of a step. Files are read ahead within a first showing, as later ones read nothing.
         """
         device = self.prepare()
         with torch.autocast(device.type, enabled=False):
-            parts = [self.shown(showing, epoch, device) for showing in self.schedule.showings(start, stop)]
+            showings = list(self.schedule.showings(start, stop))
+            if len(showings) > 1:  # the next step is in another showing, or its parts have other sizes
+                stride = 0
+            parts = [self.shown(showing, epoch, device, stride) for showing in showings]
             content = parts[0] if len(parts) == 1 else _joined(parts)
             places = torch.arange(start, stop, device=device)  # by place, T_x is new in every showing
             views = self.step.views(content.images, content.origins, places, epoch)
         return Batch(views, content.indices, content.targets, content.latents, None)
 
-    def shown(self, showing: Showing, epoch: int, device: torch.device) -> Content:
+    def shown(self, showing: Showing, epoch: int, device: torch.device, stride: int = 0) -> Content:
         """Return the samples of a showing; those that are not on the device are generated first."""
         window = self.window(showing.window, epoch, device)
         if showing.number == 0:
             numbers = np.arange(showing.start, showing.stop)
-            self.generate(numbers[~window.present[numbers]], window, epoch)
+            self.generate(numbers[~window.present[numbers]], window, epoch, stride)
             return window.content(placed(range(showing.start, showing.stop), device))
         if not window.present.all():
             order = self.order(showing, epoch, torch.device("cpu")).numpy()
@@ -241,7 +244,7 @@ class Reuse:
                 self._window = Window(key, self.schedule.size(number), self.shape)
         return self._window
 
-    def generate(self, numbers: np.ndarray, window: Window, epoch: int) -> None:
+    def generate(self, numbers: np.ndarray, window: Window, epoch: int, stride: int = 0) -> None:
         """Make samples of a window, given by their numbers in it, and keep them."""
         if not len(numbers):
             return
@@ -250,7 +253,7 @@ class Reuse:
         first = part * schedule.samples + schedule.bounds[window.key[1]]
         places = _places((first + numbers) % schedule.num_samples)
         with torch.inference_mode(False):
-            window.store(numbers, self.step.content(places, step_epoch, window.key[-1]))
+            window.store(numbers, self.step.content(places, step_epoch, window.key[-1], stride))
 
     def order(self, showing: Showing, epoch: int, device: torch.device) -> Tensor:
         """Return which sample of the window is in which place of a showing, int64 ``[size]``."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlviews import MLVGM
-from mlviews.perturb import Resample
+from mlviews.perturb import Perturber, Resample
 
 
 def labels_of(g: MLVGM, rows: int) -> Tensor | None:
@@ -21,13 +21,18 @@ def labels_of(g: MLVGM, rows: int) -> Tensor | None:
     return g.sample_labels(range(rows)) if g.num_classes else None
 
 
-def check_samples(g: MLVGM, tolerance: float) -> None:
-    """Batch size, number of ranks and a resume change no sample."""
+def check_samples(
+    g: MLVGM, tolerance: float, perturb: dict[int | str, Perturber] | None = None, num_views: int = 2
+) -> None:
+    """Batch size, number of ranks and a resume change no sample.
+
+    None for ``perturb`` draws the last level afresh.
+    """
 
     def source(**options: Any) -> Any:
         return toy_source(**({"generator": g, "num_samples": 8, "batch_size": 4} | options))
 
-    options = {"perturb": {len(g.levels) - 1: Resample()}}
+    options = {"perturb": perturb or {len(g.levels) - 1: Resample()}, "num_views": num_views}
     whole = by_index(source(**options))
     assert_same(by_index(source(**options, batch_size=2)), whole, tolerance)
     ranks = [by_index(source(**options, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]

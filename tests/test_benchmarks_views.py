@@ -251,3 +251,29 @@ def test_energy_is_codecarbons(loaders: dict[str, Any]) -> None:
     assert result == sum(range(10**7))
     assert used["kwh"] > 0, "a second"
     assert used["co2_g"] > 0
+
+
+# -- real images as anchors ----------------------------------------------------------------------------------
+
+
+def test_real_anchors_are_compared_with_the_best_controls_seed_by_seed() -> None:
+    real_anchors = runpy.run_path(str(ROOT / "benchmarks" / "real_anchors.py"))
+    knn = {  # of seeds 0 and 1
+        "real only, gentle": (80, 82),
+        "real only, full": (79, 80),
+        "real anchor, NVAE positive, gentle": (83, 84),
+        "drawn anchors, GAN, no T_x": (85, 85),
+    }
+    cells = [
+        {"arm": arm, "images": 60_000, "seed": seed, "scores": dict.fromkeys(real_anchors["SCORES"], score)}
+        for arm, scores in knn.items()
+        for seed, score in enumerate(scores)
+    ]
+    summary = real_anchors["summarized"](cells)
+    assert [row["arm"] for row in summary["rows"]] == list(knn)
+    means = {(row["of"], row["less"]): row["scores"]["kNN"]["mean"] for row in summary["differences"]}
+    assert means == {
+        ("real anchor, NVAE positive, gentle", "real only, gentle"): 2.5,
+        ("drawn anchors, GAN, no T_x", "real only, gentle"): 4.0,
+        ("real anchor, NVAE positive, gentle", "drawn anchors, GAN, no T_x"): -1.5,
+    }

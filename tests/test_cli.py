@@ -169,7 +169,9 @@ def test_walker_takes_levels_and_anchors_of_a_preset(tmp_path: Path, monkeypatch
         "1",
     ]
     result = run(
-        app, [*options, "--pairs", "8", "--monte-carlo", "500", "--keep-norm"], env={"COLUMNS": "160"}
+        app,
+        [*options, "--pairs", "8", "--monte-carlo", "500", "--keep-norm", "--noise"],
+        env={"COLUMNS": "160"},
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("under-used: ")
@@ -177,6 +179,7 @@ def test_walker_takes_levels_and_anchors_of_a_preset(tmp_path: Path, monkeypatch
     assert moved.provenance["levels"] == [2, 3]
     assert moved.provenance["anchor"] == {"std": 0.5, "truncation": None, "mean": 0.0}
     assert moved.keep_norm
+    assert moved.noise
 
 
 def test_bad_input_is_one_line_and_exit_code_2() -> None:

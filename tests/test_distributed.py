@@ -68,6 +68,7 @@ sys.path.insert(0, {tests!r})
 from conftest import Toy
 from mlviews import measure_impact, train_walker
 train_walker(Toy(), [1], 0.7, {out!r}, devices=2, **{game!r})
+train_walker(Toy(), [1], 0.7, {out!r} + "/drawn", devices=2, noise=True, **{game!r})
 options = dict(pairs=8, train_pairs=4, width=8, steps=10, evaluations=2, monte_carlo=200, progress=False)
 measure_impact(Toy(), out={out!r}, devices=2, **options)
 """
@@ -92,6 +93,11 @@ def test_a_walker_of_two_processes_is_that_of_one(launcher: str, tmp_path: Path)
     alone = train_walker(Toy(), [1], 0.7, **GAME)  # type: ignore[arg-type]
     # The same gradients: the first steps agree, until Adam has blown up the rounding of eight pairs' sums.
     assert state["log"]["losses"][:5] == pytest.approx(alone.history.losses[:5], rel=1e-3)
+    drawn = torch.load(tmp_path / "drawn" / "checkpoint.pt")["state"]["log"]
+    alone = train_walker(Toy(), [1], 0.7, noise=True, **GAME)  # type: ignore[arg-type]
+    assert drawn["losses"][:5] == pytest.approx(alone.history.losses[:5], rel=1e-3)
+    begun = alone.history.warmup
+    assert drawn["distances"][begun] == pytest.approx(alone.history.distances[begun], rel=1e-3)
     assert Walker.load(tmp_path / "walker.safetensors").provenance["processes"] == 2
     assert torch.load(tmp_path / "sweep.pt")["state"]["step"] == 10
 

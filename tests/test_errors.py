@@ -30,6 +30,7 @@ from mlviews.explorer.state import Setting, State
 from mlviews.generators.biggan.deep import BigGANDeep
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.inverter import Inverter
+from mlviews.generators.semafo import SemafoConfig
 from mlviews.generators.stylegan import StyleGAN2, StyleGAN2Config
 from mlviews.generators.vdvae import VDVAE
 from mlviews.generators.vdvae.reading import load as load_vdvae
@@ -37,6 +38,7 @@ from mlviews.perturb import Normal, Walker
 from mlviews.weights.checkpoints import Checkpoint
 from mlviews.zoo import FOLDER
 from mlviews.zoo.images import training_images
+from mlviews.zoo.train_semafo import labelled_rows
 
 
 def from_config(**values: Any) -> Callable[[], object]:
@@ -138,6 +140,12 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "width 5 .* l1, l2 of sizes 6, 5: it needs 11",
     ),
+    "walker without its noise": (
+        lambda: Walker(3, noise=True)([torch.zeros(2, 3)]),
+        ValueError,
+        "Invalid noise=None: this walker draws",
+    ),
+    "walker of an unclear kind": (lambda: Walker(3, noise="yes"), ValueError, "Invalid noise='yes'"),  # type: ignore[arg-type]
     "walker of no width": (lambda: Walker(0), ValueError, "Invalid width=0"),
     "anchor of another type": (source(anchor=1.0), ValueError, "Invalid anchor=1.0"),
     # the user's own images
@@ -465,6 +473,28 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ),
         ValueError,
         "noise for 1 images, and 3 images",
+    ),
+    "decoder without a width": (
+        lambda: SemafoConfig(decoder=(16, 32)),
+        ValueError,
+        "3 and 2 widths: the decoder has one more",
+    ),
+    "level that keeps no value": (
+        lambda: load_generator("fashion-semafo").relabel(
+            load_generator("fashion-semafo").sample_latents([0]), torch.tensor([0]), torch.tensor([1]), ["z"]
+        ),
+        ValueError,
+        "Invalid level 'z'",
+    ),
+    "images without classes": (
+        lambda: labelled_rows(torch.tensor([0, -1]), 1, seed=0),
+        ValueError,
+        "some have no class; give a folder with one folder a class",
+    ),
+    "more labels than images": (
+        lambda: labelled_rows(torch.arange(4) % 2, 10, seed=0),
+        ValueError,
+        "Invalid labels=10.*at most 4",
     ),
     # configurations
     "unknown preset": (

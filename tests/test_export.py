@@ -263,6 +263,18 @@ def test_two_ranks_write_the_bytes_of_one(format: str, order: Sequence[int], tmp
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_under_torchrun_a_rank_writes_what_another_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it may have died after this one's last chance to be started again."""
+    write(toy_source(), tmp_path / "whole")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    outcome = [write(toy_source(rank=rank, world_size=2), tmp_path / "out") for rank in (1, 0)]
+    assert [run.complete for run in outcome] == [True, True]
+    assert [run.written for run in outcome] == [48, 0]
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_torchrun_writes_the_bytes_of_one_process(tmp_path: Path) -> None:
     arguments = ["export", "--num-samples", "40", "--batch-size", "4", "--shard-size", "8", "--device", "cpu"]
     torchrun("-m", "mlviews.cli", *arguments, "--out", str(tmp_path / "two"))

@@ -109,6 +109,7 @@ KINDS: dict[str, dict[str, str]] = {  # and the options that their small files n
     "fashion": {},
     "fashion-nvae": {},
     "fashion-diffusion": {},
+    "fashion-semafo": {},
     "bigbigan": {},
     "biggan-deep": {},
     "stylegan2": {},

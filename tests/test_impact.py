@@ -490,6 +490,64 @@ def test_the_penalty_keeps_directions_apart() -> None:
     assert penalized > free + 0.8
 
 
+DRAWN: dict[str, Any] = {**GAME, "noise": True, "steps": 30, "checkpoint_every": 10}
+
+
+def test_a_walker_that_draws_is_trained_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_walker(Toy(), [1, 2], 0.7, tmp_path / "whole", **DRAWN)
+    assert whole.noise
+    assert whole.provenance["noise"] is True
+    torch.testing.assert_close(whole.basis @ whole.basis.T, torch.eye(11))
+    assert not whole.basis.equal(torch.eye(11)), "directions are learned too"
+    assert not any(weight.requires_grad for weight in whole.parameters())
+    assert whole.distances.directions > 8
+    assert whole.distances.diversity > 0.9
+    assert whole.distances.norm == pytest.approx(1, abs=0.02)
+
+    play = torch.optim.Adam.step
+
+    def interrupted(optimizer: torch.optim.Adam, closure: None = None) -> None:
+        if (tmp_path / "part" / "checkpoint.pt").exists():
+            raise KeyboardInterrupt
+        play(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_walker(Toy(), [1, 2], 0.7, tmp_path / "part", **DRAWN)
+    monkeypatch.setattr(torch.optim.Adam, "step", play)
+    part = train_walker(Toy(), [1, 2], 0.7, tmp_path / "part", **DRAWN)
+    assert part.history == whole.history
+    assert all(value.equal(whole.state_dict()[name]) for name, value in part.state_dict().items())
+    z, w = ([torch.randn(3, 6), torch.randn(3, 5)] for _ in range(2))
+    assert torch.equal(Walker.load(tmp_path / "part" / "walker.safetensors")(z, w)[1], whole(z, w)[1])
+
+
+def test_a_walker_that_draws_spreads_over_what_no_image_shows() -> None:
+    """At the target the entropy goes where it is free."""
+    shown = mlviews.wrap_generator(
+        lambda z: (z[0][:, :4].view(-1, 1, 2, 2) / 4 + 0.5).repeat_interleave(4, 2).repeat_interleave(4, 3),
+        levels=[("all", (8,))],
+        image_shape=(1, 8, 8),
+    )
+    walker = train_walker(
+        shown, [0], 0.7, **{**GAME, "noise": True, "steps": 150, "patience": 100, "lr_walker": 5e-3}
+    )
+    z, w = (shown.sample_latents(range(2_000), seed=seed) for seed in (1, 2))
+    (moved,) = walker(z, w)
+    visible, hidden = (((moved - z[0]) ** 2).mean(0)[part].mean() for part in (slice(4), slice(4, 8)))
+    assert hidden > 2 * visible
+
+
+def test_the_views_of_a_report_are_draws_of_a_walker_that_draws(tmp_path: Path) -> None:
+    report = measure_impact(Toy(), "walker", levels=[1], **{**DRAWN, "steps": 3})
+    (grid,) = report.grids.values()
+    assert len(grid[0].flatten(1).unique(dim=0)) == grid.shape[1], "an anchor and as many positives"
+    report.save(tmp_path / "report")
+    again = mlviews.ImpactReport.load(tmp_path / "report").impacts[0]
+    assert again.perturber.noise  # type: ignore[attr-defined]
+    assert not again.walked
+
+
 def test_a_walkers_file_keeps_whether_it_keeps_norms(tmp_path: Path) -> None:
     Walker(6, keep_norm=True).save(tmp_path / "w.safetensors")
     assert Walker.load(tmp_path / "w.safetensors").keep_norm
@@ -733,6 +791,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "no rows": (lambda: measure_impact(Toy(), levels=[]), r"Invalid levels=\[\]: give a row each"),
     "no direction": (lambda: train_walker(Toy(), [0], directions=0.5), "Invalid directions=0.5"),
     "one pair": (lambda: train_walker(Toy(), [0], pairs=1), "Invalid pairs=1"),
+    "no entropy": (lambda: train_walker(Toy(), [0], noise=True, entropy=0), "Invalid entropy=0"),
+    "noise that is no flag": (lambda: train_walker(Toy(), [0], noise=1), "Invalid noise=1"),
     "no learning rate": (lambda: train_walker(Toy(), [0], lr_walker=0), "Invalid lr_walker=0"),
     "an anchor of another type": (lambda: train_walker(Toy(), [0], anchor=1.0), "Invalid anchor=1.0"),  # type: ignore[arg-type]
     "one critic": (lambda: measure_impact(Toy(), critics=1), "Invalid critics=1"),

@@ -115,10 +115,12 @@ def bombs() -> dict[str, tuple[str, str, Any]]:
     pre = nvae | {"groups": [1], "latents": [1], "encoder": [1] * 13, "decoder": [1] * 13, "image_size": 4096,
                   "pre_cells": 64, "post_cells": 64}  # fmt: skip
     film = {"dims": [1] * 10_000, "channels": [8] * 10_000}
+    semafo = {"encoder": [1 << 16] * 8, "decoder": [1 << 16] * 9, "groups": 1, "features": 1 << 16}
     wide = {"dims": [1 << 26] * 2, "channels": [1 << 26] * 2}
     return {
         "film, levels": ("fashion", "mlviews.film", film),
         "film, widths": ("fashion", "mlviews.film", wide),
+        "semafo, widths": ("fashion-semafo", "mlviews.semafo", semafo),
         "nvae, cells": ("fashion-nvae", "mlviews.nvae", long_cells),
         "nvae, flows": ("fashion-nvae", "mlviews.nvae", flows),
         "nvae, pre-processing": ("fashion-nvae", "mlviews.nvae", pre),

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Toy, toy_source
+from invariances import check_samples
 
+from mlviews import MLViewSource
 from mlviews.generators import Level
 from mlviews.perturb import Fixed, Mix, Normal, Perturber, Resample, Walker, assign, build
 from mlviews.source import Batch
@@ -94,6 +96,11 @@ def test_mix_at_its_ends_is_resample_and_fixed() -> None:
     assert Mix(0.0).law(N) is None
 
 
+# The first two scalars of each level of the fourth positive, by the version that first bundled these walkers.
+LEARNED = [-0.220649, 0.203375, -0.64648, -0.61644, -0.110168, -0.75752, -1.285645, 0.188744]
+SINGLE_LEARNED = [-0.222291, 0.27571, -0.594697, -0.678005, -0.021485, -0.745239, -1.332458, 0.24893]
+
+
 def walker(width: int) -> Walker:
     torch.manual_seed(1)
     made = Walker(width, {"target": 0.7})
@@ -142,6 +149,94 @@ def test_walker_file_round_trip(tmp_path: Path) -> None:
     z = torch.randn(3, 6)
     assert torch.equal(made([z])[0], again([z])[0])
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"], "no partial file stays behind"
+
+
+def drawing(width: int, seed: int = 1) -> Walker:
+    """A walker that draws, of random weights and directions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = Walker(width, {"target": 0.7}, noise=True)
+        torch.nn.init.normal_(made.net[2].weight, std=0.5)  # type: ignore[arg-type]
+        torch.nn.init.orthogonal_(made.basis)
+    return made
+
+
+def test_a_walker_that_draws_starts_near_the_identity() -> None:
+    made, z, w = Walker(6, noise=True), torch.randn(100, 6), torch.randn(100, 6)
+    moved = made([z], [w])[0]
+    assert 0.05 < (moved - z).std() < 0.15
+    torch.testing.assert_close(made.basis @ made.basis.T, torch.eye(6))
+
+
+def test_a_walker_that_draws_mixes_noise_in_along_its_directions() -> None:
+    made, z, w = drawing(6), torch.randn(7, 6), torch.randn(7, 6)
+    moved = made([z], [w])[0]
+    angles = made.angles(z)
+    assert 0 < angles.min() < angles.max() < 1.571
+    expected = torch.cos(angles) * (z @ made.basis) + torch.sin(angles) * (w @ made.basis)
+    torch.testing.assert_close(moved @ made.basis, expected)
+
+
+def test_a_walker_that_draws_keeps_the_prior() -> None:
+    """If the rates do not depend on the anchor: positives are normal as anchors are, whatever the basis."""
+    made = drawing(4)
+    torch.nn.init.zeros_(made.net[2].weight)  # type: ignore[arg-type]
+    made.net[2].bias.data = torch.tensor([-3.0, 0.0, 1.0, 5.0])
+    z, w = torch.randn(2, 200_000, 4, generator=torch.Generator().manual_seed(0))
+    moved = made([z], [w])[0]
+    torch.testing.assert_close(moved.T.cov(), torch.eye(4), atol=0.02, rtol=0)
+    correlation = ((z @ made.basis) * (moved @ made.basis)).mean(0)
+    torch.testing.assert_close(correlation, made.angles(z[:1])[0].cos(), atol=0.02, rtol=0)
+    # Entropy: that of the positives given their anchor, less that of a fresh draw.
+    spread = (moved @ made.basis - made.angles(z).cos() * (z @ made.basis)).std(0)
+    assert made.entropy([z[:100]]).item() == pytest.approx(spread.log().mean().item(), abs=0.01)
+
+
+def test_an_anchor_has_as_many_positives_as_views_of_a_walker_that_draws() -> None:
+    _, *positives = first_batch(perturb={"1:": drawing(11)}, num_views=4).latents
+    shifts = [torch.cat([positive[1], positive[2]], 1) for positive in positives]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (shifts[first] - shifts[second]).abs().mean() > 0.1
+    check_samples(Toy(), 1e-5, {"1:": drawing(11)}, num_views=3)
+
+
+def test_a_walker_that_draws_moves_its_levels_together_or_each() -> None:
+    a, b, v, w = torch.randn(3, 6), torch.randn(3, 5), torch.randn(3, 6), torch.randn(3, 5)
+    together = drawing(11)
+    joint = together([torch.cat([a, b], 1)], [torch.cat([v, w], 1)])[0]
+    torch.testing.assert_close(torch.cat(list(together([a, b], [v, w])), 1), joint)
+    alone, c = drawing(5), torch.randn(3, 5)
+    torch.testing.assert_close(alone([b, c], [w, -w])[1], alone([c], [-w])[0])
+    torch.testing.assert_close(alone.entropy([b, c]), (alone.entropy([b]) + alone.entropy([c])) / 2)
+
+
+def test_the_file_of_a_walker_that_draws(tmp_path: Path) -> None:
+    made, z, w = drawing(6), torch.randn(3, 6), torch.randn(3, 6)
+    made.keep_norm = True
+    made.save(tmp_path / "w.safetensors")
+    again = Walker.load(tmp_path / "w.safetensors")
+    assert (again.noise, again.keep_norm) == (True, True)
+    assert torch.equal(made([z], [w])[0], again([z], [w])[0])
+    torch.testing.assert_close(again([z], [w])[0].norm(dim=1), z.norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [("fashion-ml-learned", LEARNED), ("fashion-single-learned", SINGLE_LEARNED)],
+)
+def test_samples_of_the_bundled_walkers_are_what_they_were(preset: str, expected: list[float]) -> None:
+    source = MLViewSource.from_config(
+        {
+            "preset": preset,
+            "batch_size": 4,
+            "num_samples": 4,
+            "transform": None,
+            "layout": lambda batch: batch,
+        }
+    )
+    latents = next(iter(source)).latents[1]
+    values = torch.stack([level[3, :2] for level in latents]).flatten()
+    torch.testing.assert_close(values, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_perturbers_from_configuration(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 
 def test_script_is_short() -> None:
-    assert len(SCRIPT.read_text().splitlines()) <= 68
+    assert len(SCRIPT.read_text().splitlines()) < 80
 
 
 def test_it_learns_and_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

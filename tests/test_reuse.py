@@ -15,7 +15,9 @@ from test_source import Watch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import mlviews.images
 from mlviews import MLViewSource, load_generator, transforms
+from mlviews.images import Reader
 from mlviews.perturb import Resample
 from mlviews.reuse import Reuse, Schedule
 from mlviews.source import Batch
@@ -201,6 +203,29 @@ def test_own_images_labels_and_origins() -> None:
     assert set(rest) | set(showings) == set(range(24)), "two epochs have all images"
     own = [torch.equal(views[0][0], views[0][1]) for views in (*showings.values(), *rest.values())]
     assert 4 < sum(own) < 20
+
+
+def test_large_sets_are_read_ahead_in_first_showings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlviews.images, "RESIDENT", 0)
+    read = Reader.__call__
+    ahead: list[bool] = []
+
+    def recorded(reader: Reader, numbers: list[int], *rest: Any) -> Tensor:
+        ahead.append(reader._batches is not None and reader._plan.next == numbers)
+        return read(reader, numbers, *rest)
+
+    monkeypatch.setattr(Reader, "__call__", recorded)
+    options = {"images": Numbered(), "perturb": {"1:": Resample()}, "reuse": 3, "batch_size": 2}
+    nvae = load_generator("fashion-nvae")
+    showings = [
+        by_sample(list(MLViewSource(nvae, workers=workers, layout=lambda batch: batch, **options)))
+        for workers in (0, 1)
+    ]
+    assert ahead == [False] * 4 + [False] + [True] * 3, "8 samples, in batches of 2: all but the first"
+    assert showings[0].keys() == showings[1].keys()
+    for index, views in showings[0].items():
+        for view, other in zip(views, showings[1][index], strict=True):
+            assert torch.equal(view, other)
 
 
 @pytest.mark.parametrize("layout", ["pair", "solo", "lightly"])

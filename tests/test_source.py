@@ -540,6 +540,7 @@ SETTINGS = {
         "micro_batch_size": 4,
     },
     "walker": {"perturb": {"1:": Walker(11)}},
+    "walker that draws": {"perturb": {"1:": Walker(11, noise=True)}, "num_views": 3},
     "crop and flip": {"transform": transforms.simclr(12, color=False)},
     "byol": T_X,
 }
@@ -558,16 +559,15 @@ def test_a_step_never_waits_for_the_device(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("make", [Toy, FilmGenerator])
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_everything_is_made_on_the_device(options: dict[str, object], make: type[MLVGM]) -> None:
-    is_walker, options = (
-        options is SETTINGS["walker"],
-        copy.deepcopy(options),
-    )  # a pipeline's constants must not outlive this mode
+    options = copy.deepcopy(options)  # a pipeline's constants must not outlive this mode
+    perturbers = options.get("perturb", {})
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.device("cuda"):
             generator = make()
-            if is_walker:
-                options = {"perturb": {"1:": Walker(sum(level.size for level in generator.levels[1:]))}}
+            if isinstance(walker := perturbers.get("1:"), Walker):
+                width = sum(level.size for level in generator.levels[1:])
+                options["perturb"] = {"1:": Walker(width, noise=walker.noise)}
         iterator = iter(toy_source(**options, generator=generator, layout="solo", device="cuda"))
         next(iterator)  # the plan's constants are sent there once
         with Watch() as watch:

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tied": {"generator": "tied"},
     "perturbers": {"perturb": {0: Fixed(), 1: Resample(), 2: Walker(5)}},
     "one walker": {"perturb": {1: Walker(6, {"by": "hand"}, keep_norm=True)}},
+    "walker that draws": {"perturb": {1: Walker(6, noise=True)}},
     "anchor": {"anchor": Normal(0.5, 1.0)},
     "T_x": {"transform": transforms.byol(12)},
     "crops": {"crops": (0, 1, 0), "transform": transforms.Augmentation(size=4)},

@@ -1,6 +1,6 @@
 """The tables that stand in the documents, a module for each document; ``TABLES`` has them by name."""
 
-from documents import anchors, generators, impact, integrations, loaders, purify, views, zoo
+from documents import anchors, generators, gpu, impact, integrations, loaders, paper, purify, views, zoo
 from documents.common import DOCUMENTS, ROOT, TABLES
 
 __all__ = [
@@ -9,9 +9,11 @@ __all__ = [
     "TABLES",
     "anchors",
     "generators",
+    "gpu",
     "impact",
     "integrations",
     "loaders",
+    "paper",
     "purify",
     "views",
     "zoo",

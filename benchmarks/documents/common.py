@@ -16,10 +16,12 @@ ZOO = ROOT / "mlviews" / "zoo"
 FOLDERS = (
     ".",
     "benchmarks",
+    "benchmarks/paper",
     "mlviews/zoo",
     "mlviews/generators",
     "mlviews/impact",
     "mlviews/latents",
+    "integrations/cluster",
     "integrations/lightly",
     "integrations/solo_learn",
     "integrations/stable_pretraining",
@@ -29,20 +31,33 @@ Record = dict[str, Any]
 TABLES: dict[str, Callable[[], str]] = {}
 
 
-def table(*names: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
-    """Register a function of these records as the table of its name in the documents."""
+def table(*names: str, absent: str | None = None) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Register a function of these records as the table of its name in the documents.
+
+    ``absent`` stands in its place as long as a record is missing; None: all of them have to be there.
+    """
 
     def register(function: Callable[..., str]) -> Callable[..., str]:
-        TABLES[function.__name__] = lambda: function(*(read(name) for name in names))
+        def rendered() -> str:
+            if absent is not None and not all(path_of(name).exists() for name in names):
+                return absent
+            return function(*(read(name) for name in names))
+
+        TABLES[function.__name__] = rendered
         return function
 
     return register
 
 
-def read(name: str) -> Record:
-    """Return a record of the benchmarks or of the bundled generators, by its name without ``.json``."""
+def path_of(name: str) -> Path:
+    """Return where a record of a benchmark or of a bundled generator is, by its name without ``.json``."""
     path = RESULTS / f"{name}.json"
-    record: Record = json.loads((path if path.exists() else ZOO / path.name).read_text())
+    return path if path.exists() else ZOO / path.name
+
+
+def read(name: str) -> Record:
+    """Return the record of this name."""
+    record: Record = json.loads(path_of(name).read_text())
     return record
 
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from documents.common import Record, captioned, markdown, provenance, table, with_range
+from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
 
 REMEDIES = {
     "walker": "as in the paper",
@@ -183,6 +183,44 @@ def impact_diffusion(record: Record) -> str:
     )
 
 
+@table("impact-semafo")
+def impact_semafo(record: Record) -> str:
+    """Table 1 for the levels of the bundled SemafoVAE."""
+    cells = record["cells"]
+    ceiling = cells[0]["rows"][0]["mi_ceiling_nats"]
+    curves = list(zip(*(cell["curves"] for cell in cells), strict=True))  # the same level's of every seed
+    rows = []
+    for level, level_curves in zip(_levels(cells), curves, strict=True):
+        reached = "" if all(row["status"] != "under-used" for row in level) else "≥ "
+        sigmas = [row["sigma"] for row in level if row["sigma"] is not None]
+        same_class = [row["class_kept"] for row in level if "class_kept" in row]
+        lowest = level_curves[0]["magnitudes"][0]  # of the grid
+        at_most = "≤ " if any(sigma <= 1.001 * lowest for sigma in sigmas) else ""
+        rows.append([
+            _title(level),
+            _over_seeds(level, "loss_nats"),
+            at_most + reached + _over_seeds(level, "distance_relative"),
+            at_most + with_range(sigmas, ".2f") if sigmas else "drawn afresh",
+            _shares(same_class) if same_class else "",
+            with_range([max(0.0, ceiling - curve["resample"]) for curve in level_curves], ".2f"),
+            _verdicts(level),
+        ])  # fmt: skip
+    header = [
+        "level", "loss, nats", "distance, of two draws'", "σ", "class kept",
+        "information left when drawn afresh, nats", "verdict",
+    ]  # fmt: skip
+    first = cells[0]
+    options = first["options"]
+    return captioned(
+        markdown(header, rows),
+        f"Mean (range) of {len(cells)} seed(s); target {first['target_loss']:g} nats; critics trained for "
+        f"{options['steps']} steps with K = {options['train_pairs']}, and evaluated on "
+        f"{options['evaluations']} batches of K = {first['pairs']}. The views of a pair share their label.",
+        f"Information left: the bound log(2K − 1) − loss, at least 0 and at most {ceiling:.2f}.",
+        provenance(record),
+    )
+
+
 @table("impact-remedies", "impact")
 def impact_remedies(remedies: Record, plain: Record) -> str:
     """Walkers of one level, with and without the remedies for their two flaws."""
@@ -209,6 +247,34 @@ def impact_remedies(remedies: Record, plain: Record) -> str:
         "norm ratio", "class kept",
     ]  # fmt: skip
     return captioned(markdown(header, rows), "`fashion`, level 1, seed 0.", provenance(remedies))
+
+
+@table("impact-drawn")
+def impact_drawn(record: Record) -> str:
+    """A walker that draws: the whole of it, and each of its levels."""
+    (cell,) = record["cells"]
+    (row,) = cell["rows"]
+    levels = row["by_level"]
+    rows = [
+        [
+            f"{level['level']}",
+            f"{level['distance_relative']:.2f}",
+            f"{level['directions']:.1f}",
+            str(level["scalars"]),
+        ]
+        for level in levels
+    ]
+    scalars = sum(level["scalars"] for level in levels)
+    rows.append(["together", f"{row['distance_relative']:.2f}", f"{row['directions']:.1f}", str(scalars)])
+    share = f"class kept: {row['class_kept']:.0%}. " if "class_kept" in row else ""
+    return captioned(
+        markdown(["level", "distance, of two draws'", "directions", "scalars"], rows),
+        f"`fashion`, seed {cell['seed']}: {row['loss_nats']:.2f} ± {row['loss_stderr']:.2f} nats on fresh "
+        f"pairs (target {cell['target_loss']:g}); norm ratio {row['norm_ratio']:.2f}, length of the mean "
+        f"direction {1 - row['diversity']:.2f}; {share}"
+        f"{cell['seconds'] / 60:.0f} min with {threads(record)}, beside other busy processes.",
+        provenance(record),
+    )
 
 
 def _by_generator_and_method(record: Record) -> dict[tuple[str, str], list[Record]]:

@@ -88,3 +88,21 @@ def stable_pretraining(*runs: Record) -> str:
         f"stable-pretraining {first['stable_pretraining']}, {threads(first)}.",
         provenance(first, note="; the others with their own `--method`."),
     )
+
+
+@table("elastic")
+def elastic(record: Record) -> str:
+    """Jobs on two nodes, of which a process or a node is killed."""
+    killed = {"": "nothing", "process": "a process, by `kill -9`", "node": "a node, agent and process"}
+    rows = [
+        [row["job"], killed[row["killed"]], f"{row['seconds']:.0f}", "yes" if row["same"] else "no"]
+        for row in record["rows"]
+    ]
+    return captioned(
+        markdown(["job", "killed", "seconds", "result as undisturbed"], rows),
+        f"Two torchrun agents on one machine, `--nnodes 1:2`, a process each; {threads(record)}, beside "
+        "other processes.",
+        "Results are compared to the last bit: weights and the optimizer's state; all files; every figure of "
+        "the report.",
+        provenance(record),
+    )

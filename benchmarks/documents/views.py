@@ -121,6 +121,19 @@ def views_learned(record: Record) -> str:
     )
 
 
+@table("drawn/probe")
+def views_drawn(record: Record) -> str:
+    """Views of a walker that draws, against random ones and those of a walker that does not."""
+    extents = ", ".join(f"`{name}` {extent:.2f}" for name, extent in record["extents"].items())
+    scores = scores_table(record, "drawn", "learned", "transforms")
+    return captioned(
+        f"{scores}\n\n{differences_table(record)}",
+        f"{record['steps']:,} steps of {record['batch_size']} pairs; all rows but the drawn ones are those "
+        f"of the tables above. Mean L2 distance of a positive's pixels, as above: {extents}.",
+        provenance(record, note=MEASURES),
+    )
+
+
 @table("probe", "fashion-poor.quality", "fashion.quality")
 def views_quality(record: Record, poor: Record, bundled: Record) -> str:
     """How good the generator is."""

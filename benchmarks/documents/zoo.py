@@ -155,6 +155,93 @@ def diffusion_memorisation(record: Record) -> str:
     return _memorisation(record)
 
 
+@table("fashion-semafo.quality", "fashion-nvae.quality")
+def semafo_quality(record: Record, nvae: Record) -> str:
+    """Fidelity of the bundled SemafoVAE, and how many samples are of their class."""
+    fidelity = record["fidelity"]
+    rows = [
+        [*_fidelity("`fashion-semafo`", fidelity["anchors"]), f"{fidelity['anchors']['agreement']:.1%}"],
+        [
+            *_fidelity("the same, prior not truncated", fidelity["prior"]),
+            f"{fidelity['prior']['agreement']:.1%}",
+        ],
+        [*_fidelity("`fashion-nvae`", nvae["fidelity"]["anchors"]), ""],
+        [*_fidelity("real test images", fidelity["test"]), f"{record['classifier']['test_accuracy']:.1%}"],
+    ]
+    return captioned(
+        markdown([*FIDELITY, "classified as their label"], rows),
+        f"{record['provenance']['images']:,} training images; {fidelity['anchors']['samples']:,} samples "
+        "with labels drawn evenly.",
+        provenance(record["run"]),
+    )
+
+
+@table("fashion-semafo.quality")
+def semafo_classes(record: Record) -> str:
+    """How many samples of each class are classified as such."""
+    anchors = record["fidelity"]["anchors"]
+    rows = [[name, f"{share:.1%}"] for name, share in anchors["agreement_by_class"].items()]
+    return markdown(["drawn for", "classified as such"], rows)
+
+
+@table("fashion-semafo.quality")
+def semafo_levels(record: Record) -> str:
+    """What each level of the bundled SemafoVAE does within a class."""
+    return _resampled_levels(record)
+
+
+@table("fashion-semafo.quality")
+def semafo_memorisation(record: Record) -> str:
+    """Distances of the bundled SemafoVAE's samples to the nearest training image."""
+    return _memorisation(record)
+
+
+@table("fashion-semafo")
+def semafo_interventions(record: Record) -> str:
+    """What do(y) makes of samples whose levels keep their values."""
+    rows = []
+    for row in record["interventions"]:
+        rows.append([
+            ", ".join(row["kept"]) or "none",
+            {"all": "all", "garments": "garments"}[row["labels"]],
+            f"{row['new_class']:.1%}",
+            f"{row['old_class']:.1%}",
+            f"{row['agreement']:.3f}",
+            f"{row['agreement_fresh']:.3f}",
+            f"{row['shape_kept']:.0%}",
+        ])  # fmt: skip
+    header = [
+        "value kept", "labels", "seen as the new class", "as the old one", "silhouettes agree",
+        "with a fresh draw", "share of shape kept",
+    ]  # fmt: skip
+    first, second = record["interventions"][:2]
+    return captioned(
+        markdown(header, rows),
+        f"{first['pairs']:,} samples, each given one of the other labels; garments: the {second['pairs']:,} "
+        "of them whose two labels are of T-shirt, pullover, dress, coat and shirt.",
+        provenance(record),
+    )
+
+
+@table("fashion-semafo")
+def semafo_labels(record: Record) -> str:
+    """Accuracy of q(y | x) beside supervised classifiers."""
+    labels = record["labels"]
+    accuracy, training = labels["accuracy"], labels["supervised_training"]
+    rows = [
+        ["`classify` of `fashion-semafo`", f"{accuracy['semafo']:.1%}"],
+        ["supervised, the same augmentation", f"{accuracy['supervised_augmented']:.1%}"],
+        ["supervised, no augmentation", f"{accuracy['supervised']:.1%}"],
+    ]
+    return captioned(
+        markdown(["labels by", "right about real test images"], rows),
+        f"The same encoder, and the same {labels['with_label']} labels of {labels['images']:,} images; "
+        f"{labels['test']:,} test images. Supervised: {training['steps']:,} steps of {training['batch']} "
+        "images with labels; one seed.",
+        provenance(record),
+    )
+
+
 def _resampled_levels(record: Record) -> str:
     """Return what remains when levels are drawn afresh, or moved."""
     levels = record["levels"]["table"]

@@ -20,7 +20,7 @@ from mlviews.identity import generator_identity, projections
 from mlviews.integrations.files.formats import Format, Samples, choose, pixels
 from mlviews.integrations.files.shards import PACKED, TRANSFORMED, VIEWS, Folder
 from mlviews.runs.files import fingerprint
-from mlviews.runs.processes import resolve_rank
+from mlviews.runs.processes import resolve_rank, under_torchrun
 from mlviews.runs.progress import bar
 from mlviews.source import MLViewSource
 from mlviews.transforms import unnormalized
@@ -60,9 +60,9 @@ def export(
     :meth:`MLViewSource.set_epoch` chooses the epoch.
 
     A second call with the same settings goes on where the first one stopped, and mends what is damaged. On
-    several ranks (the source's, or the launcher's) each rank writes every ``world_size``-th shard, and the
-    last one to end writes the manifest. The bytes depend on neither, as long as the versions, the kind of
-    device and the number of threads are the same.
+    several ranks (the source's, or the launcher's) each rank writes every ``world_size``-th shard, and under
+    torchrun also what a rank that died has left; the last one to end writes the manifest. The bytes depend on
+    neither, as long as the versions, the kind of device and the number of threads are the same.
 
     Args:
         source: the source to write; its ``num_samples`` samples are made ``batch_size`` at a time. It is left
@@ -118,10 +118,32 @@ def _write_shards(source: MLViewSource, folder: Folder, format: str, writer: For
             if folder.keep(name) or folder.is_listed(PACKED):
                 advance(len(samples))
                 continue
-            with folder.staging(name) as stage:
-                writer.write(stage, name, _samples(source, samples.start, samples.stop, advance))
-                if folder.place(name, stage):
-                    written += len(samples)
+            written += _write_shard(source, folder, writer, name, advance)
+    if under_torchrun():
+        written += _write_missing(source, folder, writer)
+    return written
+
+
+def _write_shard(
+    source: MLViewSource, folder: Folder, writer: Format, name: str, advance: Callable[[int], None]
+) -> int:
+    """Write a shard; return the number of its samples, or 0 if another process was faster."""
+    samples = folder.shards[name]
+    with folder.staging(name) as stage:
+        writer.write(stage, name, _samples(source, samples.start, samples.stop, advance))
+        return len(samples) if folder.place(name, stage) else 0
+
+
+def _write_missing(source: MLViewSource, folder: Folder, writer: Format) -> int:
+    """Write what other ranks have not written yet; return the number of samples written.
+
+    Where a node's process has ended already, torchrun does not start it again: if another rank dies then, its
+    shards would be missing. The others go from the first shard to the last, so this begins at the end.
+    """
+    written = 0
+    for name in reversed(folder.shards):
+        if not folder.is_listed(name) and not folder.is_listed(PACKED):
+            written += _write_shard(source, folder, writer, name, lambda count: None)
     return written
 
 

@@ -20,9 +20,12 @@ parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--num-samples", type=int, default=60_000, help="per epoch, over all processes")
 parser.add_argument("--batch-size", type=int, default=256, help="per process")
 parser.add_argument("--out", type=Path, default=Path("runs/plain_torch.pt"), help="checkpoint to go on from")
+parser.add_argument("--save-every", type=int, help="steps between checkpoints within an epoch")
 
 
-def main(preset: str, epochs: int, num_samples: int, batch_size: int, out: Path) -> None:
+def main(
+    preset: str, epochs: int, num_samples: int, batch_size: int, out: Path, save_every: int | None = None
+) -> None:
     """Train; print a line and write a checkpoint after each epoch."""
     gpu, ranks = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
@@ -41,21 +44,28 @@ def main(preset: str, epochs: int, num_samples: int, batch_size: int, out: Path)
     with checkpoint.reading():
         for name, state in states.items():
             parts[name].load_state_dict(state)
+
+    def save() -> None:
+        if os.environ.get("RANK", "0") == "0":
+            checkpoint.save({name: part.state_dict() for name, part in parts.items()})
+
     for epoch in range(source.epoch, epochs):
-        total = torch.zeros((), device=device)
-        for anchor, positive in source:
+        losses = torch.zeros(2, device=device)  # the sum of this run's steps, and their number
+        for step, (anchor, positive) in enumerate(source, 1):
             a, b = model(torch.cat([anchor, positive])).chunk(2)
             loss = mlviews.info_nce(a, b, temperature=0.2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach() / len(source) / ranks
+            losses += torch.stack([loss.detach(), torch.ones_like(loss)])
+            if save_every and step % save_every == 0:
+                save()
         source.set_epoch(epoch + 1)
         if ranks > 1:
-            dist.all_reduce(total)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"epoch {epoch}: loss {total.item():.4f}", flush=True)
-            checkpoint.save({name: part.state_dict() for name, part in parts.items()})
+            dist.all_reduce(losses)
+        if os.environ.get("RANK", "0") == "0" and losses[1]:
+            print(f"epoch {epoch}: loss {(losses[0] / losses[1]).item():.4f}", flush=True)
+        save()
     if ranks > 1:
         dist.destroy_process_group()
 

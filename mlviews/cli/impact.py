@@ -115,6 +115,10 @@ def walker(
         bool,
         typer.Option(help="Keep each anchor's length, so that positives stay where the prior has its mass."),
     ] = False,
+    noise: Annotated[
+        bool,
+        typer.Option(help="Train a walker that draws: an anchor then has many positives, not a single one."),
+    ] = False,
     *,
     options: Measurement,
 ) -> None:
@@ -132,6 +136,7 @@ def walker(
         steps=steps,
         directions=directions,
         keep_norm=keep_norm,
+        noise=noise,
         anchor=anchor,
         seed=options.seed,
         device=options.place,

@@ -23,6 +23,7 @@ from mlviews.generators.film import FilmGenerator
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.nvae import reading as nvae
 from mlviews.generators.nvae.network import NVAE
+from mlviews.generators.semafo import SemafoVAE
 from mlviews.generators.stylegan import psp
 from mlviews.generators.stylegan import stylegan3_reading as stylegan3
 from mlviews.generators.vdvae import reading as vdvae
@@ -95,6 +96,13 @@ _GENERATORS = {
         needs="bundled, or another file of mlviews.zoo.train_nvae",
         options=("levels", "temperature"),
         bundled=BUNDLED / "fashion-nvae.safetensors",
+        border=2,
+        encodes=True,
+    ),
+    "fashion-semafo": Entry(
+        SemafoVAE.load,
+        needs="bundled, or another file of mlviews.zoo.train_semafo",
+        bundled=BUNDLED / "fashion-semafo.safetensors",
         border=2,
         encodes=True,
     ),

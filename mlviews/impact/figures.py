@@ -145,6 +145,11 @@ class LevelImpact(Stored):
         return self.perturber
 
     @property
+    def walked(self) -> bool:
+        """Whether all positives of an anchor are the same: a walker moved it that does not draw."""
+        return isinstance(self.perturber, Walker) and not self.perturber.noise
+
+    @property
     def key(self) -> str:
         """The levels as a key of ``perturb=``: an index, or ``start:stop``.
 
@@ -480,6 +485,8 @@ def _equal(first: Perturber, second: Perturber) -> bool:
     """Return whether two perturbers do the same."""
     if isinstance(first, Walker) and isinstance(second, Walker):
         if first.provenance != second.provenance or first.keep_norm != second.keep_norm:
+            return False
+        if first.noise != second.noise:
             return False
         weights, second_weights = first.state_dict(), second.state_dict()
         return all(torch.equal(value, second_weights[name]) for name, value in weights.items())

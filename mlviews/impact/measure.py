@@ -22,7 +22,7 @@ from mlviews.impact.report import ImpactReport, LevelImpact
 from mlviews.impact.sweep import HIGH, SweepOptions, Swept, sweep
 from mlviews.impact.walkers import WalkerOptions, check_levels, train_walker
 from mlviews.latents import interpolate
-from mlviews.perturb import Mix, Normal, Resample, Walker
+from mlviews.perturb import Mix, Normal, Resample
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import launch
 from mlviews.runs.records import environment
@@ -292,23 +292,23 @@ def _outcome(swept: Swept, target: float, shift: Callable[[float], Normal | Mix]
 def _grid(generator: MLVGM, impact: LevelImpact, law: TruncatedNormal, seed: int) -> Tensor:
     """Return anchors and views of them, uint8 ``[anchors, views, C, H, W]``.
 
-    The views are independent positives, or steps along a walker's path, as all its positives are the same.
+    The views are independent positives, or steps along the path of a walker that does not draw, as all its
+    positives are the same.
     """
-    walked = isinstance(impact.perturber, Walker)
     source = MLViewSource(
         generator,
         {f"{impact.levels[0]}:{impact.levels[-1] + 1}": impact.perturber},
         anchor=law,
         batch_size=ANCHORS,
         num_samples=ANCHORS,
-        num_views=2 if walked else VIEWS,
+        num_views=2 if impact.walked else VIEWS,
         seed=seed,
         rank=0,
         world_size=1,
     )
     batch = source.batch(0, ANCHORS)
     images = list(batch.views)
-    if walked:
+    if impact.walked:
         anchors, positives = batch.latents
         ends = [positives[level] for level in impact.levels]
         labels = batch.targets if generator.num_classes else None

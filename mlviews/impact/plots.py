@@ -353,7 +353,7 @@ def _views(measurement: Measurement) -> tuple[Figure, str]:
         axis.set_title(f"{_title(impact)}: {impact.verdict}", loc="left", pad=4)
     kind = "positives"
     movement = "moved by the perturber of the table, each time by other noise"
-    if measurement.method == "walker":
+    if any(impact.walked for impact in measurement.impacts):
         kind = "steps on the walker's way"
         movement = "in equal steps to where the walker takes it"
     title = f"Anchor | {kind}: one level moved, the others fixed"

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from mlviews import checks
 from mlviews.anchors import Sampler
@@ -69,6 +71,8 @@ class WalkerOptions:
     patience: int = 100  # steps at the target in all, after which the run ends
     directions: float = 1.0  # that shifts spread over, at least 1: the paper's, without a penalty
     keep_norm: bool = False  # whether positives keep their anchor's length
+    noise: bool = False  # whether the walker draws
+    entropy: float = 0.2  # nats of the loss that it gives for a nat more of each scalar's noise, if it draws
     width: int | None = None  # channels of the critic's first stage; None: by the image's size
     anchor: TruncatedNormal | None = None  # their law; None: N(0, 1), truncated as the generator prefers
     seed: int = 0  # of the samples and of both networks' first weights
@@ -87,6 +91,8 @@ class WalkerOptions:
         self.tolerance = positive("tolerance", self.tolerance)
         self.patience = integer("patience", self.patience, 1)
         self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
+        self.noise = checks.flag("noise", self.noise)
+        self.entropy = positive("entropy", self.entropy)
         if not is_number(self.directions) or self.directions < 1:
             raise ValueError(
                 f"Invalid directions={self.directions!r}: it must be a number of at least 1; 1 is the "
@@ -119,8 +125,10 @@ class TrainedWalker(Walker):
 
     def __init__(self, walker: Walker, run: WalkerRun) -> None:
         with plain(), torch.random.fork_rng(devices=[]):  # its first weights are drawn, and not used
-            super().__init__(walker.width, walker.provenance, walker.keep_norm)
+            super().__init__(walker.width, walker.provenance, walker.keep_norm, walker.noise)
         self.net = walker.net
+        if walker.noise:
+            self.basis = walker.basis
         self.run = run
 
     @classmethod
@@ -179,6 +187,7 @@ class Game(nn.Module):
         critic: a network from images to embeddings.
         temperature: of InfoNCE.
         directions: how many directions the shifts are to spread over, at least.
+        entropy: what a nat of entropy per scalar is worth to a walker that draws, in nats of the loss.
     """
 
     def __init__(
@@ -189,26 +198,34 @@ class Game(nn.Module):
         critic: nn.Module,
         temperature: float,
         directions: float,
+        entropy: float,
     ) -> None:
         super().__init__()
         self._generator = (generator,)  # not a part: it does not learn
         self.levels, self.walker, self.critic = levels, walker, critic
-        self.temperature, self.directions = temperature, directions
+        self.temperature, self.directions, self.entropy = temperature, directions, entropy
 
     def forward(
-        self, latents: Sequence[Tensor], labels: Tensor | None, gain: float | None
+        self,
+        latents: Sequence[Tensor],
+        labels: Tensor | None,
+        noise: Sequence[Tensor] | None,
+        gain: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Play a batch.
 
         Args:
             latents: the anchors' tensors ``[B, *level.shape]``, one per level.
             labels: int64 ``[B]``; None without classes.
-            gain: the sign is that of the walker's gradient of the loss: with a negative one it goes back.
-                None: the walker has not begun, and positives are the anchors themselves.
+            noise: what the walker draws for the levels that it moves, shaped like them; None if it does not
+                draw.
+            gain: the sign is that of the walker's gradient of the loss: with a negative one it goes back. A
+                walker that draws takes the gradient as many times. None: the walker has not begun, and
+                positives are the anchors themselves.
 
         Returns:
-            The InfoNCE loss over all processes, how far the shifts lie in too few directions, and this
-            process's mean distance; scalars.
+            The InfoNCE loss over all processes, what the walker pays for shifts in too few directions and is
+            paid for entropy (nats), and this process's mean distance; scalars.
         """
         (generator,) = self._generator
         first = self.levels[0]
@@ -219,8 +236,9 @@ class Game(nn.Module):
 
         # Positives, whose gradient the gain's sign turns round.
         start = [latents[level] for level in self.levels]
-        moved = self.walker(start)
-        turned = [z.detach() + math.copysign(1.0, gain) * (z - z.detach()) for z in moved]
+        moved = self.walker(start, noise)
+        factor = math.copysign(1.0, gain) if noise is None else gain
+        turned = [z.detach() + factor * (z - z.detach()) for z in moved]
         positives = with_levels(latents, self.levels, turned)
         images = generator.decode(positives, labels, state=states[first], start=first)  # [B, C, H, W]
 
@@ -229,7 +247,10 @@ class Game(nn.Module):
         loss = info_nce(anchors_embedded, positives_embedded, self.temperature)
         by_level = generator.distances(latents, [z.detach() for z in positives], labels)
         distances = torch.stack([by_level[level] for level in self.levels]).norm(dim=0)  # [B]
-        return loss, self._crowded(start, moved), distances.mean()
+        penalty = APART * self._crowded(start, moved)
+        if noise is not None:
+            penalty = penalty - self.entropy * self.walker.entropy(start)
+        return loss, penalty, distances.mean()
 
     def _stand_still(self, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Play with the anchors as their own positives."""
@@ -295,6 +316,10 @@ def train_walker(
               paper's, without a penalty, whose walkers move all anchors in one direction.
             - keep_norm (False): positives keep their anchor's length, and so stay in the prior's typical set;
               see :class:`Walker`.
+            - noise (False): the walker draws, so that an anchor has as many positives as are asked for; see
+              :class:`Walker`. It raises the loss to the target and is rewarded for its entropy, before and
+              there: of the perturbations that leave so much information it seeks the most random one.
+            - entropy (0.2): what a nat of it per scalar is worth to a walker that draws, in nats of the loss.
             - width (None): channels of the critic's first stage; None: by the image's size.
             - anchor (None): law of the anchors; None: N(0, 1) truncated as the generator prefers.
             - seed (0): of the samples and of both networks' first weights.
@@ -372,6 +397,7 @@ class _Training:
             "patience": options.patience,
             "directions": options.directions,
             "keep_norm": options.keep_norm,
+            **({"noise": True, "entropy": options.entropy} if options.noise else {}),
             "width": options.width,
             "anchor": dataclasses.asdict(self.draw.law),
             "seed": options.seed,
@@ -384,13 +410,26 @@ class _Training:
         sizes = [generator.levels[level].size for level in self.levels]
         with plain(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed % (1 << 63))
-            self.walker = Walker(sizes[0] if generator.tied else sum(sizes), keep_norm=options.keep_norm)
+            width = sizes[0] if generator.tied else sum(sizes)
+            self.walker = Walker(width, keep_norm=options.keep_norm, noise=options.noise)
             critic = ImageCritic(generator.image_shape, options.width)
-        self.rate = options.lr_walker * min(1.0, math.sqrt(16 / self.walker.width))
+        if options.noise:
+            orthogonal(self.walker, "basis", orthogonal_map="matrix_exp")
+        self.rate = options.lr_walker * min(1.0, math.sqrt(16 / width))
         betas = (0.5, 0.999)
-        self.climb = torch.optim.Adam(self.walker.parameters(), self.rate, betas=betas, maximize=True)
-        self.descend = torch.optim.Adam(critic.parameters(), options.lr_critic, betas=betas)
-        self.game = Game(generator, self.levels, self.walker, critic, options.temperature, options.directions)
+        # At the target a walker that draws goes on, by gradients a tenth of those on its way there.
+        climb_betas = (0.5, 0.99) if options.noise else betas
+        self.climb = torch.optim.Adam(self.walker.parameters(), self.rate, climb_betas, maximize=True)
+        self.descend = torch.optim.Adam(critic.parameters(), options.lr_critic, betas)
+        self.game = Game(
+            generator,
+            self.levels,
+            self.walker,
+            critic,
+            options.temperature,
+            options.directions,
+            options.entropy,
+        )
         self.wrapped, *_ = self.fabric.setup(self.game, self.climb, self.descend)
 
     def _restore(self) -> None:
@@ -447,21 +486,30 @@ class _Training:
     def _step(self, step: int) -> tuple[float, float]:
         """Train both players on a batch; return its loss and mean distance over all processes."""
         gain = self.log.gain(self.target)
-        batch = self.draw(rows(step, self.options.pairs, self.fabric), TRAIN)
-        loss, crowded, distance = self.wrapped(*batch, gain)
+        loss, penalty, distance = self.wrapped(*self._batch(step, TRAIN), gain)
         for optimizer in (self.climb, self.descend):
             optimizer.zero_grad()
-        self.fabric.backward(loss - APART * crowded)
+        self.fabric.backward(loss - penalty)
         self.descend.step()
-        if gain:
-            self.climb.param_groups[0]["lr"] = self.rate * abs(gain)
+        if gain is not None:
+            # At the target a walker that draws goes on spreading: its gain is in its gradient.
+            self.climb.param_groups[0]["lr"] = self.rate if self.walker.noise else self.rate * abs(gain)
             self.climb.step()
         means = mean(self.fabric, torch.stack([loss.detach(), distance]))
         mean_loss, mean_distance = means.tolist()
         return mean_loss, mean_distance
 
+    def _batch(self, step: int, epoch: int) -> tuple[list[Tensor], Tensor | None, list[Tensor] | None]:
+        """Return this process's anchors, labels and noise of a batch, as :class:`Game` takes them."""
+        indices = rows(step, self.options.pairs, self.fabric)
+        law = self.walker.law(self.draw.law)
+        noise = None if law is None else self.draw.noise(indices, law, epoch, self.levels)
+        return *self.draw(indices, epoch), noise
+
     def finish(self) -> TrainedWalker:
         """Measure the walker, write its files, and return it with its run."""
+        if self.walker.noise:
+            remove_parametrizations(self.walker, "basis")
         self.walker.eval().requires_grad_(False)
         run = self._measure()
         trained = TrainedWalker(self.walker, run).eval()
@@ -477,8 +525,7 @@ class _Training:
         losses = []
         with torch.no_grad():
             for batch in range(EVALUATIONS):
-                drawn = self.draw(rows(batch, options.pairs, self.fabric), EVALUATE)
-                loss, _, _ = self.game(*drawn, 1.0)
+                loss, _, _ = self.game(*self._batch(batch, EVALUATE), 1.0)
                 losses.append(mean(self.fabric, loss).item())
         if log.status == "reached":
             loss_reached = statistics.mean(losses)

@@ -72,6 +72,11 @@ def rank_of_run() -> int:
     return 0
 
 
+def under_torchrun() -> bool:
+    """Return whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @functools.cache  # once is enough
 def end_gently() -> None:
     """Have Python wait for half a second before it ends.
@@ -155,12 +160,11 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
         ValueError: if there are not so many devices, or torch.distributed runs already and not for Fabric.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     devices = integer("devices", devices, 1)
     device = check_device(device)
     local, nodes = devices, 1  # processes on this machine, and machines
-    if TorchElasticEnvironment.detect():
+    if under_torchrun():
         local, nodes = _torchrun_processes()
     elif devices > 1 and "LOCAL_RANK" in os.environ and "MASTER_PORT" not in os.environ:
         # Fabric would start no other process, and wait for them. In those that it starts, both are set.

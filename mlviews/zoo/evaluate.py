@@ -5,7 +5,7 @@ The command is ``python -m mlviews.zoo.evaluate WEIGHTS --data DIR --out runs/ev
 
 - *fidelity*: its confidence on samples, the entropy of their classes, and the Fréchet distance in its feature
   space, of the anchors that a source draws (truncated) and of the full prior (or the other way round), beside
-  the same figures for real images;
+  the same figures for real images; and how many samples of a class-conditional generator are of their class;
 - *levels*: how often the class survives when one level is moved, and how many grey values that changes;
 - *memorisation*: how far samples are from the nearest training image, beside how far real test images are;
 - *likelihood*, of a VAE: the error of its reconstructions of real test images, and the evidence lower bound
@@ -14,6 +14,7 @@ The command is ``python -m mlviews.zoo.evaluate WEIGHTS --data DIR --out runs/ev
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -36,18 +37,17 @@ from rich.table import Table
 from torch import Tensor
 
 from mlviews import sampling
-from mlviews.errors import WeightsError
 from mlviews.evaluation.classifier import Classifier, cached_classifier
 from mlviews.evaluation.data import CLASSES, Labelled, load_fashion_mnist
 from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.diffusion import DiffusionGenerator
-from mlviews.generators.film import FilmGenerator
 from mlviews.generators.nvae.network import NVAE
+from mlviews.generators.semafo import SemafoVAE
 from mlviews.runs.files import sha256
 from mlviews.runs.progress import bars
 from mlviews.runs.records import environment
 from mlviews.viz import mosaic, save_figure
-from mlviews.weights.files import read_safetensors
+from mlviews.weights.files import format_of
 from mlviews.zoo import PROVENANCE
 
 BATCH = 250  # images per forward pass
@@ -80,13 +80,18 @@ class Gaussian(NamedTuple):
 
 
 @torch.no_grad()
-def render(generator: MLVGM, latents: list[Tensor], advance: Advance) -> Tensor:
-    """Return images ``[N, C, H, W]`` in [0, 1] of any number of latents."""
+def render(generator: MLVGM, latents: list[Tensor], labels: Tensor | None, advance: Advance) -> Tensor:
+    """Return images ``[N, C, H, W]`` in [0, 1] of any number of latents, and labels if it takes some."""
     images = []
     for rows in torch.split(torch.arange(len(latents[0])), BATCH):
-        images.append(generator([z[rows] for z in latents]))
+        images.append(generator([z[rows] for z in latents], _of(labels, rows)))
         advance(len(rows))
     return torch.cat(images)
+
+
+def _of(labels: Tensor | None, rows: Tensor | slice) -> Tensor | None:
+    """Return the labels of some rows; None if there are no labels."""
+    return None if labels is None else labels[rows]
 
 
 @torch.no_grad()
@@ -160,6 +165,7 @@ def level_figures(
     generator: MLVGM,
     model: Classifier,
     anchors: list[Tensor],
+    labels: Tensor | None,
     images: Tensor,
     judged: Judged,
     seed: int,
@@ -171,6 +177,7 @@ def level_figures(
         generator: the one to measure.
         model: tells the classes.
         anchors: latents of ``N`` anchors.
+        labels: of the anchors, int64 ``[N]``, for a class-conditional generator.
         images: of the anchors, ``[N, C, H, W]``.
         judged: the anchors' classes.
         seed: of the noise.
@@ -192,11 +199,12 @@ def level_figures(
     after: dict[tuple[str, str], list[Tensor]] = {(key, kind): [] for key, _, _ in sets for kind in positives}
     for rows in torch.split(torch.arange(count), BATCH):
         before = [z[rows] for z in anchors]
-        states = generator.states(before)  # blocks before the moved levels run once
+        states = generator.states(before, _of(labels, rows))  # blocks before the moved levels run once
         for (key, _, moved), kind in itertools.product(sets, positives):
             mixed = [positives[kind][level][rows] if level in moved else z for level, z in enumerate(before)]
             first = min(moved)
-            after[key, kind].append(generator.decode(mixed, state=states[first], start=first))
+            images_after = generator.decode(mixed, _of(labels, rows), state=states[first], start=first)
+            after[key, kind].append(images_after)
             advance(len(rows))
     figures = []
     for key, name, _ in sets:
@@ -315,6 +323,7 @@ def draw_levels(
     path: Path,
     positives: int = 8,
     resample: bool = False,
+    labels: Tensor | None = None,
 ) -> None:
     """Draw three anchors (first column), each with positives that move one level only.
 
@@ -327,9 +336,11 @@ def draw_levels(
         path: the file to write.
         positives: of each anchor.
         resample: whether the level is drawn anew, and not moved by N(0, 1).
+        labels: of the anchors, for a class-conditional generator.
     """
     count = 3
     chosen = [z[:count] for z in anchors]
+    classes = _of(labels, slice(count))
     law = sampling.TruncatedNormal(1.0, generator.truncation) if resample else SHIFT
     moved = []
     for view in range(1, positives + 1):
@@ -340,8 +351,9 @@ def draw_levels(
     figure = Figure(figsize=(6.4, 2.1 * depth), layout="constrained")
     axes = figure.subplots(depth, 1, squeeze=False)[:, 0]
     for index, (level, ax) in enumerate(zip(generator.levels, axes, strict=True)):
-        views = [generator(chosen)]
-        views += [generator([*chosen[:index], latents[index], *chosen[index + 1 :]]) for latents in moved]
+        views = [generator(chosen, classes)]
+        for latents in moved:
+            views.append(generator([*chosen[:index], latents[index], *chosen[index + 1 :]], classes))
         rows = [[view[row] for view in views] for row in range(count)]
         ax.imshow(mosaic(rows).numpy(), interpolation="nearest")
         ax.axvline(generator.image_shape[-1] + 1, color="tab:red", linewidth=1.5)
@@ -352,17 +364,18 @@ def draw_levels(
     save_figure(figure, path)
 
 
-def draw_reconstructions(generator: MLVGM, images: Tensor, path: Path) -> None:
+def draw_reconstructions(generator: MLVGM, images: Tensor, path: Path, labels: Tensor | None = None) -> None:
     """Draw real test images, each above its reconstructions.
 
     The first is from all levels, the next ones from ever fewer first levels, with the rest drawn anew.
     """
     batch = images[:16].float() / 255
-    latents = generator.encode(batch)
+    labels = _of(labels, slice(16))
+    latents = generator.encode_labelled(batch, labels)
     fresh = generator.sample_latents(range(len(batch)))
     rows = [list(batch)]
     for first in range(len(latents), 0, -1):
-        rows.append(list(generator([*latents[:first], *fresh[first:]])))
+        rows.append(list(generator([*latents[:first], *fresh[first:]], labels)))
     _save_doubled(rows, path)
 
 
@@ -414,9 +427,12 @@ class Measurement:
             # Latents that are not truncated are a VAE's or a sampler's noises, which a fresh draw moves.
             resample = self.generator.truncation is None
             draw_samples(images, self.grids / "samples.png")
-            if isinstance(self.generator, NVAE | DiffusionGenerator):
-                draw_reconstructions(self.generator, self.test.images, self.grids / "reconstructions.png")
-            draw_levels(self.generator, latents, self.seed, self.grids / "levels.png", resample=resample)
+            if isinstance(self.generator, NVAE | SemafoVAE | DiffusionGenerator):
+                labels = self.test.labels if self.generator.num_classes else None
+                path = self.grids / "reconstructions.png"
+                draw_reconstructions(self.generator, self.test.images, path, labels)
+            path = self.grids / "levels.png"
+            draw_levels(self.generator, latents, self.seed, path, resample=resample, labels=self.labels)
         return {
             "classifier": {
                 "test_accuracy": accuracy(real_test, self.test.labels),
@@ -457,17 +473,35 @@ class Measurement:
             features = gaussian(judged.features)
             figures[name] = {
                 "truncation": truncation,
+                **self._agreement(judged),
                 **class_figures(judged),
                 "frechet_to_train": frechet_distance(features, to_train),
                 "frechet_to_test": frechet_distance(features, to_test),
             }
         return figures, *anchors
 
+    @functools.cached_property
+    def labels(self) -> Tensor | None:
+        """The samples' labels, for a class-conditional generator."""
+        if not self.generator.num_classes:
+            return None
+        return self.generator.sample_labels(range(self.samples), self.seed)
+
+    def _agreement(self, judged: Judged) -> dict[str, Any]:
+        """Return how many samples the classifier takes for their label, in all and by class."""
+        if self.labels is None:
+            return {}
+        right = (judged.probabilities.argmax(1) == self.labels).double()
+        counts = torch.bincount(self.labels, minlength=len(CLASSES)).clamp(min=1)
+        by_class = torch.bincount(self.labels, right, minlength=len(CLASSES)) / counts
+        shares = dict(zip(CLASSES, by_class.tolist(), strict=True))
+        return {"agreement": right.mean().item(), "agreement_by_class": shares}
+
     def _samples(self, name: str, truncation: float | None) -> tuple[list[Tensor], Tensor, Judged]:
         """Return latents, images and classes of samples of a truncated prior."""
         with _stage(self.progress, f"samples: {name}", 2 * self.samples) as advance:
             latents = self.generator.sample_latents(range(self.samples), self.seed, truncation=truncation)
-            images = render(self.generator, latents, advance)
+            images = render(self.generator, latents, self.labels, advance)
             return latents, images, judge(self.model, images, advance)
 
     def _frechet_floor(self, real_train: Judged, real_test: Judged) -> dict[str, Any]:
@@ -487,7 +521,14 @@ class Measurement:
         anchors = [z[:pairs] for z in latents]
         with _stage(self.progress, "levels", 4 * pairs * (len(self.generator.levels) + 1)) as advance:
             return level_figures(
-                self.generator, self.model, anchors, images[:pairs], judged.first(pairs), self.seed, advance
+                self.generator,
+                self.model,
+                anchors,
+                _of(self.labels, slice(pairs)),
+                images[:pairs],
+                judged.first(pairs),
+                self.seed,
+                advance,
             )
 
     def _memorisation(self, images: Tensor) -> dict[str, Any]:
@@ -536,13 +577,12 @@ def _load(path: Path, temperature: float) -> tuple[MLVGM, dict[str, Any]]:
     if path.is_dir():
         generator: MLVGM = load_generator("fashion-diffusion", path)
         return generator, json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
-    try:
-        _, metadata = read_safetensors(path, NVAE.FORMAT)
+    kind = format_of(path)
+    if kind == NVAE.FORMAT:
         generator = NVAE.load(path, temperature=temperature, levels="scale")
-    except WeightsError:
-        generator = load_generator("fashion", path)
-        _, metadata = read_safetensors(path, FilmGenerator.FORMAT)
-    return generator, json.loads(metadata.get("provenance", "{}"))
+    else:
+        generator = load_generator("fashion-semafo" if kind == SemafoVAE.FORMAT else "fashion", path)
+    return generator, generator.provenance
 
 
 def summary(report: dict[str, Any]) -> list[Table]:

@@ -22,6 +22,7 @@ class TrainingImages(NamedTuple):
     """Images to train a generator on."""
 
     images: Tensor | ImageSet  # uint8 [N, C, size, size]
+    labels: Tensor  # int64 [N]; -1 for images without a class
     channels: int
     border: int  # black pixels on each side
     name: str  # for the weights' provenance
@@ -31,7 +32,7 @@ def training_images(data: Path, size: int = SIZES[0], color: bool | None = None)
     """Return the images of a folder, brought to one shape.
 
     Args:
-        data: a folder of images (one folder a class, or flat; the classes are not used), or the folder of
+        data: a folder of images (one folder a class, or flat), or the folder of
             Fashion-MNIST's idx files.
         size: pixels of a side, 32 or 64.
         color: whether they have three channels or one; None: three, unless those that are looked at are gray.
@@ -48,15 +49,17 @@ def training_images(data: Path, size: int = SIZES[0], color: bool | None = None)
                 f"Invalid size={size} or color for the idx files of {data}: Fashion-MNIST is gray, of 32 "
                 "pixels with its border; leave both out, or give a folder of images."
             )
-        images = load_fashion_mnist(data, "train", size).images
-        return TrainingImages(images, 1, 2, f"Fashion-MNIST train, {len(images):,} images".replace(",", " "))
+        images, labels = load_fashion_mnist(data, "train", size)
+        name = f"Fashion-MNIST train, {len(images):,} images".replace(",", " ")
+        return TrainingImages(images, labels, 1, 2, name)
     folder = Folder(data, Shape(3, size, size))
     if color is None:
         step = max(1, len(folder) // _LOOKED_AT)
         color = any(_is_colored(path) for path in folder.files[::step])
     channels = 3 if color else 1
     folder = Folder(data, Shape(channels, size, size))
-    return TrainingImages(folder, channels, 0, f"a folder of {len(folder):,} images".replace(",", " "))
+    name = f"a folder of {len(folder):,} images".replace(",", " ")
+    return TrainingImages(folder, folder.labels, channels, 0, name)
 
 
 def _is_colored(path: Path) -> bool:

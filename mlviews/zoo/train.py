@@ -252,7 +252,10 @@ class BaseTrainer(ABC):
 
     def pixels(self) -> Tensor:
         """Return the step's real images, uint8 ``[B, C, H, W]``."""
-        rows = self.rows()
+        return self.pixels_of(self.rows())
+
+    def pixels_of(self, rows: Tensor) -> Tensor:
+        """Return the real images of some rows, uint8 ``[B, C, H, W]``."""
         if isinstance(self.images, Tensor):
             return self.images[rows]
         if self.images.is_small:
@@ -477,7 +480,7 @@ class _Log:
 
 
 def command(
-    recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], most: int
+    recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], most: int, *, labelled: bool = False
 ) -> Callable[..., None]:
     """Return the command line of a training script.
 
@@ -485,6 +488,7 @@ def command(
         recipes: by their names.
         trainer: what trains them.
         most: real images to show unless told otherwise.
+        labelled: whether the trainer takes the images' labels too.
     """
 
     def main(
@@ -527,7 +531,8 @@ def command(
             "recipe": dataclasses.asdict(fitted),
             "bf16": bf16,
         }
-        job = trainer(fitted, real.images, images, seed, bf16)
+        labels = {"labels": real.labels} if labelled else {}
+        job = trainer(fitted, real.images, images, seed, bf16, **labels)
         print(run(job, recipe, images, out, snapshots, provenance))
 
     names = ", ".join(recipes)

@@ -13,7 +13,7 @@ from mlviews.generators.nvae.config import NVAEConfig
 
 
 class Gaussian(NamedTuple):
-    """A diagonal normal, in float32 ``[B, C, H, W]``."""
+    """A diagonal normal, in float32 ``[B, C, H, W]`` or ``[B, C]``."""
 
     mean: Tensor
     std: Tensor
@@ -23,24 +23,32 @@ class Gaussian(NamedTuple):
         """Return the normal of raw means and log standard deviations.
 
         Args:
-            parameters: ``[B, 2C, H, W]``, which is kept within ±5 softly, as the published models do.
+            parameters: ``[B, 2C, ...]``, which is kept within ±5 softly, as the published models do.
             floor: added to the standard deviation.
         """
         mean, log_std = (5 * torch.tanh(parameters.float() / 5)).chunk(2, dim=1)  # [B, C, H, W] each
         return cls(mean, log_std.exp() + floor)
+
+    def value(self, noise: Tensor) -> Tensor:
+        """Return the value that standard-normal noise stands for."""
+        return torch.addcmul(self.mean, self.std, noise)
+
+    def noise(self, value: Tensor) -> Tensor:
+        """Return the standard-normal noise that a value stands for."""
+        return (value - self.mean) / self.std
 
     def divergence(self, prior: Gaussian) -> Tensor:
         """Return the KL divergence from the prior, nats ``[B]``."""
         ratio = self.std / prior.std
         shift = (self.mean - prior.mean) / prior.std
         nats = 0.5 * (shift.square() + ratio.square() - 1) - ratio.log()  # [B, C, H, W]
-        return nats.sum((1, 2, 3))
+        return nats.sum(tuple(range(1, nats.ndim)))
 
     def log_density(self, z: Tensor) -> Tensor:
         """Return the log density, nats ``[B]``."""
         shift = (z - self.mean) / self.std
         nats = 0.5 * shift.square() + self.std.log() + 0.5 * math.log(2 * math.pi)  # [B, C, H, W]
-        return -nats.sum((1, 2, 3))
+        return -nats.sum(tuple(range(1, nats.ndim)))
 
 
 class Head(nn.Module):
