@@ -49,6 +49,9 @@ class Perturber(ABC):
     all views.
     """
 
+    keeps_offsets: bool = True
+    """Whether positives keep what a real image's code is beyond f(z); see :class:`Resample`."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Take a subclass's ``noise`` for its ``law``, which was called so in version 0.1."""
         super().__init_subclass__(**options)
@@ -156,11 +159,29 @@ class Mix(Perturber):
         return [torch.add(z * self.share, w, alpha=self.rate) for z, w in zip(latents, noise, strict=True)]
 
 
+@dataclass(frozen=True)
 class Resample(Perturber):
     """``T(z)`` is drawn from the anchors' law, independently of z: the level is drawn afresh (paper, app.
 
     F, run b).
+
+    Args:
+        offsets: what becomes of a real image's W+ code at this level, ``w_i = f(z) + offset``. "keep": it is
+            displaced by as much as drawn levels are, to ``f(T(z)) + offset``, and still depends on the image.
+            "drop": it is replaced, by ``f(T(z))``. Other latents have no offsets.
+
+    Raises:
+        ValueError: for another word.
     """
+
+    offsets: str = "keep"
+
+    def __post_init__(self) -> None:
+        checks.choice("offsets", self.offsets, ("keep", "drop"), problem="Invalid")
+
+    @property
+    def keeps_offsets(self) -> bool:  # type: ignore[override]
+        return self.offsets == "keep"
 
     def law(self, anchor: TruncatedNormal) -> TruncatedNormal:
         return anchor
@@ -169,7 +190,7 @@ class Resample(Perturber):
         return list(noise or ())
 
     def __repr__(self) -> str:
-        return "Resample()"
+        return "Resample()" if self.keeps_offsets else "Resample(offsets='drop')"
 
 
 class Walker(nn.Module, Perturber):
@@ -440,7 +461,7 @@ _KINDS = {
     "fixed": _Kind(Fixed, ()),
     "mix": _Kind(Mix, ("rate",)),
     "normal": _Kind(Normal, ("std", "truncation", "mean")),
-    "resample": _Kind(Resample, ()),
+    "resample": _Kind(Resample, ("offsets",)),
     "walker": _Kind(Walker.load, ("path",)),
 }
 

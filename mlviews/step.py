@@ -182,6 +182,9 @@ class Step:
                     f"levels {listing(levels)}."
                 )
             latents = with_levels(latents, levels, moved)
+            if not perturber.keeps_offsets and len(latents) > len(self.generator.levels):
+                places = [len(self.generator.levels) + level for level in levels]
+                latents = with_levels(latents, places, [torch.zeros_like(latents[place]) for place in places])
         return latents
 
     def images(

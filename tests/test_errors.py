@@ -98,6 +98,11 @@ def flat() -> MLVGM:
 
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     # levels
+    "offsets neither kept nor dropped": (
+        lambda: perturb.Resample("draw"),
+        ValueError,
+        "Invalid offsets 'draw': there are keep, drop",
+    ),
     "level out of range": (
         source(perturb={3: Normal(1.0)}),
         ValueError,
@@ -656,6 +661,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "split past the last level": (recombined(3, 3, 4), ValueError, "Invalid split=4.* from 0 to 3"),
     "levels of two generators": (recombined(3, 2, 1), ValueError, "Got 3 coarse and 2 fine levels"),
+    "codes recombined without the number of levels": (
+        lambda: mlviews.latents.recombine(*[[torch.zeros(2, 8)] * 3 + [torch.zeros(2, 2, 8)] * 3] * 2, 1),
+        ValueError,
+        r"Got 6 tensors, of which the last 3 are offsets of a W\+ code: pass levels=len\(g.levels\)",
+    ),
     # purifiers
     "purifier of a generator without an encoder": (
         lambda: mlviews.Purifier(Toy()),

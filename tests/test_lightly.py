@@ -22,12 +22,14 @@ from torch.utils.data import DataLoader
 import mlviews
 from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
 from mlviews.evaluation.data import Labelled, bundled_slice
-from mlviews.evaluation.probe import METHODS, Encoder, initial
+from mlviews.evaluation.probe import METHODS as PROBED
+from mlviews.evaluation.probe import Encoder, initial
 
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("lightly")
 
-from mlviews.integrations.lightly import train  # noqa: E402 (imports both)
+from mlviews.integrations.lightly import methods, train  # noqa: E402 (they import both)
+from mlviews.integrations.lightly.methods import METHODS  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 QUIET: dict[str, Any] = {**train.QUIET, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
@@ -89,7 +91,7 @@ def test_the_example_runs(method: str, tmp_path: Path, monkeypatch: pytest.Monke
     record = train.main(["--method", method, *options, "--out", str(tmp_path)])
     assert record == json.loads((tmp_path / f"lightly-{method}.json").read_text())
     assert record["training"]["steps"] == 6
-    assert record["training"]["lr"] == {"simclr": 1.5e-3, "simsiam": 6e-3, "byol": 1.5e-3}[method]
+    assert record["training"]["lr"] == METHODS[method].rate
     assert (record["probe_images"], record["test_images"]) == (100, 200)
     for values in record["metrics_of_each_epoch"].values():
         assert len(values) == 2
@@ -127,33 +129,36 @@ def test_a_record_that_cannot_be_written_leaves_the_one_before(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_epoch_has_each_sample_once_and_none_of_another(method: str, fashion: MLVGM) -> None:
-    source, seen = views(fashion), Recorder()
-    model = train.METHODS[method](2 * len(source))
+    source, seen = views(fashion, **METHODS[method].views), Recorder()
+    model = METHODS[method](2 * len(source))
     trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=[seen])
     trainer.fit(model, source)
     assert len(source) == 3
     assert trainer.global_step == 6
+    sides = 2 * [16] if METHODS[method].views is methods.PAIR else 2 * [28] + 4 * [16]
     seen_images = []
     for batches in (seen.epochs[0], seen.epochs[1]):
         assert [name for batch in batches for name in batch[2]] == [f"{index:010d}" for index in range(24)]
         for x, targets, _ in batches:
-            assert [(view.shape, view.dtype) for view in x] == 2 * [((8, 3, 16, 16), torch.float32)]
+            assert [(view.shape, view.dtype) for view in x] == [
+                ((8, 3, side, side), torch.float32) for side in sides
+            ]
             assert targets.tolist() == 8 * [-1]
         seen_images += [image for batch in batches for view in batch[0] for image in view]
-    assert len(seen_images) == 96
-    assert len({image.numpy().tobytes() for image in seen_images}) == 96, "no view comes twice"
+    assert len(seen_images) == 48 * len(sides)
+    assert len({image.numpy().tobytes() for image in seen_images}) == 48 * len(sides), "no view comes twice"
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, seen.start[name])}
-    assert moved >= {name for name, _ in model.named_parameters() if name.endswith("weight")}, (
+    assert moved >= {name for name, _ in model.named_parameters() if name.endswith(("weight", "weight_v"))}, (
         "every weight is trained, or follows"
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROBED)
 def test_the_loss_is_that_of_the_probe(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same method in plain torch, with the same weights; batch norms fixed, as the two differ in what
     they run at once.
     """
-    plain, model = initial(method, 0.2, 0).eval(), train.METHODS[method](steps=10).eval()
+    plain, model = initial(method, 0.2, 0).eval(), METHODS[method](steps=10).eval()
     pairs = [("encoder", "backbone"), ("head", "projection_head"), ("predictor", "prediction_head")]
     for plain_name, model_name in pairs[: 2 if method == "simclr" else 3]:
         getattr(model, model_name).load_state_dict(getattr(plain, plain_name).state_dict())
@@ -173,7 +178,7 @@ def test_the_loss_is_that_of_the_probe(method: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_byols_target_follows_by_the_momentum() -> None:
-    model = train.BYOL(steps=2)
+    model = methods.BYOL(steps=2)
     online, target = model.backbone.body[0].weight, model.backbone_momentum.body[0].weight
     assert torch.equal(online, target)
     assert not target.requires_grad
@@ -183,6 +188,70 @@ def test_byols_target_follows_by_the_momentum() -> None:
     model.log_dict = lambda *_, **__: None
     model.training_step(([x, x], torch.full((8,), -1), []), 0)
     assert torch.allclose(online - target, torch.full_like(online, 0.9), atol=1e-5)
+
+
+def test_small_crops_come_from_further_positives(fashion: MLVGM) -> None:
+    """Crops of the anchor, of its first positive, and of two more; raw here, to compare them."""
+    raw = {**methods.MULTI_CROP, "transform": None}
+    x = next(iter(views(fashion, **raw)))[0]
+    assert torch.equal(x[0], x[2])
+    assert torch.equal(x[1], x[3])
+    positives = [x[0], x[1], x[4], x[5]]
+    assert all(not torch.equal(a, b) for i, a in enumerate(positives) for b in positives[:i])
+
+
+def test_dinos_teacher_sees_large_crops_and_follows(fashion: MLVGM) -> None:
+    model, source = methods.DINO(steps=2), views(fashion, **methods.MULTI_CROP)
+    model.log_dict = lambda *_, **__: None
+    pairs = [(model.backbone, model.teacher_backbone), (model.student_head, model.teacher_head)]
+    for student, teacher in pairs:
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        for ours, theirs in zip(student.state_dict().values(), teacher.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
+    student, teacher = model.backbone.body[0].weight, model.teacher_backbone.body[0].weight
+    with torch.no_grad():
+        student += 1
+    sizes: list[tuple[int, ...]] = []
+    model.teacher_backbone.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].shape))
+    batch = next(iter(source))
+    model.training_step(batch, 0).backward()
+    assert sizes == [(16, 3, 28, 28)]
+    assert torch.allclose(student - teacher, torch.full_like(student, model.momentum), atol=1e-5)
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+class Halt(pl.Callback):  # type: ignore[misc, name-defined]
+    """Writes a checkpoint in the middle of the second epoch."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(self.file)
+
+
+@pytest.mark.parametrize("method", ["vicreg", "swav", "dino"])
+def test_a_run_resumes_exactly(method: str, fashion: MLVGM, tmp_path: Path) -> None:
+    def run(start: Path | None, *callbacks: Any) -> Any:
+        torch.manual_seed(0)
+        source = views(fashion, **METHODS[method].views)
+        model = METHODS[method](2 * len(source))
+        trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=list(callbacks))
+        trainer.fit(model, source, ckpt_path=start)
+        assert trainer.global_step == 6
+        return model.state_dict()
+
+    seen = Recorder()
+    whole = run(None, Halt(tmp_path / "run.ckpt"))
+    rest = run(tmp_path / "run.ckpt", seen)
+    assert [batch[2][0] for batches in seen.epochs.values() for batch in batches] == [
+        "0000000008",
+        "0000000016",
+    ]
+    for name, value in whole.items():
+        assert torch.equal(value, rest[name]), name
 
 
 def test_the_online_classifier_learns_from_classes_alone() -> None:
@@ -203,14 +272,14 @@ def test_the_online_classifier_learns_from_classes_alone() -> None:
         "layout": "lightly",
     }
     source = MLViewSource(net, batch_size=32, num_samples=640, **options)
-    model = train.SimCLR(3 * len(source), source.generator.num_classes, lr=1e-2)
+    model = methods.SimCLR(3 * len(source), source.generator.num_classes, lr=1e-2)
     metrics = train.MetricCallback()
     pl.Trainer(**QUIET, max_epochs=3, callbacks=[metrics]).fit(model, source)
     assert metrics.train_metrics["train_online_cls_top1"][-1] > 0.3
-    plain = train.OnlineLinearClassifier(4, 10, topk=(1,))
+    plain = methods.OnlineLinearClassifier(4, 10, topk=(1,))
     with pytest.raises(IndexError, match="-1 is out of bounds"):
         plain.training_step((torch.rand(2, 4), torch.full((2,), -1)), 0)
-    assert train.SimCLR(1).online_classifier is None
+    assert methods.SimCLR(1).online_classifier is None
 
 
 def test_views_of_several_sizes(fashion: MLVGM) -> None:
@@ -264,7 +333,7 @@ def test_both_sides_of_the_pages_diff_run(tmp_path: Path, monkeypatch: pytest.Mo
         session = {
             "pl": pl,
             "mlviews": mlviews,
-            "SimCLR": train.SimCLR,
+            "SimCLR": methods.SimCLR,
             "quiet": QUIET,
             "DataLoader": DataLoader,
         }
@@ -285,6 +354,7 @@ import pytorch_lightning as pl
 import torch
 import mlviews
 from mlviews.integrations.lightly import train
+from mlviews.integrations.lightly.methods import METHODS
 
 names = []
 
@@ -292,35 +362,43 @@ class Names(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         names.append([trainer.current_epoch, *batch[2]])
 
-sizes = {"batch_size": 4, "num_samples": 24}
-source = mlviews.MLViewSource.from_config("fashion-ml-random", layout="lightly", **sizes)
-model = train.SimCLR(2 * len(source))
-ranks = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "sync_batchnorm": False}
-trainer = pl.Trainer(**train.QUIET, **ranks, max_epochs=2, callbacks=[Names()], enable_progress_bar=False)
-trainer.fit(model, source)
-weight = model.backbone.body[0].weight.detach().double().sum().item()
+results = {}
+for method in sys.argv[2:]:
+    names.clear()
+    sizes = {"batch_size": 4, "num_samples": 24, **METHODS[method].views}
+    source = mlviews.MLViewSource.from_config("fashion-ml-random", layout="lightly", **sizes)
+    model = METHODS[method](2 * len(source))
+    ranks = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "sync_batchnorm": False}
+    trainer = pl.Trainer(**train.QUIET, **ranks, max_epochs=2, callbacks=[Names()], enable_progress_bar=False)
+    trainer.fit(model, source)
+    weight = model.backbone.body[0].weight.detach().double().sum().item()
+    results[method] = {
+        "names": list(names), "steps": trainer.global_step, "length": len(source), "weight": weight,
+    }
 with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
-    json.dump({"names": names, "steps": trainer.global_step, "length": len(source), "weight": weight}, file)
+    json.dump(results, file)
 torch.distributed.destroy_process_group()
 """
 
 
 def test_two_processes_share_the_epoch(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
+    script, trained = tmp_path / "worker.py", ["simclr", "swav", "dino"]
     script.write_text(WORKER)
-    torchrun(str(script), str(tmp_path), OMP_NUM_THREADS="1")
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [(rank["steps"], rank["length"]) for rank in ranks] == [(6, 3), (6, 3)]
-    assert ranks[0]["weight"] == ranks[1]["weight"]
-    for epoch in range(2):
-        names = [
-            name
-            for rank in ranks
-            for number, *epoch_names in rank["names"]
-            if number == epoch
-            for name in epoch_names
-        ]
-        assert sorted(names) == [f"{index:010d}" for index in range(24)]
+    torchrun(str(script), str(tmp_path), *trained, OMP_NUM_THREADS="1")
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for method in trained:
+        ranks = [result[method] for result in results]
+        assert [(rank["steps"], rank["length"]) for rank in ranks] == [(6, 3), (6, 3)]
+        assert ranks[0]["weight"] == ranks[1]["weight"]
+        for epoch in range(2):
+            names = [
+                name
+                for rank in ranks
+                for number, *epoch_names in rank["names"]
+                if number == epoch
+                for name in epoch_names
+            ]
+            assert sorted(names) == [f"{index:010d}" for index in range(24)]
 
 
 def test_a_bad_value_is_one_line(

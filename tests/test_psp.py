@@ -209,6 +209,18 @@ def test_positives_move_as_those_of_drawn_anchors(e4e: StyleGAN2, name: str) -> 
         assert max(distance.max() for distance in measured) > 0.01
 
 
+def test_a_level_that_drops_its_offset_is_that_of_a_drawn_sample(e4e: StyleGAN2) -> None:
+    """``w_i' = f(T(z))``: what the purifier does too; the z that it is drawn at is Resample's."""
+    anchors, dropped = source(e4e, perturb={2: perturb.Resample("drop")}).batch(0, 4).latents
+    kept = source(e4e, perturb={2: perturb.Resample()}).batch(0, 4).latents[1]
+    assert all(torch.equal(z, other) for z, other in zip(dropped[:4], kept[:4], strict=True))
+    code = e4e.w_plus(dropped)
+    torch.testing.assert_close(code[:, 4:6], e4e.w_plus(dropped[:4])[:, 4:6], atol=1e-6, rtol=0)
+    others = [0, 1, 2, 3, 6, 7]
+    torch.testing.assert_close(code[:, others], e4e.w_plus(anchors)[:, others], atol=1e-6, rtol=0)
+    assert (e4e.w_plus(kept)[:, 4:6] - code[:, 4:6]).abs().max() > 0.01
+
+
 def test_anchors_are_reconstructed(e4e: StyleGAN2) -> None:
     batch = source(e4e, anchor_view="reconstructed").batch(0, 4)
     x = images()[batch.indices].float() / 255
@@ -223,7 +235,9 @@ def test_levels_of_two_images_recombine(e4e: StyleGAN2) -> None:
     """A level is its z and its offset: the styles of a level go along with it."""
     x = images(2).float() / 255
     one, other = e4e.encode(x[:1]), e4e.encode(x[1:])
-    mixed = [*one[:2], *other[2:4], *one[4:6], *other[6:]]
+    mixed = mlviews.latents.recombine(one, other, 2, levels=len(e4e.levels))
+    expected = [*one[:2], *other[2:4], *one[4:6], *other[6:]]
+    assert all(torch.equal(value, level) for value, level in zip(mixed, expected, strict=True))
     code = torch.cat([e4e.w_plus(one)[:, :4], e4e.w_plus(other)[:, 4:]], dim=1)
     torch.testing.assert_close(e4e.w_plus(mixed), code, atol=1e-5, rtol=0)
     torch.testing.assert_close(e4e(mixed), e4e(e4e.from_w_plus(code)), atol=1e-5, rtol=0)

@@ -61,6 +61,32 @@ def test_the_example(method: str, tmp_path: Path) -> None:
     assert 10 < record["knn"]["trained"] < 100
 
 
+@installed
+@pytest.mark.parametrize(("method", "has_teachers"), [("simclr", False), ("byol", True), ("dino", True)])
+def test_teachers_follow_their_students(method: str, has_teachers: bool) -> None:
+    import lightning as pl
+    import stable_pretraining as spt
+
+    from mlviews.integrations.lightning import MLViewDataModule
+    from mlviews.integrations.stable_pretraining import train
+
+    crops = train.CROPS.get(method, {})
+    source = MLViewSource.from_config(
+        "fashion-ml-random", layout="stable_pretraining", batch_size=8, num_samples=16, **crops
+    )
+    optim = {"optimizer": {"type": "AdamW", "lr": 1e-2}}
+    module = spt.Module(**train.METHODS[method](train.Small()), optim=optim, hparams={})
+    callbacks = train.teaching(module)
+    assert len(callbacks) == has_teachers
+    if has_teachers:
+        before = [weight.clone() for weight in module.backbone.teacher.parameters()]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, accelerator="cpu", devices=1, **quiet)
+        trainer.fit(module, MLViewDataModule(source))
+        after = module.backbone.teacher.parameters()
+        assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
 class Real(Dataset[dict[str, Any]]):
     """Labeled real images, as its callbacks validate on them."""
 

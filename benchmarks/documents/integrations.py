@@ -5,24 +5,35 @@ from __future__ import annotations
 from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
 
 
-@table("lightly-simclr", "lightly-simsiam", "lightly-byol")
+@table(*(f"lightly-{method}" for method in ("simclr", "simsiam", "byol", "vicreg", "swav")))
 def lightly(*runs: Record) -> str:
-    """The lightly example's three methods, scored by lightly's own classifiers."""
+    """The lightly example's methods, scored by lightly's own classifiers."""
     keys = ("knn", "linear")
     untrained = [with_range([run["scores"]["untrained"][key] for run in runs], ".1f") for key in keys]
-    rows = [["untrained", *untrained, ""]]
+    rows = [["untrained", "", "", "", *untrained, ""]]
     for run in runs:
         trained = [f"{run['scores']['trained'][key]:.1f}" for key in keys]
-        rows.append([f"`{run['training']['method']}`", *trained, f"{run['seconds']['training']:.0f}"])
-    first, training = runs[0], runs[0]["training"]
+        training, losses = run["training"], run["metrics_of_each_epoch"]["train_loss"]
+        rows.append([
+            f"`{training['method']}`",
+            f"{training['steps']} × {training['batch_size']}",
+            f"{losses[0]:.3f}",
+            f"{losses[-1]:.3f}",
+            *trained,
+            f"{run['seconds']['training']:.0f}",
+        ])  # fmt: skip
+    first, last = runs[0], runs[-1]
+    header = [
+        "backbone", "steps × samples", "loss, first epoch", "last", "kNN", "linear", "training, s",
+    ]  # fmt: skip
     return captioned(
-        markdown(["backbone", "kNN", "linear", "training, s"], rows),
+        markdown(header, rows),
         f"Top-1 in percent on {first['test_images']:,} real Fashion-MNIST test images; "
         f"{first['probe_images']:,} labelled training images for the classifiers.",
-        f"Preset `{first['preset']}`, {training['steps']} steps of {training['batch_size']} pairs, "
-        f"{first['backbone_parameters'] / 1e6:.1f} M-parameter backbone, seed {training['seed']}; lightly "
-        f"{first['versions']['lightly']}, {threads(first)}, beside other processes.",
-        provenance(first, note="; the others with their own `--method`."),
+        f"Preset `{first['preset']}`, {first['backbone_parameters'] / 1e6:.1f} M-parameter backbone, seed "
+        f"{first['training']['seed']}; lightly {first['versions']['lightly']}, {threads(first)}, beside "
+        "other processes.",
+        provenance(first, note=f"; `simsiam` and `byol` alike. Of the others `{last['command']}`."),
     )
 
 

@@ -1,8 +1,8 @@
-"""lightly's SimCLR, SimSiam and BYOL on generated views, then lightly's kNN and linear classifiers on real
-images.
+"""lightly's methods on generated views, then lightly's kNN and linear classifiers on real images.
 
-The modules are written as lightly's own examples are. What is new is in :func:`main`: ``Trainer.fit`` gets
-its batches from an :class:`~mlviews.MLViewSource`, in the place of dataset, transform and data loader.
+The modules, in :mod:`~mlviews.integrations.lightly.methods`, are written as lightly's own examples are. What
+is new is in :func:`main`: ``Trainer.fit`` gets its batches from an :class:`~mlviews.MLViewSource`, in the
+place of dataset, transform and data loader.
 """
 
 from __future__ import annotations
@@ -22,35 +22,21 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource, list_presets
 from mlviews.checks import integer
 from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
-from mlviews.evaluation.probe import RATES, Encoder, embed
+from mlviews.evaluation.probe import Encoder, embed
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
 try:
     import pytorch_lightning as pl
-    from lightly.loss import NegativeCosineSimilarity, NTXentLoss
-    from lightly.models.modules import (
-        BYOLPredictionHead,
-        BYOLProjectionHead,
-        SimCLRProjectionHead,
-        SimSiamPredictionHead,
-        SimSiamProjectionHead,
-    )
-    from lightly.models.utils import deactivate_requires_grad, update_momentum
-    from lightly.utils.benchmarking import (
-        KNNClassifier,
-        LinearClassifier,
-        MetricCallback,
-        OnlineLinearClassifier,
-    )
-    from lightly.utils.debug import std_of_l2_normalized
-    from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
+    from lightly.utils.benchmarking import KNNClassifier, LinearClassifier, MetricCallback
+
+    from mlviews.integrations.lightly.methods import METHODS
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"This example needs {error.name}: pip install 'mlviews[lightly]'.", name=error.name
@@ -58,120 +44,6 @@ except ModuleNotFoundError as error:
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 """Options of Trainer that switch off what an example does not need."""
-
-
-class Method(pl.LightningModule):
-    """What the three methods share: the backbone, the optimizer, and what is logged.
-
-    Args:
-        steps: the steps of the whole run, for the schedules. lightly's benchmarks ask
-            ``trainer.estimated_stepping_batches`` for it; with that, Lightning would drop the source's place
-            from a checkpoint.
-        num_classes: the classes of a class-conditional generator, for lightly's online classifier. 0 for all
-            other generators, whose targets are all -1.
-        lr: the peak learning rate of AdamW.
-    """
-
-    def __init__(self, steps: int, num_classes: int = 0, lr: float = 1.5e-3) -> None:
-        super().__init__()
-        self.steps, self.lr = steps, lr
-        self.backbone = Encoder()  # images [B, 3, 28, 28] -> features [B, 512]
-        self.online_classifier = None
-        if num_classes:
-            self.online_classifier = OnlineLinearClassifier(Encoder.features, num_classes, topk=(1,))
-
-    def finish(self, loss: Tensor, features: Tensor, z: Tensor, targets: Tensor) -> Tensor:
-        """Log the loss, and return it with the online classifier's added if there are classes.
-
-        The online classifier sends no gradient into the backbone.
-
-        Args:
-            loss: the method's loss.
-            features: the backbone's features of the anchors, ``[B, 512]``.
-            z: their projections, ``[N, D]``. The spread of the normalized ones is logged as ``z_std``: 0 if
-                they have collapsed, at best 1 / sqrt(D).
-            targets: classes, ``[B]``.
-        """
-        log = {"train_loss": loss, "z_std": std_of_l2_normalized(z)}
-        if self.online_classifier is not None:
-            online_loss, online_log = self.online_classifier.training_step((features.detach(), targets), 0)
-            loss = loss + online_loss
-            log |= online_log
-        self.log_dict(
-            log, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets), sync_dist=True
-        )
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.lr, weight_decay=1e-4)
-        # The scheduler counts steps, as its interval says, whatever its arguments are called.
-        warmup_steps = max(1, self.steps // 10)
-        scheduler = CosineWarmupScheduler(optimizer, warmup_epochs=warmup_steps, max_epochs=self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-class SimCLR(Method):
-    """SimCLR (Chen et al. 2020)."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.projection_head = SimCLRProjectionHead(Encoder.features, 256, 128)
-        self.criterion = NTXentLoss(temperature=0.2, gather_distributed=True)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        (x0, x1), targets = batch[0], batch[1]
-        features = self.backbone(torch.cat([x0, x1]))
-        z = self.projection_head(features)
-        return self.finish(self.criterion(*z.chunk(2)), features[: len(x0)], z, targets)
-
-
-class SimSiam(Method):
-    """SimSiam (Chen and He 2021)."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.projection_head = SimSiamProjectionHead(Encoder.features, 512, 512)
-        self.prediction_head = SimSiamPredictionHead(512, 128, 512)
-        self.criterion = NegativeCosineSimilarity()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        (x0, x1), targets = batch[0], batch[1]
-        f0, f1 = self.backbone(x0), self.backbone(x1)
-        z0, z1 = self.projection_head(f0), self.projection_head(f1)
-        p0, p1 = self.prediction_head(z0), self.prediction_head(z1)
-        loss = 0.5 * (self.criterion(p0, z1.detach()) + self.criterion(p1, z0.detach()))
-        return self.finish(loss, f0, z0, targets)
-
-
-class BYOL(Method):
-    """BYOL (Grill et al. 2020)."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.projection_head = BYOLProjectionHead(Encoder.features, 512, 128)
-        self.prediction_head = BYOLPredictionHead(128, 512, 128)
-        self.criterion = NegativeCosineSimilarity()
-        self.backbone_momentum = copy.deepcopy(self.backbone)
-        self.projection_head_momentum = copy.deepcopy(self.projection_head)
-        deactivate_requires_grad(self.backbone_momentum)
-        deactivate_requires_grad(self.projection_head_momentum)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        momentum = cosine_schedule(self.global_step, self.steps, 0.9, 1.0)  # from 0.9, as training is short
-        update_momentum(self.backbone, self.backbone_momentum, momentum)
-        update_momentum(self.projection_head, self.projection_head_momentum, momentum)
-        (x0, x1), targets = batch[0], batch[1]
-        f0, f1 = self.backbone(x0), self.backbone(x1)
-        z0, z1 = self.projection_head(f0), self.projection_head(f1)
-        p0, p1 = self.prediction_head(z0), self.prediction_head(z1)
-        with torch.no_grad():
-            t0, t1 = (self.projection_head_momentum(self.backbone_momentum(x)) for x in (x0, x1))
-        loss = 0.5 * (self.criterion(p0, t1) + self.criterion(p1, t0))
-        return self.finish(loss, f0, z0, targets)
-
-
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "simsiam": SimSiam, "byol": BYOL}
 
 
 def evaluate(
@@ -234,7 +106,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     presets = ", ".join(list_presets())
-    rates = ", ".join(f"{method} {rate}" for method, rate in RATES.items())
+    rates = ", ".join(f"{name} {method.rate}" for name, method in METHODS.items())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = "folder with Fashion-MNIST's four idx files; without one, the slice that comes with the package"
     add = parser.add_argument
@@ -262,7 +134,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     if args.lr is None:
-        args.lr = RATES[args.method]
+        args.lr = METHODS[args.method].rate
     for name in ("epochs", "labels", "probe_epochs"):
         integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     return args
@@ -292,21 +164,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
     args.out.mkdir(parents=True, exist_ok=True)  # an impossible folder is an error now, not after training
+    method = METHODS[args.method]
     source = MLViewSource.from_config(
         args.preset,
         layout="lightly",
-        num_views=2,
         num_samples=args.num_samples,
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,
+        **method.views,
     )
     fit, test = real_images(args.data, args.labels)
 
     begin = time.perf_counter()
     pl.seed_everything(args.seed, verbose=False)
     steps = args.epochs * len(source)
-    model = METHODS[args.method](steps, source.generator.num_classes, args.lr)
+    model = method(steps, source.generator.num_classes, args.lr)
     untrained = copy.deepcopy(model.backbone)
     metrics = MetricCallback()
     trainer = pl.Trainer(
@@ -322,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     console = Console()
     console.print(score_table(args.method, scores))
     novelty = "" if source.pool else ", none seen twice"
-    views = f"{2 * steps * args.batch_size:,} views{novelty}"
+    views = f"{source.num_views * steps * args.batch_size:,} views{novelty}"
     console.print(f"{trainer.global_step} steps on {views}: {training_seconds:.0f} s.")
 
     figures = {

@@ -147,7 +147,7 @@ def main(
     losses = Losses()
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[losses],
+        callbacks=[losses, *teaching(module)],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -175,6 +175,15 @@ def main(
         part.write_text(json.dumps(record, indent=1) + "\n")
     typer.echo(f"{method}: loss {losses.values[0]:.3f} to {losses.values[-1]:.3f}")
     typer.echo(f"kNN on real images: untrained {scores['untrained']:.1f}, trained {scores['trained']:.1f}")
+
+
+def teaching(module: nn.Module) -> list[pl.Callback]:
+    """Return the callback that moves teachers after their students, if the module has teachers.
+
+    spt.Manager adds it by itself. Under a plain Trainer without it, teachers keep their random weights.
+    """
+    has_teachers = any(isinstance(part, spt.TeacherStudentWrapper) for part in module.modules())
+    return [spt.TeacherStudentCallback()] if has_teachers else []
 
 
 class Losses(pl.Callback):

@@ -75,7 +75,8 @@ def purify(
                 _save(image, out / "images" / f"{file}{suffix}")
             advance(numbers.stop, "")
     names = ["image", *(str(copy) for copy in range(samples))]
-    title = f"{generator}, {purifier.keep} levels kept: an image and its purified copies"
+    plural = "" if purifier.keep == 1 else "s"
+    title = f"{generator}, {purifier.keep} level{plural} kept: an image and its purified copies"
     write(out / "images", draw_panels([[Panel(title, rows, column_names=names)]], out / "grid.png"))
 
 

@@ -57,7 +57,7 @@ class Row(NamedTuple):
             return Setting("normal", perturber.std, perturber.truncation)
         if isinstance(perturber, Mix):
             return Setting("mix", perturber.rate)
-        return Setting("resample" if isinstance(perturber, Resample) else PRESET)
+        return Setting("resample" if perturber == Resample() else PRESET)
 
 
 def rows_of(generator: MLVGM, assignments: Sequence[Assignment]) -> tuple[Row, ...]:

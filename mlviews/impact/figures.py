@@ -186,8 +186,10 @@ class LevelImpact(Stored):
             return {"name": "mix", "rate": perturber.rate}
         if isinstance(perturber, Walker):
             return {"name": "walker", "path": f"walker-{'-'.join(map(str, self.levels))}.safetensors"}
-        if isinstance(perturber, Fixed | Resample):
-            return {"name": type(perturber).__name__.lower()}
+        if isinstance(perturber, Fixed):
+            return {"name": "fixed"}
+        if isinstance(perturber, Resample):
+            return {"name": "resample"} | ({} if perturber.keeps_offsets else {"offsets": perturber.offsets})
         raise ValueError(
             f"Perturber {perturber!r} of level {self.name!r} cannot be written: "
             "a report holds Fixed, Mix, Normal, Resample or Walker."
@@ -490,7 +492,7 @@ def _equal(first: Perturber, second: Perturber) -> bool:
         return all(torch.equal(value, second_weights[name]) for name, value in weights.items())
     if type(first) is not type(second):
         return False
-    return isinstance(first, Fixed | Resample) or first == second
+    return isinstance(first, Fixed) or first == second
 
 
 # -- text -----------------------------------------------------------------------------------------------

@@ -101,18 +101,25 @@ def recombine(coarse: Latents, fine: Latents, split: int, *, levels: int | None 
         coarse: latents whose levels before ``split`` are taken, ``[B, *level.shape]`` each.
         fine: latents whose levels from ``split`` on are taken; of ``B`` samples, or of one for all.
         split: the index of the first fine level; 0 takes all of ``fine``, the number of levels none.
-        levels: the number of levels, where latents hold further tensors after those of the levels, level by
-            level: these go with their levels. None: there are none.
+        levels: the number of levels, ``len(g.levels)``, where latents hold further tensors after those of the
+            levels, level by level: these go with their levels. None: there are none.
 
     Raises:
         ValueError: if the two do not have as many levels, or ``fine`` has neither ``B`` samples nor one, or
-            ``split`` is out of range.
+            ``split`` is out of range, or latents hold offsets of a W+ code and ``levels`` is not given.
     """
     if len(coarse) != len(fine):
         raise ValueError(
             f"Got {len(coarse)} coarse and {len(fine)} fine levels: take latents of one generator."
         )
-    levels = len(coarse) if levels is None else integer("levels", levels, 1, len(coarse))
+    if levels is None:
+        if _with_offsets(coarse) or _with_offsets(fine):
+            raise ValueError(
+                f"Got {len(coarse)} tensors, of which the last {len(coarse) // 2} are offsets of a W+ code: "
+                "pass levels=len(g.levels), so that each goes with its level."
+            )
+        levels = len(coarse)
+    levels = integer("levels", levels, 1, len(coarse))
     split = integer("split", split, 0, levels)
     rows = len(coarse[0])
     if len(fine[0]) not in (1, rows):
@@ -236,6 +243,12 @@ def traverse(
 def _sample(z: Latents, place: int) -> list[Tensor]:
     """Return the latents of one sample, ``[1, *level.shape]`` each."""
     return once(lambda values: values[place : place + 1], z)
+
+
+def _with_offsets(z: Latents) -> bool:
+    """Return whether latents look like those of a W+ code: a vector per level, then styles for each."""
+    half = len(z) // 2
+    return half > 0 and [level.ndim for level in z] == [2] * half + [3] * half
 
 
 def _fitted(value: Tensor | float, z: Tensor, name: str) -> Tensor:
