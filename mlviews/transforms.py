@@ -367,17 +367,16 @@ class Augmentation:
         if parameters.brightness is not None:
             x = enhance.adjust_brightness_accumulative(x, parameters.brightness)
         if parameters.contrast is not None:
-            x = enhance.adjust_contrast_with_mean_subtraction(x, parameters.contrast)
+            mean = (_gray(x) if x.shape[1] == 3 else x).mean((-3, -2, -1), True)  # [B, 1, 1, 1]
+            x = _blend(x, mean, parameters.contrast)
         if x.shape[1] == 1:
             return x
         if parameters.saturation is not None:
-            x = enhance.adjust_saturation_with_gray_subtraction(x, parameters.saturation)
+            x = _blend(x, _gray(x), parameters.saturation)
         if parameters.hue is not None:
             x = enhance.adjust_hue(x, parameters.hue * (2 * math.pi))
         if parameters.grayscale is not None:
-            from kornia.color import rgb_to_grayscale
-
-            x = torch.where(_per_image(parameters.grayscale), rgb_to_grayscale(x), x)
+            x = torch.where(_per_image(parameters.grayscale), _gray(x), x)
         return x
 
     def _blur(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -385,6 +384,8 @@ class Augmentation:
         # The parts of kornia's gaussian_blur2d, which itself reads sigma back to the host to check it.
         from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 
+        if not len(x):  # which kornia 0.8 cannot blur
+            return x
         applied = sigma > 0
         side = max(3, self.size // 10 | 1)  # odd
         kernel = get_gaussian_kernel1d(side, torch.where(applied, sigma, 1.0)[:, None])  # [B, side]
@@ -657,6 +658,25 @@ def _equalize(images: Tensor) -> Tensor:
     table = ((counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)).clamp(0, 255)
     flat = torch.where(step > 0, table.gather(2, levels), levels)
     return (flat.float() / 255).view_as(images)
+
+
+def _gray(x: Tensor) -> Tensor:
+    """Return the luma of colored images, ``[B, 3, H, W] -> [B, 1, H, W]``.
+
+    kornia 0.8, the last one for torch 2.4, copies the weights from the host at every call.
+    """
+    red, green, blue = (torch.full((), weight, device=x.device) for weight in (0.299, 0.587, 0.114))
+    luma = torch.addcmul(torch.addcmul(x[:, 0] * red, x[:, 1], green), x[:, 2], blue)
+    return luma[:, None]
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """Return ``factor [B]`` of the images and the rest of others, cut to [0, 1].
+
+    Of gray images kornia 0.8 would take the mean of the whole batch for contrast.
+    """
+    share = _per_image(factor)
+    return (x * share + other * (1 - share)).clamp(0.0, 1.0)
 
 
 def _per_image(values: Tensor) -> Tensor:
