@@ -297,9 +297,10 @@ class Augmentation:
             if parameters.flip is not None:
                 x = torch.where(_per_image(parameters.flip), x.flip(-1), x)
         x = self._color(x, parameters)
-        if parameters.sigma is not None:
+        # kornia 0.8, the last one for torch 2.4, neither blurs nor solarizes an empty batch.
+        if parameters.sigma is not None and len(x):
             x = self._blur(x, parameters.sigma)
-        if parameters.solarize is not None:
+        if parameters.solarize is not None and len(x):
             from kornia.enhance import solarize
 
             x = solarize(x, torch.where(parameters.solarize, float(self.threshold), math.inf))
@@ -382,13 +383,14 @@ class Augmentation:
     def _blur(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Blur the samples whose sigma ``[B]`` is above 0."""
         # The parts of kornia's gaussian_blur2d, which itself reads sigma back to the host to check it.
-        from kornia.filters import filter2d_separable, get_gaussian_kernel1d
+        from kornia.filters import filter2d_separable
+        from kornia.filters.kernels import gaussian
 
-        if not len(x):  # which kornia 0.8 cannot blur
-            return x
         applied = sigma > 0
         side = max(3, self.size // 10 | 1)  # odd
-        kernel = get_gaussian_kernel1d(side, torch.where(applied, sigma, 1.0)[:, None])  # [B, side]
+        # kornia 0.8 would copy the mean, its default, from the host at every call.
+        mean = torch.full((1, 1), side // 2, device=x.device, dtype=torch.float32)
+        kernel = gaussian(side, torch.where(applied, sigma, 1.0)[:, None], mean=mean)  # [B, side]
         return torch.where(_per_image(applied), filter2d_separable(x, kernel, kernel), x)
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -663,7 +665,7 @@ def _equalize(images: Tensor) -> Tensor:
 def _gray(x: Tensor) -> Tensor:
     """Return the luma of colored images, ``[B, 3, H, W] -> [B, 1, H, W]``.
 
-    kornia 0.8, the last one for torch 2.4, copies the weights from the host at every call.
+    kornia 0.8 copies the weights from the host at every call.
     """
     red, green, blue = (torch.full((), weight, device=x.device) for weight in (0.299, 0.587, 0.114))
     luma = torch.addcmul(torch.addcmul(x[:, 0] * red, x[:, 1], green), x[:, 2], blue)

@@ -1006,6 +1006,8 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
         "JSONDecodeError",
     ),
 }
+if torch.__version__ < "2.5":
+    del WRONG["tensors of an odd type"]  # which torch 2.4 cannot write
 
 
 def overlapping(count: int = 200, size: int = 1 << 20) -> bytes:
