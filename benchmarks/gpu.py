@@ -1,10 +1,10 @@
 """What only a GPU can show, on one card within eight minutes: ``python benchmarks/gpu.py``.
 
-It needs nothing but the base install. Sections, each with a budget of time:
+It needs nothing but the base install (the diffusion model: diffusers). Sections, each with a budget of time:
 
 - ``device``: steps under ``torch.cuda.set_sync_debug_mode("error")``, where any wait for the device raises.
 - ``equal``: the same samples on the CPU and on the device.
-- ``speed``: pairs per second and peak memory of every architecture, in float32, float16 and bfloat16.
+- ``speed``: pairs per second and peak memory of eight architectures, in float32, float16 and bfloat16.
 - ``loaders``: a training step fed by torch's DataLoader over JPEG files, and by generators, every sample of
   which serves 1 to 16 steps (the paper's figure 5).
 - ``overlap``: how much of the generator's time is hidden behind training, in one stream and in two.
@@ -278,7 +278,7 @@ def tried(call: Callable[[], Row], facts: Row) -> Row:
 
 
 def speed(run: Run, clock: Clock) -> list[Row]:
-    """Time every architecture in every precision."""
+    """Time every network in every precision."""
     rows: list[Row] = []
     for name in clock.within(list(NETWORKS)):
         if missing(name):

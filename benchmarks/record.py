@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 RESULTS = Path(__file__).parent.resolve() / "results"
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
@@ -52,6 +50,8 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     """Return the mean, and half the width of its 95 % interval by Student's t; None of a single value."""
     half = None
     if len(values) > 1:
+        from scipy import stats  # only here: gpu.py runs on the base install, which has no scipy
+
         quantile = float(stats.t.ppf(0.975, len(values) - 1))
         half = round(quantile * statistics.stdev(values) / len(values) ** 0.5, 2)
     return {"mean": round(statistics.fmean(values), 2), "half": half, "seeds": len(values)}
