@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from mlviews.generators.inverter import Inverter
 from mlviews.generators.registry import BUNDLED
 from mlviews.identity import generator_identity
 from mlviews.impact.sweep import SweepOptions
+from mlviews.runs.files import sha256
 from mlviews.sharing import upload
 from mlviews.weights import configs, write_safetensors
 from mlviews.weights.checkpoints import read_tensors
@@ -550,7 +552,7 @@ class Hub(SimpleNamespace):
         repository = self.root / repo_id / "main"
         for file in repository.rglob("*"):
             name = file.relative_to(repository).as_posix()
-            if file.is_file() and any(Path(name).match(pattern) for pattern in delete_patterns):
+            if file.is_file() and any(fnmatchcase(name, pattern) for pattern in delete_patterns):
                 file.unlink()
         shutil.copytree(folder_path, repository, dirs_exist_ok=True)
         self.calls.append(("upload", commit_message))
@@ -633,11 +635,15 @@ def test_without_a_network_the_earlier_download_is_taken(
 def test_a_new_upload_takes_the_place_of_the_old_one(hub: Hub, small: Path, diffusion: Path) -> None:
     upload.upload(diffusion, "someone/g")
     assert load_generator("someone/g").name == "fashion-diffusion"
-    (hub.root / "someone" / "g" / "main" / "notes.txt").write_text("of the user's")
+    others = ("notes.txt", "other/table.json", "other/big.safetensors", "figure.png")
+    for name in others:
+        file = hub.root / "someone" / "g" / "main" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("of the user's")
     upload.upload(small, "someone/g")
     names = hub.list_repo_files("someone/g", None)
     assert not any(name.startswith("diffusers/") for name in names)
-    assert "notes.txt" in names
+    assert set(others) <= set(names)
     assert load_generator("someone/g").name == "film"
 
 
@@ -694,3 +700,23 @@ def test_folders_travel_as_they_are(small: Path, tmp_path: Path) -> None:
     for file in moved.iterdir():
         os.chmod(file, 0o400)
     assert generator_identity(load_generator(moved)) == generator_identity(load_generator(small))
+
+
+def test_a_folder_that_is_a_link_is_refused(diffusion: Path, tmp_path: Path) -> None:
+    shutil.copytree(diffusion, tmp_path / "g")
+    network = tmp_path / "g" / "diffusers" / "unet"
+    network.rename(tmp_path / "elsewhere")
+    network.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match=r"unet is not among the files that config\.json lists"):
+        load_generator(tmp_path / "g")
+
+
+def test_a_pickle_under_the_name_of_safetensors_is_refused(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "g")
+    pickled = tmp_path / "g" / "model.safetensors"
+    torch.save({"weight": torch.zeros(2)}, pickled)
+    table = json.loads((tmp_path / "g" / "config.json").read_text())
+    table["files"]["model.safetensors"] = sha256(pickled)
+    (tmp_path / "g" / "config.json").write_text(json.dumps(table))
+    with pytest.raises(WeightsError, match="is no safetensors file"):
+        load_generator(tmp_path / "g")

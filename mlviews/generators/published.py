@@ -79,23 +79,38 @@ class Published:
                 raise WeightsError(f"{self.folder} has no {name}, which {CONFIG} lists: {_NOT_WHOLE}.")
             if sha256(file) != digest:
                 raise WeightsError(f"{file} does not have the SHA-256 of {CONFIG}: {_NOT_WHOLE}.")
+            if file.suffix == ".safetensors" and not _is_safetensors(file):
+                raise WeightsError(f"{file} is no safetensors file: publish it anew by mlviews.publish.")
         if WEIGHTS in self.files:
             return
-        # A diffusion model is read by what is in its folder.
-        for file in sorted((self.folder / DIFFUSERS).rglob("*")):
+        # A diffusion model is read by what is in its folder; a folder that is a link would lead out of it.
+        root = self.folder / DIFFUSERS
+        for file in sorted([root, *root.rglob("*")]):
             name = file.relative_to(self.folder).as_posix()
-            if not file.is_dir() and name not in self.files:
+            if file.is_dir() and not file.is_symlink():
+                continue
+            if file.is_dir() or name not in self.files:
                 raise WeightsError(f"{file} is not among the files that {CONFIG} lists: {_NOT_WHOLE}.")
 
     def check(self, generator: MLVGM) -> None:
         """Raise a WeightsError if the weights make another generator than the settings say."""
         levels, image_shape = _description(generator)
+        if 2 * self.border >= min(generator.image_shape[1:]):
+            raise WeightsError(
+                f"{self.config} has border {self.border} for images of {image_shape}: {_NOT_WHOLE}."
+            )
         if (levels, image_shape) != (self.levels, self.image_shape):
             raise WeightsError(
                 f"{self.config} says levels {printable(self.levels, 120)} and images "
                 f"{printable(self.image_shape, 40)}, and the weights make {printable(levels, 120)} and "
                 f"{image_shape}: {_NOT_WHOLE}."
             )
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Say whether a file begins as safetensors do: other kinds of weights are told by their content too."""
+    with file.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
 
 
 def read(folder: Path) -> Published:
@@ -112,7 +127,10 @@ def read(folder: Path) -> Published:
             "architecture: load_generator(NAME, weights=FILE)."
         )
     if not folder.is_dir():
-        raise FileNotFoundError(f"No generator folder {folder}.")
+        raise FileNotFoundError(
+            f"No generator folder {folder}: give one that mlviews.publish wrote, or hf://owner/name for a "
+            "Hugging Face repository."
+        )
     _check_names([file.name for file in folder.iterdir()], str(folder))
     table = read_table(folder / CONFIG)
     if "_class_name" in table:

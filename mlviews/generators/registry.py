@@ -264,6 +264,8 @@ def _published_folder(name: str | Path, revision: str | None) -> Path | None:
         )
     if is_architecture(name):
         return None
+    if revision is not None and "@" in str(name):
+        raise ValueError(f"Invalid revision={revision!r}: {name!r} names one already; leave one of them out.")
     if is_remote:
         return published.fetch(str(name) if revision is None else f"{name}@{revision}")
     if isinstance(name, Path) or (isinstance(name, str) and _is_path(name)):
@@ -297,7 +299,9 @@ def _load_published(settings: Published, inverter: Any, options: dict[str, Any])
     inverter = settings.inverter if inverter is None else inverter
     try:
         generator = _load(settings.generator, settings.weights, inverter, {**settings.options, **options})
-    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # of values that no user gives
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        if options:  # the user's may be the cause
+            raise
         problem = printable(f"{type(error).__name__}: {error}", 160)
         raise WeightsError(f"{settings.config} has options that make no generator ({problem}).") from error
     generator.border = settings.border

@@ -74,11 +74,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             try:
                 part.replace(path)
             except OSError:
-                old.replace(path)
+                if old.exists():
+                    old.replace(path)
                 raise
+            shutil.rmtree(old, ignore_errors=True)  # only once the new one is there
         finally:
             shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mlviews.checks import flag, integer, path_of
 from mlviews.errors import listing
 from mlviews.generators import MLVGM, load_generator, published
+from mlviews.generators.diffusion import texts
 from mlviews.generators.diffusion.folder import needed_files
 from mlviews.generators.inverter import Inverter
 from mlviews.generators.published import DIFFUSERS, INVERTER, PROMPTS, WEIGHTS
@@ -82,6 +83,8 @@ def publish(
     """
     weights = _weights(generator)
     folder = path_of(folder, "folder").expanduser()
+    if not folder.name or folder.is_symlink():
+        raise ValueError(f"Invalid folder {str(folder)!r}: give the name of a new folder, which is no link.")
     samples = integer("samples", samples, 0, 1024)
     _check_license(license)
     _check_free(folder, flag("overwrite", overwrite))
@@ -236,7 +239,7 @@ def _write_weights(generator: MLVGM, weights: Path, folder: Path) -> tuple[list[
             names.append(_copy(path, folder / PROMPTS))
             options["prompts"] = PROMPTS
         else:
-            options["prompts"] = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+            options["prompts"] = texts.lines(path)
     return names, options
 
 
@@ -246,8 +249,8 @@ def _copy_diffusers(weights: Path, folder: Path, options: Mapping[str, Any]) -> 
     prompts = options.get("prompts")
     with_texts = prompts is not None and not str(prompts).endswith(".safetensors")
     needed = needed_files(names, options.get("variant"), with_texts)
-    pickled = [name for name in needed if name.endswith((".bin", ".index.json"))]
-    if any(name.endswith(".bin") for name in pickled):
+    pickled = [name for name in needed if name.endswith(".bin")]
+    if pickled:
         raise ValueError(
             f"{weights} has pickled weights ({listing(pickled[:3])}), which are not published: write it anew "
             "by diffusers' save_pretrained(FOLDER, safe_serialization=True)."

@@ -9,10 +9,25 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from mlviews.generators.published import DIFFUSERS
+from mlviews.generators.published import CONFIG, DIFFUSERS, INVERTER, PROMPTS, WEIGHTS
+from mlviews.sharing.card import LEVELS, SAMPLES
 
-_REPLACED = ("*.safetensors", "*.json", "*.png", "LICENSE*", f"{DIFFUSERS}/*")
-"""Files of an earlier upload, which are removed unless they are uploaded again."""
+_REPLACED = (
+    CONFIG,
+    WEIGHTS,
+    INVERTER,
+    PROMPTS,
+    f"{DIFFUSERS}/*",
+    SAMPLES,
+    LEVELS,
+    "impact.json",
+    "walker-[0-9]*.safetensors",
+    "LICENSE-fashion-mnist",
+)
+"""What an earlier upload may have written, which is removed unless it is uploaded again.
+
+No pattern may meet other files: the "*" of huggingface_hub crosses folders.
+"""
 
 
 def client(repository: str) -> ModuleType:

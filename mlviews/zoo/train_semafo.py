@@ -97,13 +97,14 @@ def labelled_rows(labels: Tensor, count: int, seed: int) -> Tensor:
         raise ValueError("Invalid images: some have no class; give a folder with one folder a class.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels[order]
-    parts = [order[shuffled == label][: count // classes] for label in range(classes)]
-    if min(map(len, parts)) < max(1, count // classes):
+    smallest = int(torch.bincount(labels, minlength=classes).min())
+    if not 1 <= count // classes <= smallest:
         raise ValueError(
-            f"Invalid labels={count}: of {classes} classes, the smallest has {min(map(len, parts))} images; "
-            f"use at least one label of each class, and at most {classes * min(map(len, parts))}."
+            f"Invalid labels={count}: of {classes} classes, the smallest has {smallest} images. The recipe "
+            f"uses as many labels of each class, from {classes} to at most {classes * smallest}: add images "
+            "to the small classes, or leave them out."
         )
-    return torch.cat(parts)
+    return torch.cat([order[shuffled == label][: count // classes] for label in range(classes)])
 
 
 def augment(images: Tensor, noise: torch.Generator, strength: float = 1.0, covered: bool = True) -> Tensor:

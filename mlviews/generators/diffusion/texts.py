@@ -59,7 +59,7 @@ def read_texts(prompts: Any, folder: Folder, needs_empty: bool) -> Texts:
         path = Path(prompts)
         if path.suffix == ".safetensors":
             return _stored(path, needs_empty)
-        prompts = _lines(path)
+        prompts = lines(path)
     is_list = isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
     if not is_list or not 1 <= len(prompts) <= MOST_PROMPTS:
         raise ValueError(
@@ -69,7 +69,7 @@ def read_texts(prompts: Any, folder: Folder, needs_empty: bool) -> Texts:
     return _encoded(list(prompts), folder)
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     if not path.is_file():
         raise FileNotFoundError(f"No file of prompts {path}.")
@@ -77,10 +77,10 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text("utf-8") if path.stat().st_size <= _LONGEST_FILE else ""
     except (UnicodeDecodeError, OSError):
         text = ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
+    stripped = [line.strip() for line in text.splitlines() if line.strip()]
+    if not stripped:
         raise ValueError(f"{path} is no file of prompts: it has one prompt on each line, in UTF-8.")
-    return lines
+    return stripped
 
 
 def _stored(path: Path, needs_empty: bool) -> Texts:
