@@ -202,7 +202,7 @@ def main(
         "batch_size": batch_size,
         **summarized(cells),
         "cells": cells,
-        **environment(),
+        **cells[-1]["environment"],
     }
     publish(record, off_the_records(out) if partial else out, real_anchors(record))
 

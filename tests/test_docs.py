@@ -43,7 +43,7 @@ SHORTER = {  # than on the pages
         ("mlviews/generators/README.md", 1),
         ("mlviews/generators/WRITING.md", 5),
         ("mlviews/impact/README.md", 1),
-        ("mlviews/latents/README.md", 2),
+        ("mlviews/latents/README.md", 3),
         ("mlviews/sharing/README.md", 1),
     ],
 )

@@ -40,6 +40,7 @@ def real_anchors_differences(record: Record) -> str:
             with_interval(row["scores"]["kNN"], sign="+"),
         ]
         for row in record["differences"]
+        if row["seeds"] > 1
     ]
     return captioned(
         markdown(["own images", "difference at the same seed", "linear", "kNN"], rows),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from documents.common import Record, captioned, markdown, provenance, table, threads, with_range
 
 
-@table(*(f"lightly-{method}" for method in ("simclr", "simsiam", "byol", "vicreg", "swav")))
+@table(*(f"lightly-{method}" for method in ("simclr", "simsiam", "byol", "vicreg", "swav", "dino")))
 def lightly(*runs: Record) -> str:
     """The lightly example's methods, scored by lightly's own classifiers."""
     keys = ("knn", "linear")
