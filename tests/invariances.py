@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,3 +77,25 @@ def check_device(make: Callable[[], MLVGM]) -> None:
     assert watch.devices == {"cuda"}
     assert watch.waits == []
     assert watch.operations > 20
+
+
+def check_resumed_training(trainer: Callable[[], Any], folder: Path) -> tuple[Any, Any]:
+    """Four steps of a zoo's trainer, and two with two more by another one that reads its checkpoint.
+
+    Args:
+        trainer: makes a trainer, each time in the same state.
+        folder: for the checkpoint.
+
+    Returns:
+        The trainer that was not interrupted, and the one that was resumed.
+    """
+    whole, first, second = trainer(), trainer(), trainer()
+    history = [whole.step() for _ in range(4)]
+    resumed = [first.step() for _ in range(2)]
+    torch.save(first.state_dict(), folder / "checkpoint.pt")
+    second.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True))
+    resumed += [second.step() for _ in range(2)]
+    assert resumed == history
+    for expected, actual in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        assert torch.equal(actual, expected)
+    return whole, second

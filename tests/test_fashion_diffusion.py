@@ -13,6 +13,7 @@ import torch
 import typer
 from conftest import assert_same, by_index
 from diffusers import ConsistencyModelPipeline
+from invariances import check_resumed_training
 from test_data import write_idx
 from torch import Tensor
 from typer.testing import CliRunner
@@ -37,15 +38,7 @@ def trainer(total: int = 160) -> Trainer:
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:
-    whole, first, second = trainer(), trainer(), trainer()
-    history = [whole.step() for _ in range(4)]
-    resumed = [first.step() for _ in range(2)]
-    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
-    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-    resumed += [second.step() for _ in range(2)]
-    assert resumed == history
-    averages = zip(whole.average.parameters(), second.average.parameters(), strict=True)
-    assert all(torch.equal(expected, parameter) for expected, parameter in averages)
+    whole, second = check_resumed_training(trainer, tmp_path)
     assert torch.equal(whole.samples, second.samples)
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from fill import fill, pictures
+from invariances import check_resumed_training
 from test_data import write_idx
 from torch import Tensor
 from typer.testing import CliRunner
@@ -423,15 +424,7 @@ def trainer(total: int = 80) -> Trainer:
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:
-    whole, first, second = trainer(), trainer(), trainer()
-    history = [whole.step() for _ in range(4)]
-    resumed = [first.step() for _ in range(2)]
-    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
-    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-    resumed += [second.step() for _ in range(2)]
-    assert resumed == history
-    for expected, actual in zip(whole.average.parameters(), second.average.parameters(), strict=True):
-        assert torch.equal(actual, expected)
+    check_resumed_training(trainer, tmp_path)
 
 
 def test_training_lowers_the_bound() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from invariances import check_resumed_training
 from scipy import linalg
 from test_data import write_idx
 from typer.testing import CliRunner
@@ -40,15 +41,7 @@ def trainer() -> Trainer:
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:
-    whole, first, second = trainer(), trainer(), trainer()
-    history = [whole.step() for _ in range(4)]
-    resumed = [first.step() for _ in range(2)]
-    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
-    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-    resumed += [second.step() for _ in range(2)]
-    assert resumed == history
-    averages = zip(whole.average.parameters(), second.average.parameters(), strict=True)
-    assert all(torch.equal(expected, parameter) for expected, parameter in averages)
+    check_resumed_training(trainer, tmp_path)
 
 
 def test_the_parts_of_a_checkpoint_have_the_names_of_earlier_runs() -> None:
