@@ -188,7 +188,9 @@ def test_the_users_options_and_inverter_come_first(tmp_path: Path) -> None:
 
 
 def test_a_published_generator_is_published_again(small: Path, tmp_path: Path) -> None:
-    again = publish(load_generator(small), tmp_path / "again", samples=0)
+    licensed = publish(load_generator(small), tmp_path / "licensed", samples=0, license="cc0-1.0")
+    again = publish(load_generator(licensed), tmp_path / "again", samples=0)
+    assert json.loads((again / "config.json").read_text())["license"] == "cc0-1.0"
     assert generator_identity(load_generator(again)) == generator_identity(load_generator(small))
     assert (again / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
 

@@ -41,6 +41,9 @@ _FILE = re.compile(
 )
 """The files that are read, by their paths in the folder; none leads out of it."""
 
+LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
+"""What names of licenses look like, as Hugging Face has them."""
+
 _NOT_WHOLE = "the folder is not whole, or was changed; copy or download it again"
 
 
@@ -54,6 +57,7 @@ class Published:
     border: int  # black pixels on each side of the images that it was trained on
     levels: list[Any]  # name and shape of each, coarse to fine
     image_shape: list[Any]
+    license: str | None  # of the weights, as Hugging Face names it; None if it is not known
     files: dict[str, str]  # SHA-256 by the file's path in the folder
 
     @property
@@ -170,6 +174,11 @@ def _checked(folder: Path, table: Mapping[str, Any]) -> Published:
         border = integer("border", table["border"], 0)
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
+    license = table["license"]
+    if license is not None and not (isinstance(license, str) and LICENSE_NAME.fullmatch(license)):
+        raise WeightsError(
+            f"{folder / CONFIG} has license {printable(license, 40)!r}, expected a name or null."
+        )
     files = dict(table["files"])
     for name, digest in files.items():
         if not _FILE.fullmatch(name):
@@ -196,7 +205,7 @@ def _checked(folder: Path, table: Mapping[str, Any]) -> Published:
             )
         options["prompts"] = str(folder / PROMPTS)
     levels, image_shape = table["levels"], table["image_shape"]
-    return Published(folder, table["generator"], options, border, levels, image_shape, files)
+    return Published(folder, table["generator"], options, border, levels, image_shape, license, files)
 
 
 def fetch(reference: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,14 +91,15 @@ def publish(
         client(push)
     if report is not None:
         report = _checked_report(report, generator)
-    if license is None and is_bundled(weights):
-        license = _BUNDLED_LICENSE
+    if license is None:
+        license = _known_license(weights)
     with whole_folder(folder) as part:
         names, options = _write_weights(generator, weights, part)
         settings = published.write(part, generator, options, license, names)
         _check_same(generator, part)
-        if is_bundled(weights):
-            shutil.copyfile(BUNDLED / _LICENSE_FILE, part / _LICENSE_FILE)
+        notice = (BUNDLED if is_bundled(weights) else weights.parent) / _LICENSE_FILE
+        if notice.is_file():
+            shutil.copyfile(notice, part / _LICENSE_FILE)
         if samples:
             _draw(generator, part, samples)
         if report is not None:
@@ -148,11 +148,21 @@ def _weights(generator: Any) -> Path:
 
 def _check_license(license: Any) -> None:
     """Raise a ValueError if it is no name of a license."""
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", str(license)):
+    if license is not None and not published.LICENSE_NAME.fullmatch(str(license)):
         raise ValueError(
             f"Invalid license={license!r}: give its name as Hugging Face has it, e.g. 'mit' or "
             "'cc-by-nc-4.0'."
         )
+
+
+def _known_license(weights: Path) -> str | None:
+    """Return the license of weights that are bundled or were published; None if it is not known."""
+    if is_bundled(weights):
+        return _BUNDLED_LICENSE
+    try:
+        return published.read(weights.parent).license
+    except (OSError, ValueError):  # no published folder
+        return None
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
