@@ -37,9 +37,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "walker": ("walker", {}),
     # The sweep in a fifth of the time.
     "sweep-short": ("sweep", {"steps": 80, "train_pairs": 16, "evaluations": 2}),
-    # For a sampler's noises, whose length has to stay; and the same in a fifth of the time.
+    # For a sampler's noises, whose length has to stay; and the same in a third of the time.
     "sweep-mix": ("sweep", {"perturber": "mix"}),
-    "sweep-mix-short": ("sweep", {"perturber": "mix", "steps": 80, "train_pairs": 16, "evaluations": 2}),
+    "sweep-mix-short": ("sweep", {"perturber": "mix", "steps": 250, "train_pairs": 16, "evaluations": 4}),
     # What helps against walkers' two flaws, on one level; the walker of the preset fashion-ml-learned; and a
     # run of two processes.
     "walker-diverse": ("walker", {"levels": [1], "directions": 4.0}),

@@ -293,7 +293,7 @@ class Trainer(BaseTrainer):
             part.rename(path)
 
 
-main = command(RECIPES, Trainer, 250_000)
+main = command(RECIPES, Trainer, 400_000)
 
 if __name__ == "__main__":
     start(main)
