@@ -434,9 +434,7 @@ def main(
     }
     if files.plain.exists():
         print(draw(budget, files, out / "purify.png"))
-    publish(
-        record, out / "purify.json", purify_radii(record), purify_attacks(record), purify_seconds(record)
-    )
+    publish(record, out / "purify.json", purify_radii(record), purify_attacks(record), purify_seconds(record))
 
 
 def cell_name(key: Key) -> str:

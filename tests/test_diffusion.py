@@ -756,11 +756,11 @@ def test_purification_is_noising_to_a_level(kind: str, request: pytest.FixtureRe
         rows.clear()
         g.encode(images, labels)
     assert pure < len(rows) + len(g.levels) - 2, "the passes before the levels that are drawn are left out"
-    for copy, view in zip(copies, (1, 2), strict=True):
+    for purified, view in zip(copies, (1, 2), strict=True):
         noise, *drawn = g.sample_noise(range(3), Normal(), 1, view=view, levels=range(1, len(g.levels)))
         state = g.noised_state(images, 2, labels, noise)
         expected = g.decode([noise, noise, *drawn], labels, state=state, start=2)
-        torch.testing.assert_close(copy, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(purified, expected, atol=1e-4, rtol=0)
     free = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(purifier(free, labels).sum(), free)
     assert gradient.abs().sum() > 0

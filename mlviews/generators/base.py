@@ -445,7 +445,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         return self._decode_blended(self.infer(self._checked_images(images)), blends, noise, labels)
 
     def noisy_levels(self, blends: Sequence[Blend]) -> list[int]:
-        """Return the levels, coarse to fine, whose noise :meth:`regenerate` takes: those blended with some."""
+        """Return the levels whose noise :meth:`regenerate` takes, coarse to fine: those blended with some."""
         return [level for level, blend in enumerate(blends) if blend.noise]
 
     def _decode_blended(
