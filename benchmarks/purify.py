@@ -42,7 +42,10 @@ from mlviews.purify import Defended
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
-RADII = {"L2": (0.5, 1.0, 2.0, 4.0, 8.0), "Linf": tuple(level / 255 for level in (8, 16, 32, 64, 128))}
+RADII = {
+    "L2": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "Linf": tuple(level / 255 for level in (4, 8, 16, 32, 64, 128)),
+}
 ATTACKS = ("transfer", "APGD-CE", "APGD-DLR", "BPDA", "Square", "APGD-CE, seed known", "APGD-DLR, seed known")
 KNOWN = " seed known"
 PICTURED = ("fashion, keep 2", "fashion-nvae, keep 1", "fashion-diffusion, keep 4")

@@ -73,7 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifiers]:
 )
 def test_what_is_broken_stays_broken(defence: str, attack: str, files: Classifiers) -> None:
     cell = purify.measure(defence, "L2", attack, BUDGET, files)
-    radii = ("clean", "0.5", "1", "2", "4", "8")
+    radii = ("clean", "0.25", "0.5", "1", "2", "4", "8")
     assert tuple(cell["scores"]) == radii
     for majority, worst in zip(cell["broken"]["majority"], cell["broken"]["worst"], strict=True):
         assert len(majority) == 6
@@ -146,7 +146,7 @@ def test_an_attack_that_leaves_its_ball_is_an_error() -> None:
 
 def test_the_figure_that_counts_is_what_all_attacks_leave(tmp_path: Path) -> None:
     def cell(attack: str, *broken: str) -> dict[str, Any]:
-        columns = ["0000", *broken, *broken[-1:] * (5 - len(broken))]
+        columns = ["0000", *broken, *broken[-1:] * (6 - len(broken))]
         kinds = {"majority": columns, "worst": columns}
         shared = {"defence": "noise", "norm": "L2", "environment": {}, "seconds": 1.0, "weights": {}}
         return {"attack": attack, "broken": kinds, **shared}
@@ -157,8 +157,8 @@ def test_the_figure_that_counts_is_what_all_attacks_leave(tmp_path: Path) -> Non
         cell("APGD-CE, seed known", "1111"),
     ]
     rows = {row["attack"]: row["majority"] for row in purify.summarise(cells)}
-    assert [figure["mean"] for figure in rows["all"]] == [100, 50, 25, 25, 25, 25]
-    assert [figure["mean"] for figure in rows["all, seed known"]] == [100, 0, 0, 0, 0, 0]
+    assert [figure["mean"] for figure in rows["all"]] == [100, 50, 25, 25, 25, 25, 25]
+    assert [figure["mean"] for figure in rows["all, seed known"]] == [100, 0, 0, 0, 0, 0, 0]
     assert rows["transfer"][1] == {"mean": 75.0, "low": 30.1, "high": 95.4}  # Wilson
     # An attack that ended at a smaller radius counts at larger ones with what it broke there.
     short = {"majority": ["0000", "1000"], "worst": ["0000", "1000"]}
@@ -166,7 +166,7 @@ def test_the_figure_that_counts_is_what_all_attacks_leave(tmp_path: Path) -> Non
         row["attack"]: row["majority"]
         for row in purify.summarise([*cells, {**cells[0], "attack": "Square", "broken": short}])
     }
-    assert [figure["mean"] for figure in rows["all"]] == [100, 25, 0, 0, 0, 0]
+    assert [figure["mean"] for figure in rows["all"]] == [100, 25, 0, 0, 0, 0, 0]
     assert len(rows["Square"]) == 2
     # The script makes its record of the cells' files.
     paths = {("noise", "L2", member["attack"]): member for member in cells}
