@@ -36,20 +36,21 @@ def purify_radii(record: Record) -> str:
 
 @table("purify")
 def purify_attacks(record: Record) -> str:
-    """Return the accuracy under every attack, at the smaller radii of each norm; judged by majority."""
+    """Return the accuracy under every attack, at the second radius of each norm; judged by majority."""
     attacks = list(dict.fromkeys(row["attack"] for row in record["rows"]))
+    attacks.sort(key=lambda attack: ("known" in attack, attack.startswith("all")))
     tables = []
     for norm, radii in record["radii"].items():
         rows = {
             (row["defence"], row["attack"]): row["majority"] for row in record["rows"] if row["norm"] == norm
         }
-        for place, radius in list(enumerate(radii, 1))[:2]:
-            lines = []
-            for defence in dict.fromkeys(defence for defence, _ in rows):
-                columns = [rows.get((defence, attack), []) for attack in attacks]
-                cells = [f"{figures[place]['mean']:.0f}" if figures[place:] else "" for figures in columns]
-                lines.append([defence, *cells])
-            tables.append(markdown([_radius(norm, radius), *attacks], lines))
+        lines = []
+        for defence in dict.fromkeys(defence for defence, _ in rows):
+            columns = [rows.get((defence, attack), []) for attack in attacks]
+            lines.append(
+                [defence, *(f"{figures[2]['mean']:.0f}" if figures[2:] else "" for figures in columns)]
+            )
+        tables.append(markdown([_radius(norm, radii[1]), *attacks], lines))
     return "\n\n".join(tables)
 
 
