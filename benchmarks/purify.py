@@ -435,7 +435,7 @@ def main(
             f"{cell['defence']} / {cell['norm']} / {cell['attack']}": cell["seconds"] for cell in cells
         },
     }
-    if files.plain.exists():
+    if files.plain.exists() and not (only or attacks):
         print(draw(budget, files, out / "purify.png"))
     publish(record, out / "purify.json", purify_radii(record), purify_attacks(record), purify_seconds(record))
 
