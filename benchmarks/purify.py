@@ -48,7 +48,7 @@ RADII = {
 }
 ATTACKS = ("transfer", "APGD-CE", "APGD-DLR", "BPDA", "Square", "APGD-CE, seed known", "APGD-DLR, seed known")
 KNOWN = " seed known"
-PICTURED = ("fashion, keep 2", "fashion-nvae, keep 1", "fashion-diffusion, keep 4")
+PICTURED = ("fashion, keep 2", "fashion-nvae, keep 1")
 JUDGES = 1 << 20  # the first epoch of the draws that judge: no attack has seen them
 
 Cell = dict[str, Any]
