@@ -221,22 +221,22 @@ class DiffusionGenerator(MLVGM):
         """
         images = self._checked_images(images)
         labels = self._checked_labels(labels, len(images))
-        kept = _kept(blends)
-        if kept is None or all(values is None for values in noise):
+        start = _first_drawn(blends)
+        if start is None or all(values is None for values in noise):
             return self._decode_blended(self.infer(images, labels), blends, noise, labels)
         copies = self._copies(noise, len(images))
         images = images.repeat(copies, 1, 1, 1)
         labels = None if labels is None else labels.repeat(copies)
-        state = self.noised_state(images, kept, labels, noise[kept - 1] if kept else None)
-        if kept == len(blends):
+        state = self.noised_state(images, start, labels, noise[start - 1] if start else None)
+        if start == len(blends):
             return self._images(state, len(images))
         # Blocks before the first level that is drawn do not run: any latents will do for them.
-        drawn: list[Tensor] = noise[kept:]  # type: ignore[assignment]
-        return self.decode([drawn[0]] * kept + drawn, labels, state=state, start=kept)
+        drawn: list[Tensor] = noise[start:]  # type: ignore[assignment]
+        return self.decode([drawn[0]] * start + drawn, labels, state=state, start=start)
 
     def noisy_levels(self, blends: Sequence[Blend]) -> list[int]:
-        kept = _kept(blends)
-        return super().noisy_levels(blends) if not kept else list(range(kept - 1, len(blends)))
+        start = _first_drawn(blends)
+        return super().noisy_levels(blends) if not start else list(range(start - 1, len(blends)))
 
     @property
     def _blocks(self) -> list[Block]:
@@ -258,8 +258,8 @@ class DiffusionGenerator(MLVGM):
         return self._plan(((pixels + 1) * factors).sum(1) % (1 << 32), 0, 0)
 
 
-def _kept(blends: Sequence[Blend]) -> int | None:
-    """Return how many levels are kept, if all after them are drawn anew; None if any is mixed."""
-    kept = sum(not blend.noise for blend in blends)
-    pure = (Blend(1.0, 0.0),) * kept + (Blend(0.0, 1.0),) * (len(blends) - kept)
-    return kept if tuple(blends) == pure else None
+def _first_drawn(blends: Sequence[Blend]) -> int | None:
+    """Return the first level that is drawn anew, if all after it are and all before it are kept; else None."""
+    start = sum(not blend.noise for blend in blends)
+    pure = (Blend(1.0, 0.0),) * start + (Blend(0.0, 1.0),) * (len(blends) - start)
+    return start if tuple(blends) == pure else None
