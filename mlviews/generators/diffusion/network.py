@@ -259,7 +259,7 @@ class DiffusionGenerator(MLVGM):
 
 
 def _first_drawn(blends: Sequence[Blend]) -> int | None:
-    """Return the first level that is drawn anew, if all after it are and all before it are kept; else None."""
+    """Return the first level that is drawn anew, if all after it are, and all before it kept; else None."""
     start = sum(not blend.noise for blend in blends)
     pure = (Blend(1.0, 0.0),) * start + (Blend(0.0, 1.0),) * (len(blends) - start)
     return start if tuple(blends) == pure else None
