@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from mlviews import Purifier, load_generator, sampling
 from mlviews.evaluation.classifier import Classifier, load_classifier, save_classifier, train_classifier
 from mlviews.evaluation.data import Labelled
+from mlviews.runs.files import sha256
+from mlviews.zoo import FOLDER
 
 SIDE = 32  # pixels of the generators' images
 
@@ -90,6 +92,8 @@ class Defence(NamedTuple):
     make: Callable[[int], Any]  # from the number of copies
     random: bool = True
     trained: bool = False  # whether the classifier is the adversarially trained one
+    bare: bool = False  # whether nothing comes before the classifier
+    generator: str | None = None
 
 
 def blur(images: Tensor) -> Tensor:
@@ -97,34 +101,69 @@ def blur(images: Tensor) -> Tensor:
     return gaussian_blur2d(images, 5, (1.0, 1.0))
 
 
-def purifier(name: str, **options: Any) -> Defence:
-    """Return a bundled generator's purifier; without any mixing it draws nothing."""
-    rates = options.get("mix")
-    return Defence(lambda samples: Purifier(load_generator(name), samples=samples, **options), rates != 0.0)
+def purifier(name: str, random: bool = True, **options: Any) -> Defence:
+    """Return a bundled generator's purifier."""
+    return Defence(
+        lambda samples: Purifier(load_generator(name), samples=samples, **options), random, generator=name
+    )
 
 
 DEFENCES = {
-    "none": Defence(lambda samples: Plain(), random=False),
-    "adversarial training": Defence(lambda samples: Plain(), random=False, trained=True),
+    "none": Defence(lambda samples: Plain(), random=False, bare=True),
+    "adversarial training": Defence(lambda samples: Plain(), random=False, trained=True, bare=True),
     "blur": Defence(lambda samples: Plain(blur), random=False),
     "noise": Defence(lambda samples: Noise(0.2, samples)),
-    "fashion, autoencoder": purifier("fashion", mix=0.0),
+    "fashion, autoencoder": purifier("fashion", random=False, mix=0.0),
     "fashion, keep 3": purifier("fashion", keep=3),
     "fashion, keep 2": purifier("fashion", keep=2),
     "fashion, keep 1": purifier("fashion", keep=1),
     "fashion, keep 1, mix 0.5": purifier("fashion", keep=1, mix=0.5),
-    "fashion-nvae, autoencoder": purifier("fashion-nvae", mix=0.0),
+    "fashion-nvae, autoencoder": purifier("fashion-nvae", random=False, mix=0.0),
     "fashion-nvae, keep 2": purifier("fashion-nvae", keep=2),
     "fashion-nvae, keep 1": purifier("fashion-nvae", keep=1),
     "fashion-nvae, keep 1, mix 0.5": purifier("fashion-nvae", keep=1, mix=0.5),
     "fashion-nvae, keep 0, mix 0.3": purifier("fashion-nvae", keep=0, mix=0.3),
+    # DiffPure: noised to the last level or the one above, whose noise is drawn too.
+    "fashion-diffusion, keep 4": purifier("fashion-diffusion", keep=4),
+    "fashion-diffusion, keep 3": purifier("fashion-diffusion", keep=3),
+    # The encoder chooses the label, a step that has no gradient.
+    "fashion-semafo, keep 2": purifier("fashion-semafo", keep=2),
 }
+
+FILES = {
+    "fashion": ("fashion.safetensors", "fashion-inverter.safetensors"),
+    "fashion-nvae": ("fashion-nvae.safetensors",),
+    "fashion-diffusion": (
+        "fashion-diffusion/unet/diffusion_pytorch_model.safetensors",
+        "fashion-diffusion/scheduler/scheduler_config.json",
+    ),
+    "fashion-semafo": ("fashion-semafo.safetensors",),
+}
+"""The bundled files that a generator's purifier depends on."""
+
+
+def weights(defence: str) -> dict[str, str]:
+    """Return the SHA-256 of the files of a defence's generator, by their paths in the zoo's folder."""
+    generator = DEFENCES[defence].generator
+    return {} if generator is None else {name: sha256(FOLDER / name) for name in FILES[generator]}
 
 
 # -- classifiers ---------------------------------------------------------------------------------------------
 
 
-def classifiers(folder: Path, data: Labelled, epochs: int) -> dict[bool, Path]:
+class Classifiers(NamedTuple):
+    """The files of the plain and the adversarially trained classifier."""
+
+    plain: Path
+    adversarial: Path
+
+    @classmethod
+    def within(cls, folder: Path) -> Classifiers:
+        """Return where the files of a working folder are."""
+        return cls(folder / "classifier.safetensors", folder / "adversarial.safetensors")
+
+
+def classifiers(folder: Path, data: Labelled, epochs: int) -> Classifiers:
     """Return the files of the plain and the adversarially trained classifier; train those that are missing.
 
     Args:
@@ -132,14 +171,13 @@ def classifiers(folder: Path, data: Labelled, epochs: int) -> dict[bool, Path]:
         data: uint8 images ``[N, 1, 32, 32]`` and labels.
         epochs: of both trainings.
     """
-    paths = {False: folder / "classifier.safetensors", True: folder / "adversarial.safetensors"}
-    if not paths[False].exists():
-        save_classifier(train_classifier(data, epochs=epochs), paths[False], {"epochs": epochs})
-    if not paths[True].exists():
-        network = train_adversarially(load_classifier(paths[False])[0], data, epochs)
-        save_classifier(
-            network, paths[True], {"epochs": epochs, "attack": f"PGD, Linf {_RADIUS:.3f}, 5 steps"}
-        )
+    paths = Classifiers.within(folder)
+    if not paths.plain.exists():
+        save_classifier(train_classifier(data, epochs=epochs), paths.plain, {"epochs": epochs})
+    if not paths.adversarial.exists():
+        network = train_adversarially(load_classifier(paths.plain)[0], data, epochs)
+        settings = {"epochs": epochs, "attack": f"PGD, Linf {_RADIUS:.3f}, 5 steps"}
+        save_classifier(network, paths.adversarial, settings)
     return paths
 
 

@@ -4,29 +4,32 @@
 
 Every defence (``defences.py``) meets every attack, in two norms and at growing radii, on Fashion-MNIST's
 test images. A cell (defence, norm, attack) goes from radius to radius with the images that are still
-classified right, as an image that is broken within a radius is broken within all larger ones. It is a file in
-the working folder, and a second call goes on from there. Prints tables, writes
-``benchmarks/results/purify.json`` and a picture of clean, attacked and purified images.
+classified right, as an image that is broken within a radius is broken within all larger ones. APGD comes
+first; the other attacks stop at the radius at which it has left no image. A cell is a file in the working
+folder, named after the digest of its generator's weights, and a second call goes on from there. Prints
+tables, writes ``benchmarks/results/purify.json`` and a picture of clean, attacked and purified images.
 
 The attacks are those of torchattacks 3.5.1 (``pip install mlviews[attacks]``): of the libraries on PyPI it
 alone has APGD with both losses, both norms and expectation over transformations, and Square too. ART's APGD
 takes the gradient of one draw, and AutoAttack's own package is not on PyPI. Of APGD's run two candidates are
 judged, the point of the highest loss and the last one that was misclassified; the library returns the second
-alone, which may owe that to one lucky draw. What is ours is the judgement, and BPDA's backward pass.
+alone, which may owe that to one lucky draw. Of Square's run the last point is judged, for the same reason.
+What is ours is the judgement, and BPDA's backward pass.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from defences import DEFENCES, SIDE, Logits, classifiers
-from documents.purify import purify_attacks, purify_radii
+from defences import DEFENCES, SIDE, Classifiers, Logits, classifiers, weights
+from documents.purify import purify_attacks, purify_radii, purify_seconds
 from probe import run_in_processes
 from record import RESULTS, command, off_the_records, publish
 from rich.console import Console
@@ -39,9 +42,13 @@ from mlviews.purify import Defended
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
-RADII = {"L2": (0.5, 1.0, 2.0, 4.0, 8.0), "Linf": tuple(level / 255 for level in (8, 16, 32, 64, 128))}
+RADII = {
+    "L2": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "Linf": tuple(level / 255 for level in (4, 8, 16, 32, 64, 128)),
+}
 ATTACKS = ("transfer", "APGD-CE", "APGD-DLR", "BPDA", "Square", "APGD-CE, seed known", "APGD-DLR, seed known")
 KNOWN = " seed known"
+PICTURED = ("fashion, keep 2", "fashion-nvae, keep 1")
 JUDGES = 1 << 20  # the first epoch of the draws that judge: no attack has seen them
 
 Cell = dict[str, Any]
@@ -109,6 +116,13 @@ class StraightThrough(nn.Module):
         return votes.view(*copies.shape[:2], -1).mean(dim=0)
 
 
+class Verdict(NamedTuple):
+    """Which images a defence gets wrong, bool ``[B]``."""
+
+    majority: Tensor  # in more than half of the draws
+    worst: Tensor  # in any draw
+
+
 class Judge:
     """Says which images a defence gets wrong.
 
@@ -122,16 +136,49 @@ class Judge:
         self.defence, self.classifier, self.draws = defence, classifier, draws
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the share of draws with another class than the label's, ``[B]``."""
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Verdict:
+        """Judge images ``[B, C, H, W]`` with labels ``[B]``; their draws depend on their indices ``[B]``."""
         if not self.draws:
             fixed = Defended(self.defence, self.classifier, fresh=False)
-            return (fixed(images).argmax(dim=1) != labels).float()
-        wrong = [
-            self.defence.logits(self.classifier, images, epoch=JUDGES + draw).argmax(dim=1) != labels
-            for draw in range(self.draws)
-        ]
-        return torch.stack(wrong).float().mean(dim=0)
+            wrong = fixed(images).argmax(dim=1) != labels
+            return Verdict(wrong, wrong)
+        count = torch.zeros_like(labels)  # of wrong draws
+        for draw in range(self.draws):
+            # Further draws change nothing once most are wrong, or one is and most are right.
+            decided = (2 * count > self.draws) | ((count > 0) & (2 * (draw - count) >= self.draws))
+            rows = (~decided).nonzero()[:, 0]
+            if not len(rows):
+                break
+            logits = self.defence.logits(
+                self.classifier, images[rows], indices=indices[rows], epoch=JUDGES + draw
+            )
+            count[rows] += logits.argmax(dim=1) != labels[rows]
+        return Verdict(2 * count > self.draws, count > 0)
+
+
+class Setting(NamedTuple):
+    """A defence, and what it is tried on."""
+
+    defence: Any
+    classifier: nn.Module  # behind the defence
+    bare: nn.Module  # the undefended one
+    images: Tensor
+    labels: Tensor
+    judge: Judge
+    clean: Verdict
+
+
+@lru_cache(maxsize=2)
+def setting(name: str, fresh: bool, budget: Budget, files: Classifiers) -> Setting:
+    """Return a defence with its judgement of the clean images, which all its cells begin with."""
+    row = DEFENCES[name]
+    bare, classifier = (Logits(load_classifier(path)[0]) for path in (files.plain, files[row.trained]))
+    defence = row.make(budget.samples)
+    images, labels = test_images(budget)
+    seeds = budget.seeds if row.random else 1
+    judge = Judge(defence, classifier, seeds if fresh else 0)
+    clean = judge(images, labels, torch.arange(len(images)))
+    return Setting(defence, classifier, bare, images, labels, judge, clean)
 
 
 def attack(
@@ -142,7 +189,12 @@ def attack(
 
     if name == "Square":
         square = Square(model, norm=norm, eps=radius, n_queries=budget.queries)
-        return lambda images, labels: [square(images, labels)]
+
+        def last(images: Tensor, labels: Tensor) -> list[Tensor]:
+            square.init_hyperparam(images)
+            return [square.attack_single_run(images, labels)[1]]
+
+        return last
     loss = "dlr" if "DLR" in name else "ce"
     draws = budget.draws if random and KNOWN not in name else 1
     apgd = APGD(model, norm=norm, eps=radius, steps=budget.steps, loss=loss, eot_iter=draws)
@@ -154,47 +206,47 @@ def attack(
     return candidates
 
 
-def measure(name: str, norm: str, attack_name: str, budget: Budget, files: dict[bool, Path]) -> Cell:
-    """Attack a defence at growing radii."""
-    begin = time.perf_counter()
-    torch.manual_seed(0)
-    row = DEFENCES[name]
-    networks = {trained: Logits(load_classifier(path)[0]) for trained, path in files.items()}
-    classifier = networks[row.trained]
-    defence = row.make(budget.samples)
-    images, labels = test_images(budget)
+def measure(
+    name: str, norm: str, attack_name: str, budget: Budget, files: Classifiers, radii: int | None = None
+) -> Cell:
+    """Attack a defence at growing radii: at the first so many, None for all."""
     fresh = KNOWN not in attack_name
-    seeds = budget.seeds if row.random else 1
-    judge = Judge(defence, classifier, seeds if fresh else 0)
+    defence, classifier, bare, images, labels, judge, clean = setting(name, fresh, budget, files)
+    begin = time.process_time()
+    torch.manual_seed(0)
     model: nn.Module = Defended(defence, classifier, fresh=fresh)
     if attack_name == "transfer":
-        model = networks[False]
+        model = bare
     elif attack_name == "BPDA":
         model = StraightThrough(defence, classifier)
-    clean = judge(images, labels)
-    # By radius: the images that most draws get wrong, and those that any draw does.
-    most, any_draw = clean > 0.5, clean > 0
-    broken = {"majority": [flags(most)], "worst": [flags(any_draw)]}
-    for radius in RADII[norm]:
-        left = (~most).nonzero()[:, 0]
+    majority, worst = clean.majority.clone(), clean.worst.clone()
+    broken = {"majority": [flags(majority)], "worst": [flags(worst)]}
+    for radius in RADII[norm][:radii]:
+        left = (~majority).nonzero()[:, 0]
+        candidates: list[Tensor] = []
         if len(left):
-            find = attack(attack_name, norm, radius, model, budget, row.random)
-            for candidate in find(images[left], labels[left]):
-                check_radius(candidate, images[left], norm, radius)
-                wrong = judge(candidate, labels[left])
-                most[left] |= wrong > 0.5
-                any_draw[left] |= wrong > 0
-        broken["majority"].append(flags(most))
-        broken["worst"].append(flags(any_draw))
+            find = attack(attack_name, norm, radius, model, budget, DEFENCES[name].random)
+            candidates = find(images[left], labels[left])
+        for candidate in candidates:
+            check_radius(candidate, images[left], norm, radius)
+            right = ~majority[left]  # the candidates before did not break these
+            rows = left[right]
+            if len(rows):
+                verdict = judge(candidate[right], labels[rows], rows)
+                majority[rows] |= verdict.majority
+                worst[rows] |= verdict.worst
+        broken["majority"].append(flags(majority))
+        broken["worst"].append(flags(worst))
     accuracy = [round(100 * column.count("0") / budget.images, 1) for column in broken["majority"]]
-    radii = ("clean", *(f"{radius:.3g}" for radius in RADII[norm]))
+    names = ("clean", *(f"{radius:.3g}" for radius in RADII[norm]))
     return {
         "defence": name,
         "norm": norm,
         "attack": attack_name,
         "broken": broken,
-        "scores": dict(zip(radii, accuracy, strict=True)),
-        "seconds": round(time.perf_counter() - begin, 1),
+        "scores": dict(zip(names, accuracy, strict=False)),
+        "seconds": round(time.process_time() - begin, 1),
+        "weights": weights(name),
     }
 
 
@@ -207,14 +259,14 @@ def check_radius(candidate: Tensor, images: Tensor, norm: str, radius: float) ->
     """Raise an AssertionError for an attack that left its ball, or the range of images."""
     change = (candidate - images).flatten(1)
     size = change.norm(dim=1) if norm == "L2" else change.abs().amax(dim=1)
-    if size.max() > radius * 1.001 or candidate.min() < 0 or candidate.max() > 1:
+    if not (size.max() <= radius * 1.001 and candidate.min() >= 0 and candidate.max() <= 1):  # NaN is neither
         raise AssertionError(f"An attack went to {size.max():.4f}, and its radius is {radius:.4f}.")
 
 
-def measure_into(path: Path, key: Key, budget: Budget, files: dict[bool, Path]) -> Cell:
+def measure_into(path: Path, key: Key, budget: Budget, files: Classifiers, radii: int | None) -> Cell:
     """Measure a cell on one thread and write its file; for a process of its own."""
     torch.set_num_threads(1)
-    cell = {**measure(*key, budget, files), "environment": environment()}
+    cell = {**measure(*key, budget, files, radii), "environment": environment()}
     with whole(path) as part:
         part.write_text(json.dumps(cell))
     return cell
@@ -240,7 +292,7 @@ def summarise(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return accuracies by defence and norm: of each attack, and of all that do not know the seed."""
     rows = []
     for name in DEFENCES:
-        for norm, radii in RADII.items():
+        for norm in RADII:
             by_attack = {
                 cell["attack"]: cell["broken"]
                 for cell in cells
@@ -251,22 +303,40 @@ def summarise(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             groups = {attack_name: [broken] for attack_name, broken in by_attack.items()}
             groups |= {"all": blind, "all, seed known": seeing}
             for attack_name, members in groups.items():
-                if not members:
-                    continue
-                accuracies = {
-                    kind: [
-                        accuracy(union([member[kind][place] for member in members]))
-                        for place in range(len(radii) + 1)
-                    ]
-                    for kind in ("majority", "worst")
-                }
-                rows.append({"defence": name, "norm": norm, "attack": attack_name, **accuracies})
+                if members:
+                    accuracies = {
+                        kind: union_by_radius([member[kind] for member in members])
+                        for kind in ("majority", "worst")
+                    }
+                    rows.append({"defence": name, "norm": norm, "attack": attack_name, **accuracies})
     return rows
+
+
+def union_by_radius(attacks: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    """Return the accuracy under all attacks, clean and at every radius.
+
+    An attack that was not run at a radius counts there with what it broke within the largest before.
+    """
+    places = max(len(columns) for columns in attacks)
+    padded = [[*columns, *columns[-1:] * (places - len(columns))] for columns in attacks]
+    return [accuracy(union(columns)) for columns in zip(*padded, strict=True)]
+
+
+def radii_left(name: str, norm: str, paths: Mapping[Key, Path]) -> int | None:
+    """Return up to which radius APGD with fresh draws leaves images, with that at which it has none left."""
+    files = [paths.get((name, norm, attack_name)) for attack_name in ("APGD-CE", "APGD-DLR")]
+    columns = [json.loads(path.read_text())["broken"]["majority"] for path in files if path and path.exists()]
+    for place, members in enumerate(zip(*columns, strict=True)):
+        if "0" not in union(members):
+            return max(place, 1)
+    return None
 
 
 def is_new(name: str, attack_name: str) -> bool:
     """Return whether an attack of this defence is another one than those before it."""
-    if name == "none" and attack_name in ("transfer", "BPDA"):
+    if name == "none" and attack_name == "transfer":
+        return False
+    if DEFENCES[name].bare and attack_name == "BPDA":
         return False
     return DEFENCES[name].random or KNOWN not in attack_name
 
@@ -287,16 +357,17 @@ def choose(only: str, attacks: str) -> list[Key]:
     ]
 
 
-def draw(budget: Budget, files: dict[bool, Path], path: Path) -> Path:
+def draw(budget: Budget, files: Classifiers, path: Path) -> Path:
     """Draw clean, attacked and purified images of the bundled generators."""
     from mlviews.viz import Panel, draw_panels
 
     images, labels = test_images(budget)
     images, labels = images[:8], labels[:8]
-    classifier = Logits(load_classifier(files[False])[0])
+    classifier = Logits(load_classifier(files.plain)[0])
     rows = [images]
     names = ["clean"]
-    for name in ("fashion, keep 2", "fashion-nvae, keep 1"):
+    for name in PICTURED:
+        torch.manual_seed(0)
         defence = DEFENCES[name].make(1)
         model = Defended(defence, classifier)
         attacked = attack("APGD-CE", "L2", 2.0, model, budget, True)(images, labels)[0]
@@ -337,13 +408,19 @@ def main(
     if quick or only or attacks:
         out = off_the_records(out, work)
     check_budget(budget, work)
-    files = {trained: work / name for trained, name in ((False, "classifier"), (True, "adversarial"))}
+    files = Classifiers.within(work)
     keys = choose(only, attacks)
-    paths = {key: work / f"{'-'.join(key).replace(' ', '_')}.json" for key in keys}
+    paths = {key: work / cell_name(key) for key in keys}
     if not collect:
         files = classifiers(work, train_images(budget), budget.epochs)
-        tasks = {path: (path, key, budget, files) for key, path in paths.items() if not path.exists()}
-        run_in_processes(measure_into, tasks, jobs, Console())
+        first = [key for key in keys if key[2].startswith("APGD")]
+        for wave in (first, [key for key in keys if key not in first]):
+            tasks: dict[Path, tuple[Any, ...]] = {}
+            for key in wave:
+                radii = None if key in first else radii_left(key[0], key[1], paths)
+                if not paths[key].exists():
+                    tasks[paths[key]] = (paths[key], key, budget, files, radii)
+            run_in_processes(measure_into, tasks, jobs, Console())
     cells = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
     if not cells:
         raise typer.BadParameter(f"There are no cells in {work}: leave out --collect.")
@@ -352,14 +429,21 @@ def main(
         **cells[0]["environment"],
         "budget": budget._asdict() | {"data": data is not None},
         "radii": RADII,
+        "weights": {file: digest for cell in cells for file, digest in cell["weights"].items()},
         "rows": summarise(cells),
         "seconds": {
             f"{cell['defence']} / {cell['norm']} / {cell['attack']}": cell["seconds"] for cell in cells
         },
     }
-    if not collect:
+    if files.plain.exists() and not (only or attacks):
         print(draw(budget, files, out / "purify.png"))
-    publish(record, out / "purify.json", purify_radii(record), purify_attacks(record))
+    publish(record, out / "purify.json", purify_radii(record), purify_attacks(record), purify_seconds(record))
+
+
+def cell_name(key: Key) -> str:
+    """Return the name of a cell's file, another one for other weights of its generator."""
+    digests = [digest[:8] for digest in weights(key[0]).values()]
+    return "-".join([*key, *digests]).replace(" ", "_") + ".json"
 
 
 def check_budget(budget: Budget, work: Path) -> None:

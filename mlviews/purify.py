@@ -230,7 +230,7 @@ class Purifier(nn.Module):
 
     def _drawn_levels(self) -> list[int]:
         """Return the levels whose noise is drawn: of a tied generator the first that takes any."""
-        levels = [index for index, blend in enumerate(self.blends) if blend.noise]
+        levels = self.generator.noisy_levels(self.blends)
         return levels[:1] if self.generator.tied else levels
 
 

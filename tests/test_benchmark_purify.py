@@ -12,7 +12,7 @@ from typing import Any
 import purify
 import pytest
 import torch
-from defences import DEFENCES, Logits, Noise, Plain, classifiers
+from defences import DEFENCES, FILES, Classifiers, Logits, Noise, Plain, classifiers, weights
 from torch import Tensor, nn
 
 from mlviews.evaluation.classifier import load_classifier
@@ -39,11 +39,22 @@ class Step(nn.Module):
         return moved, None, None, images
 
 
+class Query(Step):
+    """Stands in for Square."""
+
+    def init_hyperparam(self, images: Tensor) -> None:
+        self.ready = True
+
+    def attack_single_run(self, images: Tensor, labels: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        assert self.ready
+        return None, self(images, labels)
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Path]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifiers]:
     """Both classifiers, and the stand-in in the place of torchattacks."""
     stub = ModuleType("torchattacks")
-    stub.APGD = stub.Square = stub.PGD = Step  # type: ignore[attr-defined]
+    stub.APGD, stub.Square, stub.PGD = Step, Query, Step  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torchattacks", stub)
         yield classifiers(tmp_path_factory.mktemp("classifiers"), purify.train_images(BUDGET), 1)
@@ -60,9 +71,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Path]
         ("fashion-nvae, keep 2", "APGD-CE"),
     ],
 )
-def test_what_is_broken_stays_broken(defence: str, attack: str, files: dict[bool, Path]) -> None:
+def test_what_is_broken_stays_broken(defence: str, attack: str, files: Classifiers) -> None:
     cell = purify.measure(defence, "L2", attack, BUDGET, files)
-    radii = ("clean", "0.5", "1", "2", "4", "8")
+    radii = ("clean", "0.25", "0.5", "1", "2", "4", "8")
     assert tuple(cell["scores"]) == radii
     for majority, worst in zip(cell["broken"]["majority"], cell["broken"]["worst"], strict=True):
         assert len(majority) == 6
@@ -70,6 +81,8 @@ def test_what_is_broken_stays_broken(defence: str, attack: str, files: dict[bool
     scores = list(cell["scores"].values())
     assert scores == sorted(scores, reverse=True)
     assert cell == {**purify.measure(defence, "L2", attack, BUDGET, files), "seconds": cell["seconds"]}
+    fewer = purify.measure(defence, "L2", attack, BUDGET, files, radii=2)
+    assert fewer["broken"] == {kind: columns[:3] for kind, columns in cell["broken"].items()}
 
 
 def test_a_judge_counts_draws() -> None:
@@ -80,19 +93,34 @@ def test_a_judge_counts_draws() -> None:
             mean = images.mean((1, 2, 3)) - 0.5
             return torch.stack([-mean, mean], dim=1)
 
-    images = torch.stack([torch.full((1, 32, 32), gray) for gray in (0.1, 0.5, 0.9)])
-    labels = torch.tensor([0, 1, 0])
-    sure, split, wrong = purify.Judge(Noise(0.2, 1), Bright(), 200)(images, labels).tolist()
-    assert sure == 0
-    assert 0.3 < split < 0.7
-    assert wrong == 1
-    assert purify.Judge(Plain(), Bright(), 1)(images[::2], labels[::2]).tolist() == [0, 1]
-    known = purify.Judge(Noise(0.2, 1), Bright(), 0)
-    assert torch.equal(known(images, labels), known(images, labels))
+    images = torch.stack([torch.full((1, 32, 32), gray) for gray in (0.1, 0.5, 0.501, 0.9)])
+    labels, places = torch.tensor([0, 1, 1, 0]), torch.arange(4)
+    noise = Noise(0.2, 1)
+    draws = [
+        noise.logits(Bright(), images, epoch=purify.JUDGES + draw).argmax(1) != labels for draw in range(25)
+    ]
+    wrong = torch.stack(draws).sum(0)
+    assert wrong.tolist()[::3] == [0, 25]
+    assert 0 < wrong[1] < 25
+    for count in (1, 2, 24, 25):
+        verdict = purify.Judge(noise, Bright(), count)(images, labels, places)
+        wrong = torch.stack(draws[:count]).sum(0)
+        assert torch.equal(verdict.majority, wrong > count / 2)
+        assert torch.equal(verdict.worst, wrong > 0)
+    # An image's draws are its own, whatever it is judged with.
+    alone = purify.Judge(noise, Bright(), 25)(images[1:3], labels[1:3], places[1:3])
+    assert torch.equal(alone.worst, verdict.worst[1:3])
+    assert torch.equal(alone.majority, verdict.majority[1:3])
+    assert purify.Judge(Plain(), Bright(), 1)(images[::3], labels[::3], places[::3]).worst.tolist() == [
+        False,
+        True,
+    ]
+    known = purify.Judge(noise, Bright(), 0)
+    assert torch.equal(known(images, labels, places).worst, known(images, labels, places).majority)
 
 
-def test_the_straight_through_gradient_is_that_of_the_copies(files: dict[bool, Path]) -> None:
-    classifier = Logits(load_classifier(files[False])[0])
+def test_the_straight_through_gradient_is_that_of_the_copies(files: Classifiers) -> None:
+    classifier = Logits(load_classifier(files.plain)[0])
     defence = DEFENCES["fashion, keep 2"].make(2)
     images, _ = purify.test_images(BUDGET)
     free = images.clone().requires_grad_(True)
@@ -112,13 +140,15 @@ def test_an_attack_that_leaves_its_ball_is_an_error() -> None:
     purify.check_radius(images + 0.1, images, "Linf", 0.1)
     with pytest.raises(AssertionError, match=r"went to 0\.2"):
         purify.check_radius(images + 0.1, images, "L2", 0.1)
+    with pytest.raises(AssertionError, match="nan"):
+        purify.check_radius(images * torch.nan, images, "Linf", 0.1)
 
 
 def test_the_figure_that_counts_is_what_all_attacks_leave(tmp_path: Path) -> None:
     def cell(attack: str, *broken: str) -> dict[str, Any]:
-        columns = ["0000", *broken, *broken[-1:] * (5 - len(broken))]
+        columns = ["0000", *broken, *broken[-1:] * (6 - len(broken))]
         kinds = {"majority": columns, "worst": columns}
-        shared = {"defence": "noise", "norm": "L2", "environment": {}, "seconds": 1.0}
+        shared = {"defence": "noise", "norm": "L2", "environment": {}, "seconds": 1.0, "weights": {}}
         return {"attack": attack, "broken": kinds, **shared}
 
     cells = [
@@ -127,13 +157,27 @@ def test_the_figure_that_counts_is_what_all_attacks_leave(tmp_path: Path) -> Non
         cell("APGD-CE, seed known", "1111"),
     ]
     rows = {row["attack"]: row["majority"] for row in purify.summarise(cells)}
-    assert [figure["mean"] for figure in rows["all"]] == [100, 50, 25, 25, 25, 25]
-    assert [figure["mean"] for figure in rows["all, seed known"]] == [100, 0, 0, 0, 0, 0]
+    assert [figure["mean"] for figure in rows["all"]] == [100, 50, 25, 25, 25, 25, 25]
+    assert [figure["mean"] for figure in rows["all, seed known"]] == [100, 0, 0, 0, 0, 0, 0]
     assert rows["transfer"][1] == {"mean": 75.0, "low": 30.1, "high": 95.4}  # Wilson
+    # An attack that ended at a smaller radius counts at larger ones with what it broke there.
+    short = {"majority": ["0000", "1000"], "worst": ["0000", "1000"]}
+    rows = {
+        row["attack"]: row["majority"]
+        for row in purify.summarise([*cells, {**cells[0], "attack": "Square", "broken": short}])
+    }
+    assert [figure["mean"] for figure in rows["all"]] == [100, 25, 0, 0, 0, 0, 0]
+    assert len(rows["Square"]) == 2
     # The script makes its record of the cells' files.
-    for member in cells:
-        path = tmp_path / f"noise-L2-{member['attack'].replace(' ', '_')}.json"
-        path.write_text(json.dumps(member))
+    paths = {("noise", "L2", member["attack"]): member for member in cells}
+    for key, member in paths.items():
+        (tmp_path / purify.cell_name(key)).write_text(json.dumps(member))
+    files = {key: tmp_path / purify.cell_name(key) for key in paths}
+    assert purify.radii_left("noise", "L2", files) is None
+    last = {**cells[1], "broken": {"majority": ["0000", "0011", "1111"]}}
+    files["noise", "L2", "APGD-CE"].write_text(json.dumps(last))
+    assert purify.radii_left("noise", "L2", files) == 2
+    files["noise", "L2", "APGD-CE"].write_text(json.dumps(cells[1]))
     budget = purify.Budget(200, 100, 20, 5000, 8, 20, 60_000, 4, None)
     purify.check_budget(budget, tmp_path)
     purify.main(
@@ -148,9 +192,21 @@ def test_the_figure_that_counts_is_what_all_attacks_leave(tmp_path: Path) -> Non
         quick=False,
     )
     record = json.loads((tmp_path / "purify.json").read_text())
-    assert {row["attack"] for row in record["rows"]} == {*rows}
+    assert {row["attack"] for row in record["rows"]} == {*rows} - {"Square"}
     with pytest.raises(purify.typer.BadParameter, match="another budget"):
         purify.check_budget(budget._replace(steps=3), tmp_path)
     with pytest.raises(purify.typer.BadParameter, match="There is no 'nois'"):
         purify.choose("nois", "")
     assert ("none", "L2", "transfer") not in purify.choose("", "")
+
+
+def test_a_cell_belongs_to_the_weights_of_its_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {defence.generator for defence in DEFENCES.values()} - {None} == {*FILES}
+    assert weights("noise") == {}
+    digests = weights("fashion, keep 2")
+    assert {len(digest) for digest in digests.values()} == {64}
+    key = ("fashion, keep 2", "L2", "APGD-CE")
+    name = purify.cell_name(key)
+    assert name.startswith("fashion,_keep_2-L2-APGD-CE-")
+    monkeypatch.setattr(purify, "weights", lambda _: {**digests, "fashion.safetensors": "0" * 64})
+    assert purify.cell_name(key) != name

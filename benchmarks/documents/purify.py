@@ -27,29 +27,47 @@ def purify_radii(record: Record) -> str:
         "\n\n".join(tables),
         f"Percent of {budget['images']} real test images that are classified right under all attacks that "
         "were run, with Wilson's 95 % interval.",
-        f"APGD: {budget['steps']} steps of {budget['draws']} draws; {budget['samples']} copies of an image; "
-        f"{budget['seeds']} fresh draws judge; classifiers trained on {budget['train']:,} images.",
+        f"APGD: {budget['steps']} steps of {budget['draws']} draws; Square: {budget['queries']} queries; "
+        f"{budget['samples']} copies of an image; {budget['seeds']} fresh draws judge; classifiers trained "
+        f"on {budget['train']:,} images, {budget['epochs']} epochs.",
         provenance(record, note=" (without `--collect` it measures)."),
     )
 
 
 @table("purify")
 def purify_attacks(record: Record) -> str:
-    """Return the accuracy under every attack, at the middle radius of each norm; judged by majority."""
-    middle = 1 + len(record["radii"]["L2"]) // 2
+    """Return the accuracy under every attack, at the second radius of each norm; judged by majority."""
     attacks = list(dict.fromkeys(row["attack"] for row in record["rows"]))
-    lines = []
-    for defence in dict.fromkeys(row["defence"] for row in record["rows"]):
-        for norm, radii in record["radii"].items():
-            figures = {
-                row["attack"]: row["majority"][middle]["mean"]
-                for row in record["rows"]
-                if (row["defence"], row["norm"]) == (defence, norm)
-            }
-            if figures:
-                cells = [f"{figures[attack]:.0f}" if attack in figures else "" for attack in attacks]
-                lines.append([defence, _radius(norm, radii[middle - 1]), *cells])
-    return markdown(["defence", "radius", *attacks], lines)
+    attacks.sort(key=lambda attack: ("known" in attack, attack.startswith("all")))
+    tables = []
+    for norm, radii in record["radii"].items():
+        rows = {
+            (row["defence"], row["attack"]): row["majority"] for row in record["rows"] if row["norm"] == norm
+        }
+        lines = []
+        for defence in dict.fromkeys(defence for defence, _ in rows):
+            columns = [rows.get((defence, attack), []) for attack in attacks]
+            lines.append(
+                [defence, *(f"{figures[2]['mean']:.0f}" if figures[2:] else "" for figures in columns)]
+            )
+        tables.append(markdown([_radius(norm, radii[1]), *attacks], lines))
+    return "\n\n".join(tables)
+
+
+@table("purify")
+def purify_seconds(record: Record) -> str:
+    """Return the processor's seconds that every attack took, all radii of both norms together."""
+    seconds: dict[str, dict[str, float]] = {}
+    for cell, value in record["seconds"].items():
+        defence, _, attack = cell.split(" / ")
+        row = seconds.setdefault(defence, {})
+        row[attack] = row.get(attack, 0) + value
+    attacks = list(dict.fromkeys(attack for row in seconds.values() for attack in row))
+    lines = [
+        [defence, *(f"{row[attack]:.0f}" if attack in row else "" for attack in attacks)]
+        for defence, row in seconds.items()
+    ]
+    return markdown(["seconds", *attacks], lines)
 
 
 def _radius(norm: str, radius: float) -> str:

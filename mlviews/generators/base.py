@@ -433,7 +433,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
             images: as for :meth:`encode`.
             blends: for each level, how much of the image's latents and how much of the noise.
             noise: ``[copies * B, *level.shape]`` per level, so many copies of all images one after the other;
-                None for levels without noise.
+                None for levels without noise, which are all but :meth:`noisy_levels`.
             labels: int64 ``[B]`` for a class-conditional generator, else None.
 
         Returns:
@@ -443,6 +443,10 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
             ValueError: as :meth:`encode`.
         """
         return self._decode_blended(self.infer(self._checked_images(images)), blends, noise, labels)
+
+    def noisy_levels(self, blends: Sequence[Blend]) -> list[int]:
+        """Return the levels whose noise :meth:`regenerate` takes, coarse to fine: those blended with some."""
+        return [level for level, blend in enumerate(blends) if blend.noise]
 
     def _decode_blended(
         self,

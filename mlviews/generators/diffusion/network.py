@@ -215,23 +215,28 @@ class DiffusionGenerator(MLVGM):
         """Return images like the given ones, see :meth:`MLVGM.regenerate`.
 
         Where levels are kept and all after them are drawn anew, the image is noised to the last one that is
-        kept, and no level is encoded (:meth:`noised_state`): DiffPure (Nie et al. 2022).
+        kept, and no level is encoded (:meth:`noised_state`): DiffPure (Nie et al. 2022). So the last level
+        that is kept takes noise too, of every copy its own; without it, as where levels are mixed, images
+        are noised by a function of themselves (:meth:`encode`).
         """
         images = self._checked_images(images)
         labels = self._checked_labels(labels, len(images))
-        drawn = [values for values in noise if values is not None]
-        first = len(blends) - len(drawn)
-        if not drawn or tuple(blends) != (Blend(1.0, 0.0),) * first + (Blend(0.0, 1.0),) * len(drawn):
+        start = _first_drawn(blends)
+        if start is None or all(values is None for values in noise):
             return self._decode_blended(self.infer(images, labels), blends, noise, labels)
         copies = self._copies(noise, len(images))
-        state = self.noised_state(images, first, labels)
-        if isinstance(state, tuple):
-            state = tuple(part.repeat(copies, 1, 1, 1) for part in state)  # type: ignore[assignment]
-        elif state is not None:
-            state = state.repeat(copies, 1, 1, 1)
+        images = images.repeat(copies, 1, 1, 1)
         labels = None if labels is None else labels.repeat(copies)
+        state = self.noised_state(images, start, labels, noise[start - 1] if start else None)
+        if start == len(blends):
+            return self._images(state, len(images))
         # Blocks before the first level that is drawn do not run: any latents will do for them.
-        return self.decode([drawn[0]] * first + drawn, labels, state=state, start=first)
+        drawn: list[Tensor] = noise[start:]  # type: ignore[assignment]
+        return self.decode([drawn[0]] * start + drawn, labels, state=state, start=start)
+
+    def noisy_levels(self, blends: Sequence[Blend]) -> list[int]:
+        start = _first_drawn(blends)
+        return super().noisy_levels(blends) if not start else list(range(start - 1, len(blends)))
 
     @property
     def _blocks(self) -> list[Block]:
@@ -251,3 +256,10 @@ class DiffusionGenerator(MLVGM):
         pixels = (images.detach().float() * 255).round().long().flatten(1)  # [B, C * H * W]
         factors = torch.arange(pixels.shape[1], device=images.device) * _MULTIPLIER % (1 << 32)
         return self._plan(((pixels + 1) * factors).sum(1) % (1 << 32), 0, 0)
+
+
+def _first_drawn(blends: Sequence[Blend]) -> int | None:
+    """Return the first level that is drawn anew, if all after it are, and all before it kept; else None."""
+    start = sum(not blend.noise for blend in blends)
+    pure = (Blend(1.0, 0.0),) * start + (Blend(0.0, 1.0),) * (len(blends) - start)
+    return start if tuple(blends) == pure else None
