@@ -162,10 +162,24 @@ def test_noise_in_few_directions_keeps_its_mean_square() -> None:
     torch.testing.assert_close(again - 1, moved[:1])
 
 
-@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "long"], ids=["table", "long"])
-def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any], folder: Path) -> None:
-    record = json.loads((folder / "probe.json").read_text())
+@pytest.mark.parametrize("folder", ["", "long", "reuse", "reuse-long"])
+def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any], folder: str) -> None:
+    record = json.loads((RESULTS / folder / "probe.json").read_text())
     assert json.loads(json.dumps(probe["summarise"](record["cells"]))) == record["summary"]
+
+
+def test_with_reuse_a_training_is_a_whole_epoch(
+    probe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = []
+    parts = probe["measure"].__globals__
+    monkeypatch.setitem(parts, "train", lambda views, *_, **__: (sources.append(views), []))
+    monkeypatch.setitem(parts, "evaluate", lambda *_: SimpleNamespace(linear={1: 0, 2: 0, 3: 0}, knn=0))
+    for name in ("reuse 4", "ML random"):
+        probe["measure"]("simclr", name, 0, probe["Budget"](500, 64, 100, None))
+    reusing, endless = sources
+    assert (reusing.reuse, reusing.num_samples) == (4, 32_000), "each sample is shown four times"
+    assert (endless.reuse, endless.num_samples) == (1, 60_000)
 
 
 # -- loaders -------------------------------------------------------------------------------------------------

@@ -106,6 +106,33 @@ def loaders_storage(record: Record) -> str:
     return markdown(header, rows)
 
 
+@table("profile-step")
+def profile_step(record: Record) -> str:
+    """Parts of a training step, against the rate of a matrix product."""
+    made = record["median_ms"]["made"]
+    total = sum(made.values())
+    rows = []
+    for name, ms in sorted(made.items(), key=lambda item: -item[1]):
+        count = record["gflop"].get(name)
+        cells = [name, f"{ms:.1f}", f"{ms / total:.1%}"]
+        limit = "" if count is None else f"{count / record['gflop_per_s'] / ms * 1e3:.0%}"
+        rows.append([*cells, "" if count is None else f"{count:.1f}", limit])
+    data = {name: sum(parts.values()) for name, parts in record["median_ms"].items()}
+    data["made"] -= made["encoder"]
+    again = record["median_ms"]["shown again"]
+    return captioned(
+        markdown(["part of a step", "CPU, ms", "of the step", "GFLOP", "of the limit"], rows),
+        f"The limit is torch's product of {record['product']} x {record['product']} matrices: "
+        f"{record['gflop_per_s']:.0f} GFLOP a second on one thread.",
+        f"The batch costs {data['made']:.0f} ms; {data['made, whole batch']:.0f} ms if the generator gets "
+        f"all of it at once; {data['shown again']:.0f} ms if its samples are shown again, of which T_x "
+        f"{again['T_x']:.0f} ms and reading them {again['samples kept']:.0f} ms.",
+        f"Median CPU time of {record['turns']} steps of {record['batch_size']} pairs, {threads(record)}; "
+        "other jobs ran on the machine, and the kinds of steps took turns.",
+        provenance(record),
+    )
+
+
 def name_of(row: Record) -> str:
     """Return a loader's name, with how often a sample is shown if it is more than once."""
     times = row.get("reuse", 1)
