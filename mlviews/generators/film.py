@@ -147,7 +147,7 @@ class FilmGenerator(MLVGM):
 
     def to_image(self, state: Tensor) -> Tensor:
         x = F.leaky_relu(self.norm(state), 0.2, inplace=True)
-        if fast(x):
+        if fast(x) and self.rgb.bias is not None:
             return to_few_channels(x, self.rgb.weight, self.rgb.bias).sigmoid_()
         return torch.sigmoid(self.rgb(x))
 
