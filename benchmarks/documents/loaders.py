@@ -53,10 +53,8 @@ def loaders_short(record: Record) -> str:
         for disk, unique in zip(record["disk"], record["unique"], strict=True)
     }
     rows = []
-    for row in record["rows"]:
+    for row in at_largest_batch(record):
         disk, unique = facts[row["size"], row["loader"]]
-        if row["batch_size"] != disk["batch_size"]:
-            continue
         shown = unique["images"] * row.get("reuse", 1)
         rows.append([
             f"{row['size']} px, batch {row['batch_size']}, `{name_of(row)}`",
@@ -131,6 +129,14 @@ def profile_step(record: Record) -> str:
         "other jobs ran on the machine, and the kinds of steps took turns.",
         provenance(record),
     )
+
+
+def at_largest_batch(record: Record) -> list[Record]:
+    """Return the rows of the largest batch of each size."""
+    largest: dict[int, int] = {}
+    for row in record["rows"]:
+        largest[row["size"]] = max(row["batch_size"], largest.get(row["size"], 0))
+    return [row for row in record["rows"] if row["batch_size"] == largest[row["size"]]]
 
 
 def name_of(row: Record) -> str:
