@@ -476,9 +476,9 @@ def main(
                 comparison.time(learner, few_steps, meter)
             comparisons.append(comparison)
         printed = [comparison.reuse for comparison in comparisons if comparison.reuse is not None]
-        shown = sorted({*numbers(reuse), *([max(printed)] if printed else [])})
+        times = sorted({*numbers(reuse), *([max(printed)] if printed else [])})
         for comparison in comparisons:
-            rows += comparison.rows(few_steps, shown)
+            rows += comparison.rows(few_steps, times)
             batch_size = comparison.cases[0].batch_size
             needed.append({"size": size, "batch_size": batch_size, "reuse": comparison.reuse})
         for case in comparisons[-1].cases:

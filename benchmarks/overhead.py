@@ -57,10 +57,11 @@ class Stages:
     def watch(self, source: mlviews.MLViewSource) -> None:
         """Time the stages of a source's steps; attributes of the instances shadow the methods."""
         generator, step = source.generator, source.step
+        stages: list[tuple[Any, str, str]] = []
         if isinstance(step, Reuse):
-            step.shown = self.time("samples kept", step.shown)  # type: ignore[method-assign]
+            stages.append((step, "shown", "samples kept"))
             step = step.step
-        for holder, method, stage in (
+        stages += [
             # Numbers are drawn when latents and noise are read, not when the step asks for them.
             (step, "draw", "drawing"),
             (generator, "anchor_latents", "drawing"),
@@ -71,7 +72,8 @@ class Stages:
             (step, "decode", "stacking views"),
             (step, "augment", "T_x"),
             (source, "layout", "layout"),
-        ):
+        ]
+        for holder, method, stage in stages:
             setattr(holder, method, self.time(stage, getattr(holder, method)))
 
 

@@ -106,10 +106,10 @@ def main(
         for name, kind in kinds.items():
             kind.step(learner.step if name == "made" else None)
         rates.append(product_rate(3))
-    made = kinds["made"]
+    fresh = kinds["made"]
     counts = {
-        "generator": gflop(lambda: next(made.batches)),
-        "encoder": gflop(lambda: learner.step(made.batch)),
+        "generator": gflop(lambda: next(fresh.batches)),
+        "encoder": gflop(lambda: learner.step(fresh.batch)),
     }
     record = {
         "command": command("profile_step.py"),

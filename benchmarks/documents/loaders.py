@@ -55,14 +55,14 @@ def loaders_short(record: Record) -> str:
     rows = []
     for row in at_largest_batch(record):
         disk, unique = facts[row["size"], row["loader"]]
-        shown = unique["images"] * row.get("reuse", 1)
+        showings = unique["images"] * row.get("reuse", 1)
         rows.append([
             f"{row['size']} px, batch {row['batch_size']}, `{name_of(row)}`",
             f"{row['data_share']:.0%}",
             f"{row['step_of_first']['median']:.2f}",
             f"{row['samples_per_s']:.1f}",
             f"{disk['bytes'] / 1e6:,.1f}",
-            f"{unique['different'] / shown:.0%}",
+            f"{unique['different'] / showings:.0%}",
         ])  # fmt: skip
     header = [
         "images, loader", "of a step spent waiting", f"step / {record['first']}'s", "samples/s",
@@ -107,16 +107,16 @@ def loaders_storage(record: Record) -> str:
 @table("profile-step")
 def profile_step(record: Record) -> str:
     """Parts of a training step, against the rate of a matrix product."""
-    made = record["median_ms"]["made"]
-    total = sum(made.values())
+    fresh = record["median_ms"]["made"]
+    total = sum(fresh.values())
     rows = []
-    for name, ms in sorted(made.items(), key=lambda item: -item[1]):
+    for name, ms in sorted(fresh.items(), key=lambda item: -item[1]):
         count = record["gflop"].get(name)
         cells = [name, f"{ms:.1f}", f"{ms / total:.1%}"]
         limit = "" if count is None else f"{count / record['gflop_per_s'] / ms * 1e3:.0%}"
         rows.append([*cells, "" if count is None else f"{count:.1f}", limit])
     data = {name: sum(parts.values()) for name, parts in record["median_ms"].items()}
-    data["made"] -= made["encoder"]
+    data["made"] -= fresh["encoder"]
     again = record["median_ms"]["shown again"]
     return captioned(
         markdown(["part of a step", "CPU, ms", "of the step", "GFLOP", "of the limit"], rows),
