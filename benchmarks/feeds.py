@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,8 +139,15 @@ def ffcv_views(case: Case, steps: int) -> Iterator[Views]:
 
 
 def mlviews_views(case: Case, steps: int) -> Iterator[Views]:
-    """Yield anchors and positives, made on the device."""
-    yield from source(case, steps * case.batch_size, simclr(CROPS[case.size], color=False))
+    """Yield anchors and positives, made on the device: of the first step, and of an epoch with ``reuse=2``.
+
+    The first half of the epoch's steps makes samples, the second half shows them again. With a larger reuse
+    more steps are like those of the second half.
+    """
+    transform = simclr(CROPS[case.size], color=False)
+    views = source(case, (steps - 1) * case.batch_size, transform, reuse=2)
+    yield from itertools.islice(views, 1)
+    yield from views  # its next epoch
 
 
 FEEDS: dict[str, Callable[[Case, int], Iterator[Views]]] = {
@@ -149,7 +157,7 @@ FEEDS: dict[str, Callable[[Case, int], Iterator[Views]]] = {
 }
 
 
-def source(case: Case, num_samples: int, transform: Any) -> MLViewSource:
+def source(case: Case, num_samples: int, transform: Any, reuse: int = 1) -> MLViewSource:
     """Return the paper's multi-level setting: a sample's two images differ from the second level on."""
     micro_batch_size = None
     if case.size > 32 and torch.device(case.device).type == "cpu":
@@ -162,6 +170,7 @@ def source(case: Case, num_samples: int, transform: Any) -> MLViewSource:
         num_samples=num_samples,
         device=case.device,
         micro_batch_size=micro_batch_size,
+        reuse=reuse,
     )
 
 

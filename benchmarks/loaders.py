@@ -5,28 +5,35 @@
 One SimCLR step of a ResNet-18 takes its two views from torch's DataLoader over JPEG files, from FFCV's
 Loader, and from MLViewSource; all crop and flip, and normalise. The three take turns in one run, so that
 their ratios hold whatever else the machine does. Waiting for a batch and training on it are timed apart.
-Prints a table, writes ``benchmarks/results/loaders.json`` and a plot.
+
+Of MLViewSource, steps that make their samples are timed, and steps that show samples again. A step with
+``reuse=k`` is the mean of one of the first and k - 1 of the second.
+
+Prints a table, and the reuse with which a step waits for less than 5 % of its time; writes
+``benchmarks/results/loaders.json`` and a plot.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torchvision
 import typer
 from documents.loaders import loaders as loaders_table
+from documents.loaders import name_of, printed_reuse
 from feeds import CROPS, FEEDS, Case, Views, bytes_on_disk, different, write_files
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
@@ -35,10 +42,12 @@ from rich.console import Console
 from timing import now, ratios
 from torch import nn
 
+from mlviews.reuse import MOST
 from mlviews.runs.records import environment
 
-LOADERS = {"torch": "tab:blue", "ffcv": "tab:orange", "mlviews": "tab:green"}  # and colors of the plot
+LOADERS = ("torch", "ffcv", "mlviews")
 EPOCH = 60_000  # images, for what an epoch takes
+WAITING = 0.05  # of a step: the share that the printed reuse keeps to
 
 Row = dict[str, Any]
 
@@ -68,36 +77,72 @@ class Learner:
         self.optimizer.step()
 
 
+class Round(NamedTuple):
+    """Steps of one kind, in a row."""
+
+    waiting: list[float]  # seconds of waiting for each batch
+    training: list[float]  # seconds of training on it
+    cpu: float  # seconds of all processors in a step, workers included
+    power: dict[str, float] | None  # of Meter
+
+
 def queue(case: Case) -> int:
     """Return how many batches a loader's workers are ahead at most."""
     return 0 if case.loader == "mlviews" else 2 * case.workers
 
 
 def timed_steps(case: Case, steps: int) -> int:
-    """Return how many steps to time: at least one batch of each worker."""
-    return max(steps, queue(case) // 2)
+    """Return how many steps to time: at least one batch of each worker; two, so that reuse has an order."""
+    return max(steps, queue(case) // 2, 2)
 
 
-def time_round(case: Case, learner: Learner, steps: int) -> tuple[list[float], list[float]]:
-    """Return seconds of waiting for each batch and of training on it, in the steady state.
+def time_round(case: Case, learner: Learner, steps: int, meter: Meter) -> list[Round]:
+    """Time steps in the steady state: of a generator those that make samples, and those that show them again.
 
     A loader with workers fills its queue, or falls behind, in the first steps, which are left out; it goes on
     making batches to the end of the last timed step.
     """
     steps = timed_steps(case, steps)
     untimed = queue(case) + 1
-    views = FEEDS[case.loader](case, untimed + steps + queue(case))
+    kinds = 2 if case.loader == "mlviews" else 1
+    views = FEEDS[case.loader](case, untimed + kinds * steps + queue(case))
+    for batch in itertools.islice(views, untimed):
+        learner.step(batch)
+    rounds = []
+    for _ in range(kinds):
+        part, power = meter.measure(lambda: time_steps(case, views, learner, steps))
+        rounds.append(Round(*part, power))
+    for _ in views:  # to its end, so that no worker is left behind
+        pass
+    return rounds
+
+
+def time_steps(
+    case: Case, views: Iterator[Views], learner: Learner, steps: int
+) -> tuple[list[float], list[float], float]:
+    """Return seconds of waiting and of training, step by step, and the mean of all processors' seconds."""
     waiting, training = [], []
-    for _ in range(untimed + steps):
+    cpu = cpu_seconds()
+    for _ in range(steps):
         begin = now(case.device)
         batch = next(views)
         arrival = now(case.device)
         learner.step(batch)
         waiting.append(arrival - begin)
         training.append(now(case.device) - arrival)
-    for _ in views:  # to its end, so that no worker is left behind
-        pass
-    return waiting[-steps:], training[-steps:]
+    return waiting, training, (cpu_seconds() - cpu) / steps
+
+
+def cpu_seconds() -> float:
+    """Return the processors' seconds that this process and its workers have had."""
+    import psutil
+
+    seconds = time.process_time()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def time_alone(case: Case, steps: int) -> float:
@@ -134,7 +179,7 @@ def peak_memory(case: Case) -> dict[str, float]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        time_round(case, Learner(case.device), 1)
+        time_round(case, Learner(case.device), 1, Meter(case.device, ""))
     finally:
         finished.set()
         thread.join()
@@ -196,13 +241,43 @@ class Figures:
     def __init__(self) -> None:
         self.data: list[float] = []  # mean seconds of waiting for a batch
         self.training: list[float] = []  # mean seconds of training on it
+        self.cpu: list[float] = []  # mean seconds of all processors in a step
         self.alone: list[float] = []  # seconds of a batch with nothing beside the loader
         self.power: list[dict[str, float]] = []
+
+    def add(self, part: Round, alone: float | None) -> None:
+        """Take in a round; ``alone`` is None of a generator, which makes nothing beside the training."""
+        self.data.append(statistics.fmean(part.waiting))
+        self.training.append(statistics.fmean(part.training))
+        self.cpu.append(part.cpu)
+        self.alone.append(self.data[-1] if alone is None else alone)
+        if part.power is not None:
+            self.power.append(part.power)
 
     @property
     def step(self) -> list[float]:
         """Seconds of a step."""
         return [data + training for data, training in zip(self.data, self.training, strict=True)]
+
+    @property
+    def data_share(self) -> float:
+        """The share of all steps' time that is waiting."""
+        return sum(self.data) / sum(self.step)
+
+    def with_reuse(self, again: Figures, times: int) -> Figures:
+        """Return the mean of a step that makes its samples and of steps that show them again.
+
+        Args:
+            again: figures of the steps that show samples again.
+            times: how often each sample is shown.
+        """
+        figures = Figures()
+        for name in ("data", "training", "cpu", "alone"):
+            pairs = zip(getattr(self, name), getattr(again, name), strict=True)
+            setattr(figures, name, [(first + (times - 1) * later) / times for first, later in pairs])
+        for first, later in zip(self.power, again.power, strict=True):
+            figures.power.append({key: (first[key] + (times - 1) * later[key]) / times for key in first})
+        return figures
 
     def row(self, case: Case, steps: int, first: Figures) -> Row:
         """Return a row of the record.
@@ -221,8 +296,10 @@ class Figures:
             "data_s": median_and_range(self.data),
             "training_s": median_and_range(self.training),
             "step_s": median_and_range(self.step),
-            "data_share": round(sum(self.data) / sum(self.step), 4),
+            "cpu_s": median_and_range(self.cpu),
+            "data_share": round(self.data_share, 4),
             "step_of_first": median_and_range(ratios(self.step, first.step)),
+            "cpu_of_first": median_and_range(ratios(self.cpu, first.cpu)),
             "samples_per_s": round(case.batch_size / step_s, 2),
             "samples_per_s_alone": round(case.batch_size / statistics.median(self.alone), 2),
             "epoch_s": round(EPOCH / case.batch_size * step_s, 1),  # of the device: on CUDA, GPU seconds
@@ -236,6 +313,51 @@ class Figures:
         return row
 
 
+class Comparison:
+    """The loaders' figures at one size and batch size.
+
+    Args:
+        cases: the loaders; the first is what the others are compared with.
+    """
+
+    def __init__(self, cases: list[Case]) -> None:
+        self.cases = cases
+        self.figures = [Figures() for _ in cases]
+        self.again = Figures()  # of a generator's steps that show samples again
+
+    def time(self, learner: Learner, steps: int, meter: Meter) -> None:
+        """Time each loader once."""
+        for case, figures in zip(self.cases, self.figures, strict=True):
+            alone = None if case.loader == "mlviews" else time_alone(case, steps)
+            for part, kind in zip(
+                time_round(case, learner, steps, meter), (figures, self.again), strict=False
+            ):
+                kind.add(part, alone)
+
+    @property
+    def reuse(self) -> int | None:
+        """The least reuse with which a generator's steps wait for no more than WAITING; None if none does."""
+        for case, figures in zip(self.cases, self.figures, strict=True):
+            if case.loader == "mlviews":
+                for times in range(1, MOST + 1):
+                    if figures.with_reuse(self.again, times).data_share <= WAITING:
+                        return times
+        return None
+
+    def rows(self, steps: int, reuse: list[int]) -> list[Row]:
+        """Return the rows of the record, a generator's with each reuse."""
+        rows = []
+        for case, figures in zip(self.cases, self.figures, strict=True):
+            count = len(figures.data) * timed_steps(case, steps)
+            if case.loader != "mlviews":
+                rows.append(figures.row(case, count, self.figures[0]))
+                continue
+            for times in reuse:
+                row = figures.with_reuse(self.again, times).row(case, count, self.figures[0])
+                rows.append(row | {"reuse": times})
+        return rows
+
+
 def median_and_range(values: list[float]) -> dict[str, Any]:
     """Return median and range over rounds."""
     return {
@@ -244,41 +366,17 @@ def median_and_range(values: list[float]) -> dict[str, Any]:
     }
 
 
-def compare(cases: list[Case], steps: int, rounds: int, meter: Meter, console: Console) -> list[Row]:
-    """Time the loaders in turns, at one size and batch size.
-
-    Seconds of a step are means over a round, for waits come in bursts.
-    """
-    learner = Learner(cases[0].device)
-    figures = [Figures() for _ in cases]
-    for number in range(rounds):
-        for case, of_case in zip(cases, figures, strict=True):
-            console.print(
-                f"{case.size} px, batch {case.batch_size}, round {number + 1}/{rounds}: {case.loader}"
-            )
-            (waiting, training), power = meter.measure(lambda case=case: time_round(case, learner, steps))
-            of_case.data.append(statistics.fmean(waiting))
-            of_case.training.append(statistics.fmean(training))
-            # A generator makes nothing beside the training.
-            of_case.alone.append(of_case.data[-1] if case.loader == "mlviews" else time_alone(case, steps))
-            if power is not None:
-                of_case.power.append(power)
-    return [
-        of_case.row(case, rounds * timed_steps(case, steps), figures[0])
-        for case, of_case in zip(cases, figures, strict=True)
-    ]
-
-
 def draw(rows: list[Row], path: Path) -> Path:
     """Draw seconds of waiting and of training, and the share of waiting, against the batch size."""
     import matplotlib.pyplot as plt
 
     sizes = list(dict.fromkeys(row["size"] for row in rows))
-    batches = sorted({row["batch_size"] for row in rows})
+    names = list(dict.fromkeys(name_of(row) for row in rows))
     figure, axes = plt.subplots(2, len(sizes), figsize=(5 * len(sizes), 6.4), squeeze=False, sharex="col")
     for size, seconds, shares in zip(sizes, *axes, strict=True):
-        for loader, color in LOADERS.items():
-            cases = [row for row in rows if (row["loader"], row["size"]) == (loader, size)]
+        batches = sorted({row["batch_size"] for row in rows if row["size"] == size})
+        for number, name in enumerate(names):
+            cases = [row for row in rows if (name_of(row), row["size"]) == (name, size)]
             if not cases:
                 continue
             x = [row["batch_size"] for row in cases]
@@ -288,20 +386,19 @@ def draw(rows: list[Row], path: Path) -> Path:
                 for end in (0, 1)
             ]
             training = [row["training_s"]["median"] for row in cases]
-            seconds.errorbar(
-                x, waiting, yerr=ends, fmt="o-", color=color, capsize=3, label=f"{loader}: waiting"
-            )
-            seconds.plot(x, training, "x--", color=color, alpha=0.6, label=f"{loader}: training")
-            shares.plot(x, [100 * row["data_share"] for row in cases], "o-", color=color, label=loader)
+            color = f"C{number}"
+            seconds.errorbar(x, waiting, yerr=ends, fmt="o-", color=color, capsize=3, label=name)
+            seconds.plot(x, training, "x--", color=color, alpha=0.6)
+            shares.plot(x, [100 * row["data_share"] for row in cases], "o-", color=color)
         seconds.set(title=f"{size} px", ylabel="seconds of a step", xscale="log", yscale="log")
         shares.set(xlabel="batch size", ylabel="share of waiting, %", ylim=(0, 100))
         shares.set_xticks(batches, map(str, batches))
         shares.minorticks_off()
         seconds.grid(alpha=0.3)
         shares.grid(alpha=0.3)
-    axes[1][0].legend(fontsize=8)
     handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, ncol=len(LOADERS), loc="lower center", fontsize=8, title="above")
+    title = "above: waiting (dots), training (crosses)"
+    figure.legend(*handles, ncol=len(LOADERS), loc="lower center", fontsize=8, title=title)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -325,7 +422,9 @@ def main(
     sizes: Annotated[
         str, typer.Option(help=f"Sides of the images, of {', '.join(map(str, CROPS))}.")
     ] = "32,128",
-    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "32,64,128,256",
+    batches: Annotated[str, typer.Option(help="Batch sizes at 32 pixels.")] = "64,128,256",
+    large_batches: Annotated[str, typer.Option(help="Batch sizes above.")] = "64",
+    reuse: Annotated[str, typer.Option(help="In how many steps a generated sample is shown.")] = "1,4,8,16",
     loaders: Annotated[
         str, typer.Option(help="In turns; the first is what the others are compared with.")
     ] = ",".join(LOADERS),
@@ -361,21 +460,32 @@ def main(
         if name not in LOADERS:
             raise typer.BadParameter(f"Unknown {name!r}: loaders are {', '.join(LOADERS)}.")
     meter, workers = Meter(device, country), workers or os.cpu_count() or 1
-    rows, disk, unique = [], [], []
+    rows, disk, unique, needed = [], [], [], []
     for size in numbers(sizes, CROPS):
         folder = work / f"{size}px-{images}"
         write_files(data, size, images, folder)
         few_steps, samples = (steps, 1_000) if size == 32 else (max(2, steps // 8), 32)
         samples = min(images, samples)
         cases = [Case(name, size, 1, device, workers, folder, torch.get_num_threads()) for name in names]
-        for batch_size in numbers(batches):
-            sized = [case._replace(batch_size=batch_size) for case in cases]
-            for row, case in zip(compare(sized, few_steps, rounds, meter, console), sized, strict=True):
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    rows.append(row | {"peak": pool.submit(peak_memory, case).result()})
-        for case in cases:
+        comparisons = []
+        for batch_size in numbers(batches if size == 32 else large_batches):
+            comparison = Comparison([case._replace(batch_size=batch_size) for case in cases])
+            learner = Learner(device)
+            for number in range(rounds):
+                console.print(f"{size} px, batch {batch_size}, round {number + 1}/{rounds}")
+                comparison.time(learner, few_steps, meter)
+            comparisons.append(comparison)
+        printed = [comparison.reuse for comparison in comparisons if comparison.reuse is not None]
+        times = sorted({*numbers(reuse), *([max(printed)] if printed else [])})
+        for comparison in comparisons:
+            rows += comparison.rows(few_steps, times)
+            batch_size = comparison.cases[0].batch_size
+            needed.append({"size": size, "batch_size": batch_size, "reuse": comparison.reuse})
+        for case in comparisons[-1].cases:
             facts = {"loader": case.loader, "size": size}
-            disk.append(facts | {"bytes": bytes_on_disk(case)})
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                peak = pool.submit(peak_memory, case).result()
+            disk.append(facts | {"bytes": bytes_on_disk(case), "batch_size": case.batch_size, "peak": peak})
             unique.append(facts | different(case._replace(batch_size=min(samples, 32)), samples))
 
     for name, reason in skipped.items():
@@ -387,11 +497,12 @@ def main(
     record = {
         "command": command("loaders.py"),
         "images": images, "rounds": rounds, "workers": workers, "seed": 0, "epoch": EPOCH, "first": names[0],
-        "rows": rows, "disk": disk, "unique": unique, "skipped": skipped,
+        "rows": rows, "waiting": WAITING, "reuse": needed, "disk": disk, "unique": unique, "skipped": skipped,
         "energy_not_measured": meter.why_not or None, "energy_note": meter.note or None,
         **facts, "versions": facts["versions"] | {name: version(name) for name in packages},
     }  # fmt: skip
-    publish(record, out / "loaders.json", loaders_table(record), str(draw(rows, out / "loaders.png")))
+    plot = draw(rows, out / "loaders.png")
+    publish(record, out / "loaders.json", loaders_table(record), printed_reuse(record), str(plot))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,15 +23,21 @@ from rich.progress import track
 from timing import now
 
 import mlviews
+from mlviews.reuse import Reuse
 from mlviews.runs.records import environment
 
 
 class Stages:
-    """Seconds of each timed callable within one step, without those of timed callables that it calls."""
+    """Seconds of each timed callable within one step, without those of timed callables that it calls.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where the steps are made.
+        clock: returns the time in seconds; None: that of the wall, once the device has done its work.
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] | None = None) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self.device = device
+        self.clock = clock or partial(now, device)
         self._inner = [0.0]  # seconds of the timed callables inside each one that is running
 
     def time(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,9 +45,9 @@ class Stages:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(0.0)
-            begin = now(self.device)
+            begin = self.clock()
             result = call(*args, **kwargs)
-            seconds = now(self.device) - begin
+            seconds = self.clock() - begin
             self.seconds[name] += seconds - self._inner.pop()
             self._inner[-1] += seconds
             return result
@@ -50,7 +57,11 @@ class Stages:
     def watch(self, source: mlviews.MLViewSource) -> None:
         """Time the stages of a source's steps; attributes of the instances shadow the methods."""
         generator, step = source.generator, source.step
-        for holder, method, stage in (
+        stages: list[tuple[Any, str, str]] = []
+        if isinstance(step, Reuse):
+            stages.append((step, "shown", "samples kept"))
+            step = step.step
+        stages += [
             # Numbers are drawn when latents and noise are read, not when the step asks for them.
             (step, "draw", "drawing"),
             (generator, "anchor_latents", "drawing"),
@@ -61,7 +72,8 @@ class Stages:
             (step, "decode", "stacking views"),
             (step, "augment", "T_x"),
             (source, "layout", "layout"),
-        ):
+        ]
+        for holder, method, stage in stages:
             setattr(holder, method, self.time(stage, getattr(holder, method)))
 
 

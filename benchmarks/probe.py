@@ -75,6 +75,8 @@ def measure(method: str, name: str, seed: int, budget: Budget) -> Cell:
             views: Any = RealViews(images.images, transform, budget.batch_size, seed)
         else:
             config = {"num_samples": 60_000, **source.config}
+            if "reuse" in config:  # one epoch, at whose end each sample was shown so often
+                config["num_samples"] = budget.steps * budget.batch_size
             views = generated(config, transform=transform, batch_size=budget.batch_size, seed=seed)
         encoder, losses = train(views, budget.steps, method, seed=seed)
     trained = time.perf_counter()

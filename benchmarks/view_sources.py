@@ -163,7 +163,10 @@ for transform, suffix in (("crop", ""), ("none", ", no T_x")):
     for count in (250, 1_000, 10_000, 60_000):
         pool = ML | {"pool": True, "num_samples": count}
         SOURCES[f"pool of {count:,}{suffix}"] = Source("pools", transform, pool)
-ENDLESS = {"crop": "ML random", "none": "ML random, no T_x"}  # what the pools of a T_x are compared with
+    # Every sample serves so many of the training's steps.
+    for times in (4, 16, 64):
+        SOURCES[f"reuse {times}{suffix}"] = Source("reuse", transform, ML | {"reuse": times})
+ENDLESS = {"crop": "ML random", "none": "ML random, no T_x"}  # what pools and reuse are compared with
 
 METHODS = ("simclr", "simsiam", "byol")
 TELLING = (
@@ -223,6 +226,7 @@ PAIRS = (
     ("poor generator, ML random", "ML random, no T_x"),
     ("poor generator, ML random", "real, gentle"),
     *((ENDLESS[source.transform], name) for name, source in SOURCES.items() if source.group == "pools"),
+    *((name, ENDLESS[source.transform]) for name, source in SOURCES.items() if source.group == "reuse"),
 )
 EXTENTS = (  # sources whose extent is on record
     "ML random",

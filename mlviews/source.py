@@ -237,7 +237,7 @@ class MLViewSource(IterableDataset[Any]):
 
         device: where views are made; None: where the generator is.
         micro_batch_size: the most samples that the generator sees at once, to bound its memory; None: the
-            whole batch.
+            whole batch, on a CPU as many as the generator is fastest with (``cached_samples``).
         dtype: "bfloat16" or "float16" for the generator's convolutions and products, under
             ``torch.autocast``; None: float32. Views are float32 all the same. Content changes by the
             rounding.
@@ -295,8 +295,9 @@ class MLViewSource(IterableDataset[Any]):
         self.requested_rank = rank, world_size
         self.requested_device = None if device is None else check_device(device)
         self.dtype = check_dtype(dtype, self.requested_device or generator.device)
-        micro_batch_size = self.batch_size if micro_batch_size is None else micro_batch_size
-        self.micro_batch_size = integer("micro_batch_size", micro_batch_size, 1)
+        if micro_batch_size is not None:
+            micro_batch_size = integer("micro_batch_size", micro_batch_size, 1)
+        self.micro_batch_size = micro_batch_size or self.batch_size
         anchors = self._anchors(anchor)
         self.anchor = anchors.law
         step = Step(
@@ -308,7 +309,7 @@ class MLViewSource(IterableDataset[Any]):
             self.num_views,
             self.seed,
             self.requested_device,
-            self.micro_batch_size,
+            micro_batch_size,
             self.dtype,
             checks.flag("compile", compile),
         )

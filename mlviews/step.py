@@ -72,7 +72,8 @@ class Step:
         num_views: views of each sample, the anchor included.
         seed: an integer in ``[0, 2**64)``.
         device: where views are made; None: where the generator is.
-        micro_batch_size: the most samples that the generator sees at once.
+        micro_batch_size: the most samples that the generator sees at once; None: the whole batch, on a CPU as
+            many as the generator says.
         dtype: of the generator's convolutions and products; None for float32.
         compile: whether to run the generator under ``torch.compile``.
     """
@@ -87,7 +88,7 @@ class Step:
         num_views: int,
         seed: int,
         device: torch.device | None,
-        micro_batch_size: int,
+        micro_batch_size: int | None,
         dtype: torch.dtype | None,
         compile: bool,
     ) -> None:
@@ -210,10 +211,14 @@ class Step:
     def decode(self, latents: Sequence[Sequence[Tensor]], labels: Tensor | None) -> list[Tensor]:
         """Return the images of all views; blocks below the first moved level run once for all of them."""
         device, count = self.generator.device, len(latents[0][0])
+        micro_batch_size = self.micro_batch_size
+        if micro_batch_size is None and device.type == "cpu" and not self.compile:
+            micro_batch_size = self.generator.cached_samples
+        micro_batch_size = micro_batch_size or count
         chunks = []
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-            for start in range(0, count, self.micro_batch_size):
-                rows = slice(start, start + self.micro_batch_size)
+            for start in range(0, count, micro_batch_size):
+                rows = slice(start, start + micro_batch_size)
                 views = [once(lambda z, rows=rows: z[rows], view) for view in latents]  # type: ignore[misc]
                 rows_labels = None if labels is None else labels[rows]
                 chunks.append(self.decode_views(views, self.first_moved, rows_labels))

@@ -162,10 +162,24 @@ def test_noise_in_few_directions_keeps_its_mean_square() -> None:
     torch.testing.assert_close(again - 1, moved[:1])
 
 
-@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "long"], ids=["table", "long"])
-def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any], folder: Path) -> None:
-    record = json.loads((folder / "probe.json").read_text())
+@pytest.mark.parametrize("folder", ["", "long", "reuse", "reuse-long"])
+def test_the_summary_on_record_is_that_of_its_cells(probe: dict[str, Any], folder: str) -> None:
+    record = json.loads((RESULTS / folder / "probe.json").read_text())
     assert json.loads(json.dumps(probe["summarise"](record["cells"]))) == record["summary"]
+
+
+def test_with_reuse_a_training_is_a_whole_epoch(
+    probe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = []
+    parts = probe["measure"].__globals__
+    monkeypatch.setitem(parts, "train", lambda views, *_, **__: (sources.append(views), []))
+    monkeypatch.setitem(parts, "evaluate", lambda *_: SimpleNamespace(linear={1: 0, 2: 0, 3: 0}, knn=0))
+    for name in ("reuse 4", "ML random"):
+        probe["measure"]("simclr", name, 0, probe["Budget"](500, 64, 100, None))
+    reusing, endless = sources
+    assert (reusing.reuse, reusing.num_samples) == (4, 32_000), "each sample is shown four times"
+    assert (endless.reuse, endless.num_samples) == (1, 60_000)
 
 
 # -- loaders -------------------------------------------------------------------------------------------------
@@ -177,6 +191,8 @@ def test_loaders_run(tmp_path: Path) -> None:
         "--quick",
         "--loaders",
         "torch,mlviews",
+        "--reuse",
+        "1,4",
         "--work",
         str(tmp_path / "files"),
         "--out",
@@ -184,18 +200,23 @@ def test_loaders_run(tmp_path: Path) -> None:
     )
     assert "median (range) of 1 rounds" in out
     record = json.loads((tmp_path / "loaders.json").read_text())
+    reuses = {row.get("reuse") for row in record["rows"]} - {None}
+    shown = len(reuses)
     assert [(row["loader"], row["batch_size"]) for row in record["rows"]] == [
         ("torch", 8),
-        ("mlviews", 8),
+        *[("mlviews", 8)] * shown,
         ("torch", 16),
-        ("mlviews", 16),
+        *[("mlviews", 16)] * shown,
     ]
+    assert reuses >= {1, 4}
+    assert [row["batch_size"] for row in record["reuse"]] == [8, 16]
     for row in record["rows"]:
         assert row["data_s"]["median"] > 0
         assert row["step_s"]["median"] == pytest.approx(
             row["data_s"]["median"] + row["training_s"]["median"], abs=1e-3
         ), "of one round"
-        assert row["peak"]["host_mib"] > 100
+        assert row["cpu_s"]["median"] > 0
+    assert all(disk["peak"]["host_mib"] > 100 for disk in record["disk"])
     unique = {row["loader"]: (row["images"], row["different"]) for row in record["unique"]}
     assert unique["mlviews"] == (4 * 64, 4 * 64), "two views of 64 samples in two epochs, none twice"
     assert unique["torch"][0] == 2 * 64 >= 2 * unique["torch"][1], "the same files in every epoch"
@@ -220,11 +241,27 @@ def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch
         return iter(torch.utils.data.DataLoader(torch.utils.data.Subset(Slow(), range(steps)), num_workers=1))
 
     monkeypatch.setitem(loaders["FEEDS"], "torch", feed)
-    waiting, training = loaders["time_round"](case, SimpleNamespace(step=lambda batch: time.sleep(0.02)), 4)
-    assert len(waiting) == len(training) == 4
-    assert np.mean(training) == pytest.approx(0.02, abs=0.01)
-    assert np.mean(waiting) == pytest.approx(0.04, abs=0.015)
+    learner = SimpleNamespace(step=lambda batch: time.sleep(0.02))
+    (part,) = loaders["time_round"](case, learner, 4, loaders["Meter"]("cpu", "ITA"))
+    assert len(part.waiting) == len(part.training) == 4
+    assert np.mean(part.training) == pytest.approx(0.02, abs=0.01)
+    assert np.mean(part.waiting) == pytest.approx(0.04, abs=0.015)
     assert loaders["time_alone"](case, 4) == pytest.approx(0.06, abs=0.02)
+
+
+def test_reuse_is_the_mean_of_steps_that_make_samples_and_that_show_them(loaders: dict[str, Any]) -> None:
+    case = loaders["Case"]("mlviews", 32, 1, "cpu", workers=0, folder=Path(), threads=1)
+    comparison = loaders["Comparison"]([case])
+    made, again = (
+        loaders["Round"]([waiting], [0.9], cpu, None) for waiting, cpu in ((0.6, 2.0), (0.01, 1.0))
+    )
+    comparison.figures[0].add(made, None)
+    comparison.again.add(again, None)
+    rows = {row["reuse"]: row for row in comparison.rows(1, [1, 4])}
+    assert rows[1]["data_s"]["median"] == 0.6
+    assert rows[4]["data_s"]["median"] == pytest.approx((0.6 + 3 * 0.01) / 4, abs=1e-4)
+    assert rows[4]["cpu_s"]["median"] == 1.25
+    assert comparison.reuse == 16, "(0.6 + 15 * 0.01) / 16 is the first below 5 % of that and 0.9"
 
 
 def test_a_bigbigan_of_random_weights_makes_images() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -142,3 +143,23 @@ def test_overhead_script(tmp_path: Path) -> None:
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "All but the generator and T_x" in out
     assert '"overhead_of_generator"' in (tmp_path / "overhead.json").read_text()
+
+
+def test_profile_of_a_step(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    command = [
+        sys.executable,
+        "benchmarks/profile_step.py",
+        "--batch-size",
+        "2",
+        "--turns",
+        "1",
+        "--out",
+        str(file),
+    ]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "of the limit" in out
+    record = json.loads(file.read_text())
+    assert 0.1 < record["gflop"]["generator"] < record["gflop"]["encoder"]
+    assert "generator" not in record["median_ms"]["shown again"]
+    assert record["median_ms"]["shown again"]["samples kept"] > 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import mlviews
 from mlviews import MLVGM, Level, MLViewSource, load_generator, wrap_generator
 from mlviews.generators.base import Latents
+from mlviews.generators.cpu import to_few_channels
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.perturb import Resample
 
@@ -275,6 +276,19 @@ def test_bundled_generator_shares_prefixes_exactly(fashion: MLVGM, first: int) -
     views = views_of(fashion, first)
     for shared, alone in zip(fashion.decode_views(views, first), [fashion(z) for z in views], strict=True):
         torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "out"), [(24, 1), (8, 3)])
+def test_a_convolution_to_few_channels_is_the_convolution(channels: int, out: int) -> None:
+    x = torch.randn(2, channels, 5, 7).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(out, channels, 3, 3), torch.randn(out)
+    expected = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(to_few_channels(x, weight, bias), expected, atol=1e-4, rtol=0)
+
+
+def test_the_fast_way_makes_the_images_that_training_sees(fashion: MLVGM) -> None:
+    z = fashion.sample_latents(range(40))
+    torch.testing.assert_close(fashion(z), fashion.decode(z), atol=1e-5, rtol=0)
 
 
 def test_film_sizes_follow_the_configuration() -> None:

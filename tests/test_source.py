@@ -80,6 +80,19 @@ def test_micro_batches_bound_what_the_generator_sees() -> None:
     assert seen == [6, 6, 4]
 
 
+def test_on_a_cpu_the_generator_says_how_many_samples_its_cache_holds() -> None:
+    counts = {}
+    for options in ({}, {"micro_batch_size": 5}):
+        source = toy_source(batch_size=8, perturb=Normal(1.0), **options)
+        source.generator.cached_samples = 3
+        seen = counts[str(options)] = []
+        source.generator.blocks[2].register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(len(inputs[0]))
+        )
+        next(iter(source))
+    assert list(counts.values()) == [[6, 6, 4], [10, 6]]
+
+
 def test_the_number_of_views_does_not_matter() -> None:
     two, four = by_index(toy_source(num_views=2)), by_index(toy_source(num_views=4))
     assert_same(two, {index: views[:2] for index, views in four.items()})

@@ -12,6 +12,7 @@ from paper.run import ALIASES, EXPERIMENTS, Claim, Experiment, load, on_record
 from record import RESULTS, interval, with_interval
 
 from documents.common import Record, captioned, markdown, read, table, with_range
+from documents.loaders import at_largest_batch, name_of
 
 PROBES = ("probe", "learned/probe", "table4/probe")  # records with cells of methods and sources
 SCORES = {"linear 100%": "linear", "kNN": "kNN"}
@@ -144,9 +145,8 @@ def use(method: str, level: int, verdict: str) -> Ours:
 
 def speed(than: str, between: tuple[float, float]) -> Ours:
     """Return how long a step takes as a multiple of another loader's, and where that is in a range."""
-    rows = read("loaders")["rows"]
-    batch = max(row["batch_size"] for row in rows)
-    steps = {(row["size"], row["loader"]): row["step_s"] for row in rows if row["batch_size"] == batch}
+    rows = at_largest_batch(read("loaders"))
+    steps = {(row["size"], name_of(row)): row["step_s"] for row in rows}
     ratios = {
         size: steps[size, "mlviews"]["median"] / steps[size, than]["median"]
         for size in dict.fromkeys(size for size, _ in steps)
@@ -182,13 +182,8 @@ def paper_long_run(biggan: Record, loaders: Record, overhead: Record) -> str:
     samples = steps * BATCH
     numbers = (LEVELS + MOVED) * WIDTH
     generator = biggan["steps"]["levels 2-6"]["step"]["wall"]["ours"]["median"] / biggan["pairs"]
-    largest = max(row["batch_size"] for row in loaders["rows"])
-    (step,) = (
-        row
-        for row in loaders["rows"]
-        if (row["loader"], row["size"], row["batch_size"]) == ("mlviews", 128, largest)
-    )
-    waiting, training = (step[key]["median"] / largest for key in ("data_s", "training_s"))
+    (step,) = (row for row in at_largest_batch(loaders) if (name_of(row), row["size"]) == ("mlviews", 128))
+    waiting, training = (step[key]["median"] / step["batch_size"] for key in ("data_s", "training_s"))
     weights = next(
         row["bytes"] for row in loaders["disk"] if (row["loader"], row["size"]) == ("mlviews", 128)
     )

@@ -162,12 +162,19 @@ def views_pools(record: Record) -> str:
 @table("long/probe")
 def views_pools_long(record: Record) -> str:
     """The same in a longer training."""
-    scores = scores_table(record, "pools", extra=("ML random, no T_x",))
-    return captioned(
-        f"{scores}\n\n{differences_table(record)}",
-        f"{record['steps']:,} steps of {record['batch_size']} pairs; {_cost(record)}.",
-        provenance(record, note=MEASURES),
-    )
+    return _with_differences(record, "pools")
+
+
+@table("reuse/probe")
+def views_reuse(record: Record) -> str:
+    """Samples that serve several steps."""
+    return _with_differences(record, "reuse")
+
+
+@table("reuse-long/probe")
+def views_reuse_long(record: Record) -> str:
+    """The same in a longer training."""
+    return _with_differences(record, "reuse")
 
 
 @table("probe")
@@ -203,6 +210,16 @@ def differences_table(record: Record) -> str:
     return captioned(
         markdown(["method", "difference at the same seed", *SCORES], rows),
         "Points, mean ± half of the 95 % interval over seeds.",
+    )
+
+
+def _with_differences(record: Record, group: str) -> str:
+    """Return the scores of a group and of endless streams, and the paired differences of the record."""
+    scores = scores_table(record, group, extra=("ML random", "ML random, no T_x"))
+    return captioned(
+        f"{scores}\n\n{differences_table(record)}",
+        f"{record['steps']:,} steps of {record['batch_size']} pairs; {_cost(record)}.",
+        provenance(record, note=MEASURES),
     )
 
 

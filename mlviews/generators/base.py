@@ -109,6 +109,9 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         self.provenance: dict[str, Any] = {}  # what a weights file of ours says of the training
         # Black pixels on each side of the images that it was trained on; a user's images get them too.
         self.border = 0
+        # The samples that a source gives it at a time on a CPU, whose cache then holds their activations;
+        # None: the whole batch.
+        self.cached_samples: int | None = None
         self.inverter: nn.Module | None = None
         # Tensors that latents of real images may hold after those of the levels, and no perturber moves: how
         # far a level is from the place that its latent alone stands for. A subclass names and reads them.

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mlviews.generators import winograd
 from mlviews.generators.base import MLVGM, Latents, Level
+from mlviews.generators.cpu import fast
 
 _SCORES = 1 << 19  # scores of an attention that a CPU works on at a time: more would not stay in its cache
 _CACHED = 1 << 22  # values of the activations that a CPU works on at a time
@@ -67,13 +68,6 @@ class BigGANConfig:
 
 
 # -- layers
-
-
-def fast(x: Tensor) -> bool:
-    """Is this computed on a CPU in float32, as written here, and with no gradient to keep anything for?"""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
 
 def to_last(x: Tensor) -> Tensor:
