@@ -20,7 +20,7 @@ import torch
 import typer
 from documents.loaders import profile_step
 from feeds import CROPS, Case, source
-from loaders import Learner
+from loader_rounds import Learner
 from overhead import Stages
 from record import RESULTS, command, off_the_records, publish
 from rich.console import Console
@@ -95,8 +95,8 @@ def main(
     transform, steps = simclr(CROPS[SIDE], color=False), turns + 3
     plain = source(case, batch_size * steps, transform)
     kinds = {
-        "made": Kind(plain, 1),
-        "made, whole batch": Kind(copy.deepcopy(plain).replace(micro_batch_size=batch_size), 1),
+        "fresh": Kind(plain, 1),
+        "fresh, whole batch": Kind(copy.deepcopy(plain).replace(micro_batch_size=batch_size), 1),
         # Two steps make the samples that all later ones show again.
         "shown again": Kind(source(case, batch_size * 2 * steps, transform, reuse=steps), 2),
     }
@@ -104,9 +104,9 @@ def main(
     rates = []
     for _ in track(range(turns + 1), "turns", console=Console(stderr=True)):
         for name, kind in kinds.items():
-            kind.step(learner.step if name == "made" else None)
+            kind.step(learner.step if name == "fresh" else None)
         rates.append(product_rate(3))
-    fresh = kinds["made"]
+    fresh = kinds["fresh"]
     counts = {
         "generator": gflop(lambda: next(fresh.batches)),
         "encoder": gflop(lambda: learner.step(fresh.batch)),

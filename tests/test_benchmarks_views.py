@@ -241,7 +241,7 @@ def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch
     def feed(case: Any, steps: int) -> Any:
         return iter(torch.utils.data.DataLoader(torch.utils.data.Subset(Slow(), range(steps)), num_workers=1))
 
-    monkeypatch.setitem(loaders["FEEDS"], "torch", feed)
+    monkeypatch.setitem(feeds.FEEDS, "torch", feed)
     learner = SimpleNamespace(step=lambda batch: time.sleep(0.02))
     (part,) = loaders["time_round"](case, learner, 4, loaders["Meter"]("cpu", "ITA"))
     assert len(part.waiting) == len(part.training) == 4
@@ -253,10 +253,10 @@ def test_a_loader_that_falls_behind_is_seen(loaders: dict[str, Any], monkeypatch
 def test_reuse_is_the_mean_of_steps_that_make_samples_and_that_show_them(loaders: dict[str, Any]) -> None:
     case = loaders["Case"]("mlviews", 32, 1, "cpu", workers=0, folder=Path(), threads=1)
     comparison = loaders["Comparison"]([case])
-    made, again = (
+    fresh, again = (
         loaders["Round"]([waiting], [0.9], cpu, None) for waiting, cpu in ((0.6, 2.0), (0.01, 1.0))
     )
-    comparison.figures[0].add(made, None)
+    comparison.figures[0].add(fresh, None)
     comparison.again.add(again, None)
     rows = {row["reuse"]: row for row in comparison.rows(1, [1, 4])}
     assert rows[1]["data_s"]["median"] == 0.6

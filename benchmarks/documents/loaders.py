@@ -107,7 +107,7 @@ def loaders_storage(record: Record) -> str:
 @table("profile-step")
 def profile_step(record: Record) -> str:
     """Parts of a training step, against the rate of a matrix product."""
-    fresh = record["median_ms"]["made"]
+    fresh = record["median_ms"]["fresh"]
     total = sum(fresh.values())
     rows = []
     for name, ms in sorted(fresh.items(), key=lambda item: -item[1]):
@@ -116,13 +116,13 @@ def profile_step(record: Record) -> str:
         limit = "" if count is None else f"{count / record['gflop_per_s'] / ms * 1e3:.0%}"
         rows.append([*cells, "" if count is None else f"{count:.1f}", limit])
     data = {name: sum(parts.values()) for name, parts in record["median_ms"].items()}
-    data["made"] -= fresh["encoder"]
+    data["fresh"] -= fresh["encoder"]
     again = record["median_ms"]["shown again"]
     return captioned(
         markdown(["part of a step", "CPU, ms", "of the step", "GFLOP", "of the limit"], rows),
         f"The limit is torch's product of {record['product']} x {record['product']} matrices: "
         f"{record['gflop_per_s']:.0f} GFLOP a second on one thread.",
-        f"The batch costs {data['made']:.0f} ms; {data['made, whole batch']:.0f} ms if the generator gets "
+        f"The batch costs {data['fresh']:.0f} ms; {data['fresh, whole batch']:.0f} ms if the generator gets "
         f"all of it at once; {data['shown again']:.0f} ms if its samples are shown again, of which T_x "
         f"{again['T_x']:.0f} ms and reading them {again['samples kept']:.0f} ms.",
         f"Median CPU time of {record['turns']} steps of {record['batch_size']} pairs, {threads(record)}; "
