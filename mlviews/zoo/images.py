@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,16 +51,19 @@ def training_images(data: Path, size: int = SIZES[0], color: bool | None = None)
                 "pixels with its border; leave both out, or give a folder of images."
             )
         images, labels = load_fashion_mnist(data, "train", size)
-        name = f"Fashion-MNIST train, {len(images):,} images".replace(",", " ")
-        return TrainingImages(images, labels, 1, 2, name)
+        return TrainingImages(images, labels, 1, 2, f"Fashion-MNIST train, {_count(images)} images")
     folder = Folder(data, Shape(3, size, size))
     if color is None:
         step = max(1, len(folder) // _LOOKED_AT)
         color = any(_is_colored(path) for path in folder.files[::step])
     channels = 3 if color else 1
     folder = Folder(data, Shape(channels, size, size))
-    name = f"a folder of {len(folder):,} images".replace(",", " ")
-    return TrainingImages(folder, folder.labels, channels, 0, name)
+    return TrainingImages(folder, folder.labels, channels, 0, f"a folder of {_count(folder)} images")
+
+
+def _count(images: Sized) -> str:
+    """Return how many images there are, in groups of three digits."""
+    return f"{len(images):,}".replace(",", " ")
 
 
 def _is_colored(path: Path) -> bool:
