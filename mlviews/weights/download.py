@@ -105,9 +105,10 @@ def _from_url(reference: str) -> Path:
             raise FileNotFoundError(
                 f"{url} cannot be downloaded: {file.parent} cannot be written ({error.strerror}). {_OFFLINE}"
             ) from error
-        with lock:
-            lock.release()  # of the two that are held now
+        try:
             copy.refresh()
+        finally:
+            lock.release()
     return file
 
 
