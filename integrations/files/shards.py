@@ -350,8 +350,9 @@ def _lacking(
     """Say what a shard's files lack of its samples; empty if nothing."""
     if packed:  # its samples were counted in the shards that it was packed from
         return "" if len(files) == 1 else f"{len(files)} files, not 1"
-    problem: str = lacking(FORMATS[settings["format"]], folder, files, samples, len(settings["crops"]))
-    return problem
+    format, images = FORMATS[settings["format"]], len(settings["crops"])
+    shuffled = settings.get("pool") or "images" in settings
+    return lacking(format, folder, files, samples, images, shuffled=shuffled)
 
 
 def _told(change: str) -> str:
