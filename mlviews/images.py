@@ -7,6 +7,7 @@ a large one is decoded batch by batch by a :class:`Reader`, ahead of the steps t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -257,7 +258,7 @@ class Items(ImageSet):
     """The images of a map-style data set, whose items are images, ``(image, label)``, or ``{"image": …}``.
 
     Images are Pillow's, or tensors and arrays as :class:`Pixels` takes them. A data set is asked for its
-    labels once, by its ``targets`` if it has them; else its targets are -1.
+    labels once, by its ``targets`` if these are an integer for each item; else its labels are -1.
 
     Args:
         dataset: the data set; its own transforms apply.
@@ -271,10 +272,9 @@ class Items(ImageSet):
         count = len(dataset)
         if not count:
             raise ValueError("The data set of images= is empty.")
-        targets = getattr(dataset, "targets", None)
-        labels = torch.full((count,), -1, device="cpu")
-        if targets is not None and len(targets) == count:
-            labels = torch.as_tensor(targets, device="cpu").long()
+        labels = _integers(getattr(dataset, "targets", None))
+        if labels.shape != (count,):
+            labels = torch.full((count,), -1, device="cpu")
         super().__init__(shape, labels)
         self.dataset = dataset
 
@@ -291,6 +291,16 @@ class Items(ImageSet):
         for number in sorted({0, len(self) // 2, len(self) - 1}):
             digest.update(self.read(number).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _integers(values: Any) -> Tensor:
+    """Return integers as int64 ``[N]``; an empty tensor for anything else, such as boxes or files' names."""
+    try:
+        numbers = torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.tensor([math.nan], device="cpu")
+    integers = numbers.long()
+    return integers if torch.equal(integers.to(numbers.dtype), numbers) else integers[:0]
 
 
 class Rows(Items):
@@ -587,6 +597,5 @@ def as_image_set(images: Any, shape: Shape) -> ImageSet:
         return Items(images, shape)
     raise ValueError(
         f"Invalid images of type {type(images).__name__}: give a folder, a map-style data set (with __len__ "
-        "and "
-        "__getitem__), or a tensor [N, C, H, W]."
+        "and __getitem__), or a tensor [N, C, H, W]."
     )

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mlviews.images
 from mlviews import MLViewSource, perturb, transforms
 from mlviews.images import Folder, Shape
-from mlviews.step import Batch
+from mlviews.step import Batch, ByOrigin
 
 COUNT = 21  # images, of 3 classes
 SHAPE = Shape(1, 4, 4)
@@ -101,6 +101,29 @@ def test_an_epoch_has_every_image_once_with_new_positives() -> None:
     one, other = by_index(first), by_index(second)
     assert all(not torch.equal(one[index][1], other[index][1]) for index in one)
     assert list(one) != list(other), "another order"
+
+
+def test_a_changed_copy_has_the_images_that_were_read(tmp_path: Path) -> None:
+    views = source(images=folder(tmp_path))
+    assert views.replace(batch_size=2).images is views.images
+    assert views.replace(images=pixels(5)).num_samples == 5
+
+
+@pytest.mark.parametrize(
+    ("targets", "label"),
+    [([f"{index}.xml" for index in range(COUNT)], -1), ([[0, 1]] * COUNT, -1), ([2.0] * COUNT, 2)],
+)
+def test_targets_that_are_no_classes_are_no_labels(targets: list[Any], label: int) -> None:
+    data = Pairs()
+    data.targets = targets
+    assert source(images=data).batch(0, 4).targets.tolist() == [label] * 4
+
+
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_a_transform_by_origin_is_that_of_every_view(as_mapping: bool) -> None:
+    origins = ByOrigin(real=None, generated=transforms.simclr(4, channels=None))
+    transform = origins._asdict() if as_mapping else origins
+    assert source(transform=transform).transforms == [origins, origins]
 
 
 def test_positives_are_decoded_from_the_images_moved_latents() -> None:
