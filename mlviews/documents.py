@@ -45,9 +45,8 @@ def read_yaml(path: Path) -> Any:
         if reference := _ENVIRONMENT.search(text):
             raise ValueError(
                 f"{path} asks for {reference[0][:60]!r}: a file's environment variables and other resolvers "
-                "are not read, "
-                "as they could be sent to a server. Write the value, or pass it from Python or the command "
-                "line."
+                "are not read, as they could be sent to a server. Write the value, or pass it from Python or "
+                "the command line."
             )
         return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:

@@ -44,9 +44,8 @@ class ViewImages(NamedTuple):
     """Anchors and their positives: images ``[anchors, C, H, W]`` in [0, 1], one tensor per view."""
 
     generated: list[Tensor]  # before T_x
-    augmented: (
-        list[Tensor] | None
-    )  # after T_x, without its normalization; None where T_x is not all Augmentations
+    # After T_x, without its normalization; None where T_x is not all Augmentations.
+    augmented: list[Tensor] | None
     batch: Batch  # what they are of: indices, targets, and the latents of each view
 
 

@@ -188,7 +188,8 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
         if processes != fabric.world_size:
             raise ValueError(
                 f"torch.distributed runs with {processes} processes, of which Fabric would see "
-                f"{fabric.world_size}: measure before init_process_group, or start the processes with torchrun."
+                f"{fabric.world_size}: measure before init_process_group, or start the processes with "
+                "torchrun."
             )
     if fabric.world_size > 1:
         end_gently()
