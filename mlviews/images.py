@@ -403,7 +403,7 @@ class Reader:
             self._batches = iter(self._started())
         try:
             images = next(self._batches)
-        except Exception:  # a worker that was killed, or an error of a data set's
+        except BaseException:  # a worker that was killed, an error of a data set's, or Ctrl+C
             self._loader = self._batches = None
             raise
         self._plan.advance()
@@ -548,6 +548,8 @@ def read_image(file: Path, shape: Shape, formats: tuple[str, ...] | None = None)
 
 def _fitted(image: Image.Image, shape: Shape) -> Tensor:
     """Return Pillow's image as uint8 ``[C, H, W]``, scaled until it covers the size and cut centrally."""
+    if image.mode == "F":  # floats, which Pillow's conversion would take for 0 to 255
+        return as_pixels(np.array(image), shape, "it")
     if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
         image = Image.fromarray(
             (np.asarray(image, dtype=np.float32) / 257).round().clip(0, 255).astype(np.uint8)

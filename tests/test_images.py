@@ -119,6 +119,18 @@ def test_targets_that_are_no_classes_are_no_labels(targets: list[Any], label: in
     assert source(images=data).batch(0, 4).targets.tolist() == [label] * 4
 
 
+def test_a_file_of_floats_has_values_from_0_to_1(tmp_path: Path) -> None:
+    image = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    Image.fromarray(image).save(tmp_path / "0.tif")
+    read = Folder(tmp_path, SHAPE).read(0)
+    assert torch.equal(read[0], torch.from_numpy((image * 255).round().astype(np.uint8)))
+    Image.fromarray(image * 255).save(tmp_path / "0.tif")
+    with pytest.raises(
+        ValueError, match=r"0.tif cannot be read .*values from 0 to 255; floats are in \[0, 1\]"
+    ):
+        Folder(tmp_path, SHAPE).read(0)
+
+
 @pytest.mark.parametrize("as_mapping", [True, False])
 def test_a_transform_by_origin_is_that_of_every_view(as_mapping: bool) -> None:
     origins = ByOrigin(real=None, generated=transforms.simclr(4, channels=None))
