@@ -620,6 +620,14 @@ def test_with_reuse_every_sample_is_written_once(tmp_path: Path) -> None:
     assert tree(tmp_path / "reuse") == tree(tmp_path / "plain")
 
 
+def test_the_command_exports_a_preset_with_reuse(tmp_path: Path) -> None:
+    (tmp_path / "reuse.yaml").write_text("preset: fashion-none\nreuse: 4\n")
+    options = ["--preset", str(tmp_path / "reuse.yaml"), "--num-samples", "6", "--out", str(tmp_path / "x")]
+    result = CliRunner().invoke(app, ["export", *options])
+    assert result.exit_code == 0, result.exception
+    assert verify(tmp_path / "x") == 2 * 6 + 3
+
+
 def test_rows_of_images_that_have_no_latents(tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 3, 1, dtype=torch.uint8)
     batch = Samples(0, torch.arange(2), torch.zeros(2).long(), [images, images + 1], [{}, {}])

@@ -352,7 +352,8 @@ def _lacking(
         return "" if len(files) == 1 else f"{len(files)} files, not 1"
     format, images = FORMATS[settings["format"]], len(settings["crops"])
     shuffled = settings.get("pool") or "images" in settings
-    return lacking(format, folder, files, samples, images, shuffled=shuffled)
+    problem: str = lacking(format, folder, files, samples, images, shuffled=shuffled)
+    return problem
 
 
 def _told(change: str) -> str:

@@ -95,7 +95,7 @@ def export(
         write(f"{files.verify(out):,} files in {out} are as they were written.")
         return
     arguments = {"batch_size": 128, **preset_arguments(preset, weights, seed, device)}
-    arguments |= {"layout": "pair", "drop_last": False}
+    arguments |= {"layout": "pair", "drop_last": False, "reuse": 1}
     sizes = {"num_samples": num_samples, "num_views": num_views, "batch_size": batch_size}
     arguments |= {name: size for name, size in sizes.items() if size is not None}
     if not augmented:
