@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 _MOST_BYTES = 1 << 20
 _MOST_NODES = 10_000  # with every alias written out
 _DEEPEST = 50
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.(?:env|decode|create|select|deprecated|dict)\b[^}]*\}?")
+# An interpolation that calls a resolver, as oc.env is, or that is put together from others, which may make one.
+_RESOLVER = re.compile(r"\$\{[^}]*[:$][^}]*\}?")
 
 
 def read_yaml(path: Path) -> Any:
@@ -42,12 +43,6 @@ def read_yaml(path: Path) -> Any:
         _check_nodes(
             yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader), path
         )
-        if reference := _ENVIRONMENT.search(text):
-            raise ValueError(
-                f"{path} asks for {reference[0][:60]!r}: a file's environment variables and other resolvers "
-                "are not read, as they could be sent to a server. Write the value, or pass it from Python or "
-                "the command line."
-            )
         return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -55,7 +50,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_nodes(node: yaml.Node | None, path: Path) -> None:
-    """Raise a ValueError for a document of too many nodes, aliases written out, or of too many levels."""
+    """Raise a ValueError for a document of too many nodes, aliases written out, or of too many levels.
+
+    Texts are looked at here, as they are without YAML's escapes: none may call a resolver.
+    """
     sizes: dict[int, int] = {}
     inside: set[int] = set()
 
@@ -71,6 +69,12 @@ def _check_nodes(node: yaml.Node | None, path: Path) -> None:
                 children = [part for pair in node.value for part in pair]
             elif isinstance(node, yaml.SequenceNode):
                 children = node.value
+            elif call := _RESOLVER.search(str(node.value)):
+                raise ValueError(
+                    f"{path} asks for {call[0][:60]!r}: a file's environment variables and other resolvers "
+                    "are not read, as they could be sent to a server. Write the value, or pass it from Python "
+                    "or the command line."
+                )
             sizes[id(node)] = 1 + sum(size(child, depth + 1) for child in children)
             inside.remove(id(node))
         if sizes[id(node)] > _MOST_NODES:
