@@ -244,6 +244,11 @@ class Step:
             chosen = transform.real if origin else transform.generated
             return self.transformed(chosen, images, indices, epoch, crop)
         real, generated = (self.transformed(part, images, indices, epoch, crop) for part in transform)
+        if real.shape[2:] != generated.shape[2:]:
+            raise ValueError(
+                f"The transforms of view {crop} make real images of {tuple(real.shape[2:])} pixels and "
+                f"generated ones of {tuple(generated.shape[2:])}, which are in one batch: give both one size."
+            )
         return torch.where(origin[:, None, None, None], real, generated)
 
     def transformed(

@@ -119,6 +119,14 @@ def test_targets_that_are_no_classes_are_no_labels(targets: list[Any], label: in
     assert source(images=data).batch(0, 4).targets.tolist() == [label] * 4
 
 
+def test_transforms_by_origin_must_make_one_size() -> None:
+    transform = {"real": None, "generated": transforms.simclr(3, channels=None)}
+    message = r"view 1 make real images of \(4, 4\) pixels and generated ones of \(3, 3\)"
+    with pytest.raises(ValueError, match=message):
+        source(transform=transform, generated=0.5).batch(0, 4)
+    assert source(transform=transform).batch(0, 4).views[1].shape == (4, 1, 3, 3), "views may differ"
+
+
 def test_a_file_of_floats_has_values_from_0_to_1(tmp_path: Path) -> None:
     image = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     Image.fromarray(image).save(tmp_path / "0.tif")

@@ -21,6 +21,7 @@ from mlviews.images import Reader
 from mlviews.perturb import Resample
 from mlviews.reuse import Reuse, Schedule
 from mlviews.source import Batch
+from mlviews.viz import view_images
 
 CPU = torch.device("cpu")
 EPOCH = 512
@@ -300,6 +301,13 @@ def test_a_state_of_another_schedule_is_refused(other: dict[str, Any], message: 
     state = reused().state_dict()
     with pytest.raises(ValueError, match=message):
         reused(**other).load_state_dict(state)
+
+
+def test_pictures_of_more_anchors_than_a_window_shows() -> None:
+    few = reused(reuse_memory=64 * 32)
+    pictured = view_images(few, anchors=60, views=2).generated
+    for view, expected in zip(pictured, few.replace(reuse=1).batch(0, 60).views, strict=True):
+        assert torch.equal(view, expected)
 
 
 def test_pixels_beyond_the_range_do_not_wrap_around() -> None:
