@@ -96,8 +96,12 @@ def check_device(device: str | torch.device) -> torch.device:
     """
     try:
         usable = torch.device(device)
-        has_index = (usable.index or 0) < torch.cuda.device_count()
-        if usable.type != "cuda" or not torch.cuda.is_available() or not has_index:
+        is_known_gpu = (
+            usable.type == "cuda"
+            and torch.cuda.is_available()
+            and (usable.index or 0) < torch.cuda.device_count()
+        )
+        if not is_known_gpu:
             torch.empty(0, device=usable)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError):
         usable = torch.device("meta")
