@@ -32,6 +32,9 @@ from mlviews.runs.files import sha256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """The files of a folder that are taken for images."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+"""What they may hold, whatever they are called, by Pillow's names: for EPS it would run Ghostscript."""
+
 RESIDENT = 1 << 30
 """A set of at most so many bytes, at the generator's size, is decoded once and kept on the device."""
 
@@ -523,13 +526,13 @@ def as_pixels(image: Any, shape: Shape, name: str) -> Tensor:
     return shape.bordered(pixels)
 
 
-def read_image(file: Path, shape: Shape, formats: tuple[str, ...] | None = None) -> Tensor:
+def read_image(file: Path, shape: Shape, formats: tuple[str, ...] = FORMATS) -> Tensor:
     """Return the image of a file as uint8 ``[C, H, W]`` of this shape.
 
     Args:
-        file: an image that Pillow reads.
+        file: the image.
         shape: what to bring it to.
-        formats: the names of Pillow's formats that it may have; None: any.
+        formats: the names of Pillow's formats that it may have.
 
     Raises:
         ValueError: if it cannot be read, or would take gigabytes to decode; the message names the file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import itertools
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Toy, assert_same, by_index
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from test_source import Watch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,6 +24,7 @@ import mlviews.images
 from mlviews import MLViewSource, perturb, transforms
 from mlviews.images import Folder, Shape
 from mlviews.step import Batch, ByOrigin
+from mlviews.zoo.images import training_images
 
 COUNT = 21  # images, of 3 classes
 SHAPE = Shape(1, 4, 4)
@@ -117,6 +119,21 @@ def test_targets_that_are_no_classes_are_no_labels(targets: list[Any], label: in
     data = Pairs()
     data.targets = targets
     assert source(images=data).batch(0, 4).targets.tolist() == [label] * 4
+
+
+@pytest.mark.parametrize("read", [lambda path: Folder(path, SHAPE).read(0), training_images])
+def test_no_file_of_a_folder_is_run(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has Ghostscript run what is in an EPS file, whatever the file is called."""
+    runs: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *words, **_: runs.append(words))
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png", "EPS")
+    with contextlib.suppress(ValueError):
+        read(tmp_path)
+    assert not runs
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        Folder(tmp_path, SHAPE).read(0)
 
 
 def test_transforms_by_origin_must_make_one_size() -> None:
