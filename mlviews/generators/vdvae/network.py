@@ -147,8 +147,9 @@ class Group(hierarchy.Group):
         return joined, prior.mean, prior.std
 
     def join(self, features: Tensor, z: Tensor) -> Tensor:
-        x = features + self.z_proj(z.to(features.dtype))
-        joined: Tensor = x + self.resnet(x)
+        # Sums into what a convolution has just made: fresh memory for features as wide as these costs time.
+        x: Tensor = self.z_proj(z.to(features.dtype)).add_(features)
+        joined: Tensor = self.resnet(x).add_(x)
         return joined
 
 
