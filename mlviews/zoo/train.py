@@ -585,7 +585,7 @@ def command(
 
 def _without(main: Callable[..., None], option: str) -> None:
     """Take an option from a command line."""
-    signature = inspect.signature(main)
+    signature = inspect.signature(main, eval_str=True)
     others = [parameter for name, parameter in signature.parameters.items() if name != option]
     main.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
 

@@ -238,7 +238,7 @@ class Trainer(BaseTrainer):
         """Return the step's weight of the divergences of u and z0."""
         if not self.recipe.warm_up:
             return 1.0
-        return min(1.0, max(1e-3, self.seen / self.total / self.recipe.warm_up))
+        return float(min(1.0, max(1e-3, self.seen / self.total / self.recipe.warm_up)))
 
     def step(self) -> dict[str, float]:
         """Update the network, and return the losses, nats per image.
@@ -360,7 +360,7 @@ class Trainer(BaseTrainer):
         values = network.run_through(network.classes[labels], value).values
         passage = average.run_through(average.classes[labels], lambda level, *_: values[level])
         logits = average.labeller(average.to_image(passage.features))
-        temperature = self.recipe.control_temperature
+        temperature: float = self.recipe.control_temperature
         return temperature * F.cross_entropy(logits.float() / temperature, labels)
 
     def _labelled(self, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
