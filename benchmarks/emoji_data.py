@@ -24,6 +24,7 @@ from PIL import Image
 
 from mlviews.runs.files import whole, whole_folder
 from mlviews.weights.download import transfer
+from mlviews.zoo.train import start
 
 REGISTRY = "https://registry.npmjs.org"
 VERSION = "16.0.0"
@@ -39,11 +40,15 @@ INTEGRITY = {  # of the archives of this version, as the registry states it (Sub
 }
 VENDORS = tuple(INTEGRITY)
 LICENSES = """\
-The data (emoji.json): emoji-datasource, MIT, Cal Henderson.
-The images: Apple's and Facebook's are their owners', who grant no license to them here.
-Google's: Noto Emoji, Apache License 2.0.
-Twitter's: Twemoji, CC-BY 4.0, Twitter, Inc. and other contributors.
-Do not pass these folders on.
+What may be done with these files, as the README of the packages states it (version 16.0.0):
+
+- Apple images, Copyright (c) Apple Inc., are not licensed for commercial usage.
+- Android/Google/Noto images are available under the Apache License 2.0.
+- Twitter images are available under the Creative Commons Attribution 4.0 license.
+- Facebook images, (c) Facebook, Inc., have no clear licensing.
+
+So keep the folders to yourself. The names, groups and code points are emoji-datasource's:
+
 """
 GROUPS = (
     "Smileys & Emotion",
@@ -92,8 +97,8 @@ FAMILY = "family"  # Unicode's subgroup of couples and families
 def family(code_points: Iterable[int], subgroup: str = "") -> tuple[int, ...] | str:
     """Return what the variants of one emoji have in common.
 
-    Variants differ in skin tone, gender, hair or direction, or are joined to something by ZWJ (a polar bear is a
-    bear joined to a snowflake). People joined to an object are a family for each object: a cook and an
+    Variants differ in skin tone, gender, hair or direction, or are joined to something by ZWJ (a polar bear
+    is a bear joined to a snowflake). People joined to an object are a family for each object: a cook and an
     astronaut have no more in common than two faces.
 
     Args:
@@ -260,7 +265,7 @@ class Package(NamedTuple):
     """What is used of a vendor's archive."""
 
     emoji: bytes  # emoji.json
-    license: str  # as its package.json states it
+    license: bytes  # of emoji.json
     images: dict[str, bytes]  # PNG files of 64 pixels, by name
 
 
@@ -271,15 +276,15 @@ def read_package(path: Path, vendor: str) -> Package:
         ValueError: if one is missing.
     """
     folder = f"package/img/{vendor}/64/"
-    needed = {"package/emoji.json", "package/package.json"}
+    needed = {"package/emoji.json", "package/LICENSE"}
     files = dict(_files(path, folder, needed))
     missing = sorted(needed - files.keys())
     if missing:
         raise ValueError(f"{path} has no {missing[0]}: it is no archive of {package(vendor)}.")
-    images = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
-    return Package(
-        files["package/emoji.json"], json.loads(files["package/package.json"]).get("license", ""), images
-    )
+    images = {
+        name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)
+    }
+    return Package(files["package/emoji.json"], files["package/LICENSE"], images)
 
 
 def _files(path: Path, folder: str, names: set[str]) -> Iterator[tuple[str, bytes]]:
@@ -326,7 +331,8 @@ def write(packages: Mapping[str, Package], out: Path, facts: Mapping[str, Any]) 
         vendor: {file: picture.tobytes() for file, picture in files.items()}
         for vendor, files in pictures.items()
     }
-    emoji = read_emoji(next(iter(packages.values())).emoji)
+    data = next(iter(packages.values()))  # whose emoji.json is that of every vendor
+    emoji = read_emoji(data.emoji)
     parts = split(with_twins(emoji, as_bytes))
     manifest: dict[str, Any] = {**facts, "emoji": {}, "images": {}}
     with whole_folder(out) as folder:
@@ -340,7 +346,7 @@ def write(packages: Mapping[str, Package], out: Path, facts: Mapping[str, Any]) 
                     counts[slug(entry.group)] += 1
             manifest["emoji"][name] = len(members)
             manifest["images"][name] = counts
-        (folder / "LICENSES.txt").write_text(LICENSES)
+        (folder / "LICENSES.txt").write_text(LICENSES + data.license.decode(errors="replace"))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -358,8 +364,10 @@ def main(
         packages[vendor] = read_package(download(vendor, archives, integrity), vendor)
     facts = {"version": VERSION, "integrity": INTEGRITY}
     manifest = write(packages, out, facts)
-    print(LICENSES, json.dumps(manifest["images"]), out, sep="\n")
+    for name, counts in manifest["images"].items():
+        print(f"{name}: {sum(counts.values()):,} pictures of {manifest['emoji'][name]:,} emoji")
+    print(out, out / "LICENSES.txt", sep="\n")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -72,7 +72,11 @@ PAIRS = (
     *((f"{views}, full", f"{views}, crop") for views in VIEWS),
     *((f"{views}, crop", f"{views}, none") for views in VIEWS),
     # Generated views against real ones, and among themselves, with one T_x for both.
-    *((f"{views}, {transform}", f"real, {transform}") for transform in TRANSFORMS for views in list(VIEWS)[1:]),
+    *(
+        (f"{views}, {transform}", f"real, {transform}")
+        for transform in TRANSFORMS
+        for views in list(VIEWS)[1:]
+    ),
     *((f"ML random, {transform}", f"single random, {transform}") for transform in TRANSFORMS),
     *((f"ML matched, {transform}", f"ML random, {transform}") for transform in TRANSFORMS),
 )
@@ -233,7 +237,7 @@ def measure_generator(budget: Budget, files: Files) -> dict[str, Any]:
     }
     gaussians = {name: gaussian(values) for name, values in features.items()}
     distances = {
-        name: nearest(images.float() / 255, train_set.images, lambda done: None)[0]
+        name: nearest(images.float() / 255, train_set.images, lambda images: None)[0]
         for name, images in (("samples", samples[:1_000]), ("test", test.images))
     }
     return {
@@ -282,18 +286,25 @@ def stored(path: Path, content: Any) -> Any:
     return json.loads(path.read_text())
 
 
+def file_stem(name: str) -> str:
+    """Return a row's name as a file's."""
+    return name.replace(" ", "_").replace(",", "")
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder that emoji_data.py wrote.", exists=True)],
     weights: Annotated[
         Path, typer.Option(help="The generator that was trained on its training images.", exists=True)
     ],
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
-    steps: Annotated[int, typer.Option(help="Of training.", min=4)] = 400,
+    steps: Annotated[int, typer.Option(help="Of training.", min=4)] = 300,
     batch_size: Annotated[int, typer.Option(help="Pairs of a step.", min=2)] = 64,
-    only: Annotated[str, typer.Option(help="Rows to measure, with semicolons; none: all of them.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Rows to measure, with semicolons, without a record; none: all of them.")
+    ] = "",
     jobs: Annotated[int, typer.Option(help="Cells at a time, one thread each.", min=1)] = 1,
     work: Annotated[
-        Path, typer.Option(help="Folder for the cells; each generator has one of its own there.")
+        Path, typer.Option(help="Folder for the cells; those of a generator have one of their own in it.")
     ] = Path("runs/emoji-probe"),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "emoji.json",
 ) -> None:
@@ -304,22 +315,28 @@ def main(
         if name not in ROWS:
             raise typer.BadParameter(f"No row {name!r}: there are {'; '.join(ROWS)}.")
     manifest = json.loads((data / "manifest.json").read_text())
-    work = work / sha256(weights)[:8]
     labels = sum(manifest["images"]["train"].values())
     budget = Budget(steps, batch_size, labels, str(data))
     check_budget(budget, work)
-    files = Files(weights, work / "levels")
-    levels = measure_levels(files)
-    facts = stored(work / "generator.json", lambda: measure_generator(budget, files))
+    of_generator = work / sha256(weights)[:8]
+    files = Files(weights, of_generator / "levels")
     paths = {
-        (name, seed): work / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
+        (name, seed): (work if ROWS[name].config is None else of_generator) / f"{file_stem(name)}-{seed}.json"
         for seed in range(seeds)
         for name in names
+        if name != "raw pixels" or seed == 0  # whose scores hardly depend on it
     }
-    missing = {path: (path, *key, budget, files) for key, path in paths.items() if not path.exists()}
-    run_in_processes(measure_into, missing, jobs, Console(stderr=True))
+    missing = {key: path for key, path in paths.items() if not path.exists()}
+    if any(name.startswith("ML matched") for name, _ in missing):
+        measure_levels(files)
+    tasks = {path: (path, *key, budget, files) for key, path in missing.items()}
+    run_in_processes(measure_into, tasks, jobs, Console(stderr=True))
+    if only:
+        return
     cells = [json.loads(path.read_text()) for path in paths.values()]
     environments = [cell.pop("environment") for cell in cells]
+    if seeds < 3:
+        out = off_the_records(out, work)
     record = {
         "command": command("emoji_views.py"),
         **budget._asdict(),
@@ -328,14 +345,12 @@ def main(
         "reuse": REUSE,
         **environments[-1],
         "commits": sorted({machine["versions"].get("commit", "") for machine in environments}),
-        "generator": facts,
-        "levels": levels,
+        "generator": stored(of_generator / "generator.json", lambda: measure_generator(budget, files)),
+        "levels": measure_levels(files),
         "score_names": SCORES,
         "summary": summarise(cells, COMPARED),
         "cells": cells,
     }
-    if only or seeds < 3:
-        out = off_the_records(out, work)
     publish(record, out, emoji_generator(record), emoji(record), emoji_differences(record))
     print(draw(files, out.with_suffix(".png")))
 

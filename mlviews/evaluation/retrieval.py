@@ -1,4 +1,4 @@
-"""Retrieval: whether an encoder places images of one thing that come from different sources beside each other."""
+"""Retrieval: whether an encoder puts images of one thing beside each other, whatever their sources."""
 
 from __future__ import annotations
 
