@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,9 +18,12 @@ import pytest
 import torch
 from emoji_data import VENDORS, family, read_emoji, read_package, split
 from PIL import Image
+from probe import Budget
 from record import RESULTS
 
 from mlviews.evaluation.retrieval import retrieve
+from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.weights.files import write_safetensors
 from mlviews.zoo.images import training_images
 
 SLUGS = [emoji_data.slug(group) for group in emoji_data.GROUPS]
@@ -204,6 +208,48 @@ def test_retrieval_needs_an_answer() -> None:
         retrieve(torch.eye(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
     with pytest.raises(ValueError, match="Invalid features"):
         retrieve(torch.eye(3), torch.tensor([0, 0]), torch.tensor([0, 1, 1]))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> emoji_views.Files:
+    """A small generator of colored images with random weights."""
+    path = tmp_path_factory.mktemp("film") / "film.safetensors"
+    config = FilmConfig(dims=(4,) * 4, channels=(8,) * 4, image_channels=3)
+    metadata = {"format": FilmGenerator.FORMAT, "config": json.dumps(dataclasses.asdict(config))}
+    write_safetensors(path, dict(FilmGenerator(config).state_dict()), metadata)
+    return emoji_views.Files(path, path.parent / "levels")
+
+
+BUDGET = Budget(16, 8, 352, None)
+
+
+def test_a_row_is_trained_and_scored(
+    folder: Path, files: emoji_views.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_color(encoder: Any, images: torch.Tensor) -> torch.Tensor:
+        red = images[:, 0, 16, 16].float()  # an emoji's, the same for all vendors
+        return torch.stack([red - 160, torch.full_like(red, 20)], 1)
+
+    monkeypatch.setattr(emoji_views, "embed", by_color)
+    cell = emoji_views.measure_cell("ML random, full", 0, BUDGET._replace(data=str(folder)), files)
+    assert (cell["method"], cell["source"], len(cell["loss"])) == ("simclr", "ML random, full", 1)
+    assert tuple(cell["scores"]) == emoji_views.SCORES
+    assert [cell["scores"][name] for name in ("recall@1", "recall@5", "mAP")] == [100, 100, 100]
+    assert cell["scores"]["kNN"] == cell["scores"]["kNN, balanced"], "groups of one size"
+
+
+def test_rows_differ_in_their_views_only(files: emoji_views.Files) -> None:
+    images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8)
+    random, mixed = (
+        emoji_views.views_of(emoji_views.ROWS[f"{name}, crop"], images, 0, BUDGET, files)
+        for name in ("ML random", "real + generated")
+    )
+    assert (random.reuse, random.num_samples) == (4, 128), "an epoch is the whole training"
+    assert (mixed.sources[1].reuse, mixed.sources[1].num_samples) == (4, 64), "half of it"
+    assert [view.shape for view in next(iter(mixed))] == [(8, 3, 32, 32)] * 2
+    plain = emoji_views.views_of(emoji_views.ROWS["real, none"], images, 0, BUDGET, files)
+    first, second = next(iter(plain))
+    assert torch.equal(first, second), "without T_x both views are the image"
 
 
 def test_batches_come_in_turn() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from record import with_interval
+
 from documents.common import Record, captioned, markdown, provenance, table, threads
 from documents.views import differences_table, scores_table
 
@@ -26,6 +28,36 @@ def emoji(record: Record) -> str:
         f"SimCLR, {record['steps']} steps of {record['batch_size']} pairs; `reuse={record['reuse']}` for "
         'generated views; T_x "crop": crop and flip, "full": color jitter and grayscale too. '
         f"All cells: {hours:.1f} hours of {threads(record)}.",
+        provenance(record),
+    )
+
+
+@table("emoji")
+def emoji_short(record: Record) -> str:
+    """Real and multi-level views, with and without color in T_x."""
+    scores = {row["source"]: row["scores"] for row in record["summary"]["rows"]}
+    names = {"linear, balanced": "groups", "recall@1": "same emoji"}
+    labels = {"real": "real images", "ML random": "multi-level random"}
+    rows = [
+        [
+            label,
+            *(
+                with_interval(scores[f"{views}, {transform}"][key])
+                for key in names
+                for transform in ("crop", "full")
+            ),
+        ]
+        for views, label in labels.items()
+    ]
+    header = [f"{title}, {how}" for title in names.values() for how in ("crop and flip", "color too")]
+    untrained = scores["untrained encoder"]
+    return captioned(
+        markdown(["views", *header], rows),
+        "Emoji as four vendors draw them, held out by emoji; percent, mean ± half of the 95 % interval over "
+        f"{record['seeds']} seeds, SimCLR, {record['steps']} steps of {record['batch_size']} pairs. Groups: "
+        "balanced accuracy of a linear probe. Same emoji: the nearest picture of another vendor is the same "
+        f"emoji. An untrained encoder has {untrained['linear, balanced']['mean']:.1f} and "
+        f"{untrained['recall@1']['mean']:.1f}.",
         provenance(record),
     )
 
