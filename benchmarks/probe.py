@@ -142,8 +142,8 @@ def check_budget(budget: Budget, work: Path) -> None:
             f"{work} holds cells of another budget (steps, batch size, labels, whole data set: "
             f"{path.read_text()}): give another --work."
         )
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts))
+    with whole(path) as part:  # another call may be reading it
+        part.write_text(json.dumps(facts))
 
 
 # -- statistics ----------------------------------------------------------------------------------------------
