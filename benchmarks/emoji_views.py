@@ -77,6 +77,9 @@ PAIRS = (
         for transform in TRANSFORMS
         for views in list(VIEWS)[1:]
     ),
+    # The best of both kinds, each with the T_x that suits it.
+    ("ML random, none", "real, full"),
+    ("real + generated, none", "real, full"),
     *((f"ML random, {transform}", f"single random, {transform}") for transform in TRANSFORMS),
     *((f"ML matched, {transform}", f"ML random, {transform}") for transform in TRANSFORMS),
 )

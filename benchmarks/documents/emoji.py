@@ -18,7 +18,7 @@ def emoji(record: Record) -> str:
     queries = sum(tested.values())
     hours = sum(sum(cell["seconds"].values()) for cell in record["cells"]) / 3600
     return captioned(
-        scores_table(record, *dict.fromkeys(row["views"] for row in record["summary"]["rows"])),
+        scores_table(record, *dict.fromkeys(row["group"] for row in record["summary"]["rows"])),
         f"Percent on {queries:,} pictures of {emoji_count['test']} held-out emoji, mean ± half of the 95 % "
         f"interval over seeds (Student's t). Groups: {len(tested)}; the largest has "
         f"{100 * tested[largest] / queries:.0f} % of the test pictures, and chance is "
@@ -27,7 +27,7 @@ def emoji(record: Record) -> str:
         "three vendors, three of which are right.",
         f"SimCLR, {record['steps']} steps of {record['batch_size']} pairs; `reuse={record['reuse']}` for "
         'generated views; T_x "crop": crop and flip, "full": color jitter and grayscale too. '
-        f"All cells: {hours:.1f} hours of {threads(record)}.",
+        f"All cells: {hours:.1f} hours of {threads(record)}, beside other jobs.",
         provenance(record),
     )
 
