@@ -184,7 +184,8 @@ def draw(rows: list[Row], path: Path) -> Path:
 
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     names = list(dict.fromkeys(name_of(row) for row in rows))
-    figure, axes = plt.subplots(2, len(sizes), figsize=(5 * len(sizes), 6.4), squeeze=False, sharex="col")
+    grid = {"squeeze": False, "sharex": "col", "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(sizes), figsize=(5 * len(sizes), 6.4), **grid)
     for size, seconds, shares in zip(sizes, *axes, strict=True):
         batches = sorted({row["batch_size"] for row in rows if row["size"] == size})
         for number, name in enumerate(names):
@@ -208,10 +209,15 @@ def draw(rows: list[Row], path: Path) -> Path:
         shares.minorticks_off()
         seconds.grid(alpha=0.3)
         shares.grid(alpha=0.3)
-    handles = axes[0][0].get_legend_handles_labels()
+    # Not every loader is at every size.
+    handles = {
+        label: handle
+        for seconds in axes[0]
+        for handle, label in zip(*seconds.get_legend_handles_labels(), strict=True)
+    }
     title = "above: waiting (dots), training (crosses)"
-    figure.legend(*handles, ncol=len(LOADERS), loc="lower center", fontsize=8, title=title)
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    location = {"loc": "outside lower center", "ncol": len(LOADERS)}
+    figure.legend(handles.values(), handles.keys(), **location, fontsize=8, title=title)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

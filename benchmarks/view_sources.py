@@ -105,6 +105,11 @@ BORROWED = ML_LEARNED | {"wrap": "borrowed"}
 FEW = ML | normal({"1:": 0.7}) | {"wrap": "few"}
 NVAE = {"preset": "fashion-nvae-resample"}
 NVAE_SINGLE = NVAE | normal({":": 0.1})
+# Four passes of a U-Net an image, so every sample is shown four times (its price is in the tables of reuse).
+STEPS_SINGLE, STEPS_RESAMPLE, STEPS_MIX = (
+    {"preset": f"fashion-diffusion-{name}", "reuse": 4, "dtype": "bfloat16"}
+    for name in ("single-random", "resample", "mix")
+)
 
 SOURCES: dict[str, Source] = {
     "raw pixels": Source("untrained", "", {}),
@@ -158,6 +163,13 @@ SOURCES: dict[str, Source] = {
     "NVAE, ML resample": Source("nvae", "crop", NVAE),
     "NVAE, single random, crop": Source("nvae", "crop", NVAE_SINGLE),
     "NVAE, ML resample, full": Source("nvae", "full", NVAE),
+    # A sampler's late steps drawn afresh, or mixed as far as the sweep says, against a little of all steps.
+    "diffusion, single random, gentle": Source("diffusion", "gentle", STEPS_SINGLE),
+    "diffusion, single random, no T_x": Source("diffusion", "none", STEPS_SINGLE),
+    "diffusion, ML resample, gentle": Source("diffusion", "gentle", STEPS_RESAMPLE),
+    "diffusion, ML resample, no T_x": Source("diffusion", "none", STEPS_RESAMPLE),
+    "diffusion, ML mix, gentle": Source("diffusion", "gentle", STEPS_MIX),
+    "diffusion, ML mix, no T_x": Source("diffusion", "none", STEPS_MIX),
 }
 # Sec. 3.3: continuous sampling against a fixed set.
 for transform, suffix in (("crop", ""), ("none", ", no T_x")):
@@ -204,6 +216,14 @@ PAIRS = (
     ("NVAE, ML resample", "NVAE, single random"),
     ("NVAE, ML resample, full", "NVAE, single random"),
     ("NVAE, ML resample", "NVAE, single random, crop"),
+    ("diffusion, ML resample, gentle", "diffusion, single random, gentle"),
+    ("diffusion, ML mix, gentle", "diffusion, single random, gentle"),
+    ("diffusion, ML resample, no T_x", "diffusion, single random, no T_x"),
+    ("diffusion, ML mix, no T_x", "diffusion, single random, no T_x"),
+    ("diffusion, ML resample, gentle", "ML random, gentle"),
+    ("diffusion, ML mix, gentle", "ML random, gentle"),
+    ("diffusion, ML resample, no T_x", "ML random, no T_x"),
+    ("diffusion, ML mix, no T_x", "ML random, no T_x"),
     ("ML learned, gentle", "ML random, gentle"),
     ("ML learned, gentle", "single learned, gentle"),
     ("ML learned, no T_x", "ML random, no T_x"),

@@ -118,9 +118,8 @@ class Pool(Prior):
     def __init__(self, generator: MLVGM, law: TruncatedNormal | None, size: int) -> None:
         super().__init__(generator, law)
         self.size = size
-        self._order: tuple[tuple[int, int, torch.device], Tensor] | None = (
-            None  # of one epoch, as long as it lasts
-        )
+        # Of one epoch, as long as it lasts.
+        self._order: tuple[tuple[int, int, torch.device], Tensor] | None = None
 
     def order(self, seed: int, epoch: int, device: torch.device) -> Tensor:
         """Return the order of the samples in an epoch, int64 ``[size]``."""
@@ -189,8 +188,8 @@ class Images(Pool):
         if classes and not (int(images.labels.min()) >= 0 and int(images.labels.max()) < classes):
             raise ValueError(
                 f"The images have labels from {int(images.labels.min())} to {int(images.labels.max())}, but "
-                "this "
-                f"generator makes images of {classes} classes: each image needs a label in [0, {classes})."
+                f"this generator makes images of {classes} classes: each image needs a label in "
+                f"[0, {classes})."
             )
         self._labels = images.labels
         # What a step asks for: no image if none is shown or encoded, no latents if nothing is decoded.

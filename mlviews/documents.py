@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 _MOST_BYTES = 1 << 20
 _MOST_NODES = 10_000  # with every alias written out
 _DEEPEST = 50
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.(?:env|decode|create|select|deprecated|dict)\b[^}]*\}?")
+# An interpolation that calls a resolver, as oc.env is, or that is put together from others and may call one.
+_RESOLVER = re.compile(r"\$\{[^}]*[:$][^}]*\}?")
 
 
 def read_yaml(path: Path) -> Any:
@@ -42,13 +43,6 @@ def read_yaml(path: Path) -> Any:
         _check_nodes(
             yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader), path
         )
-        if reference := _ENVIRONMENT.search(text):
-            raise ValueError(
-                f"{path} asks for {reference[0][:60]!r}: a file's environment variables and other resolvers "
-                "are not read, "
-                "as they could be sent to a server. Write the value, or pass it from Python or the command "
-                "line."
-            )
         return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -56,7 +50,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_nodes(node: yaml.Node | None, path: Path) -> None:
-    """Raise a ValueError for a document of too many nodes, aliases written out, or of too many levels."""
+    """Raise a ValueError for a document of too many nodes, aliases written out, or of too many levels.
+
+    Texts are looked at too: here they are without YAML's escapes.
+    """
     sizes: dict[int, int] = {}
     inside: set[int] = set()
 
@@ -72,6 +69,8 @@ def _check_nodes(node: yaml.Node | None, path: Path) -> None:
                 children = [part for pair in node.value for part in pair]
             elif isinstance(node, yaml.SequenceNode):
                 children = node.value
+            else:
+                _check_text(str(node.value), path)
             sizes[id(node)] = 1 + sum(size(child, depth + 1) for child in children)
             inside.remove(id(node))
         if sizes[id(node)] > _MOST_NODES:
@@ -82,6 +81,16 @@ def _check_nodes(node: yaml.Node | None, path: Path) -> None:
 
     if node is not None:
         size(node, 0)
+
+
+def _check_text(text: str, path: Path) -> None:
+    """Raise a ValueError for a text that calls a resolver."""
+    if call := _RESOLVER.search(text):
+        raise ValueError(
+            f"{path} asks for {call[0][:60]!r}: a file's environment variables and other resolvers are not "
+            "read, as they could be sent to a server. Write the value, or pass it from Python or the command "
+            "line."
+        )
 
 
 MISSING = "???"

@@ -7,6 +7,7 @@ a large one is decoded batch by batch by a :class:`Reader`, ahead of the steps t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -30,6 +31,9 @@ from mlviews.runs.files import sha256
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 """The files of a folder that are taken for images."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+"""What they may hold, whatever they are called, by Pillow's names: for EPS it would run Ghostscript."""
 
 RESIDENT = 1 << 30
 """A set of at most so many bytes, at the generator's size, is decoded once and kept on the device."""
@@ -257,7 +261,7 @@ class Items(ImageSet):
     """The images of a map-style data set, whose items are images, ``(image, label)``, or ``{"image": …}``.
 
     Images are Pillow's, or tensors and arrays as :class:`Pixels` takes them. A data set is asked for its
-    labels once, by its ``targets`` if it has them; else its targets are -1.
+    labels once, by its ``targets`` if these are an integer for each item; else its labels are -1.
 
     Args:
         dataset: the data set; its own transforms apply.
@@ -271,10 +275,9 @@ class Items(ImageSet):
         count = len(dataset)
         if not count:
             raise ValueError("The data set of images= is empty.")
-        targets = getattr(dataset, "targets", None)
-        labels = torch.full((count,), -1, device="cpu")
-        if targets is not None and len(targets) == count:
-            labels = torch.as_tensor(targets, device="cpu").long()
+        labels = _integers(getattr(dataset, "targets", None))
+        if labels.shape != (count,):
+            labels = torch.full((count,), -1, device="cpu")
         super().__init__(shape, labels)
         self.dataset = dataset
 
@@ -291,6 +294,16 @@ class Items(ImageSet):
         for number in sorted({0, len(self) // 2, len(self) - 1}):
             digest.update(self.read(number).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _integers(values: Any) -> Tensor:
+    """Return integers as int64 ``[N]``; an empty tensor for anything else, such as boxes or files' names."""
+    try:
+        numbers = torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.tensor([math.nan], device="cpu")
+    integers = numbers.long()
+    return integers if torch.equal(integers.to(numbers.dtype), numbers) else integers[:0]
 
 
 class Rows(Items):
@@ -393,7 +406,7 @@ class Reader:
             self._batches = iter(self._started())
         try:
             images = next(self._batches)
-        except Exception:  # a worker that was killed, or an error of a data set's
+        except BaseException:  # a worker that was killed, an error of a data set's, or Ctrl+C
             self._loader = self._batches = None
             raise
         self._plan.advance()
@@ -513,13 +526,13 @@ def as_pixels(image: Any, shape: Shape, name: str) -> Tensor:
     return shape.bordered(pixels)
 
 
-def read_image(file: Path, shape: Shape, formats: tuple[str, ...] | None = None) -> Tensor:
+def read_image(file: Path, shape: Shape, formats: tuple[str, ...] = FORMATS) -> Tensor:
     """Return the image of a file as uint8 ``[C, H, W]`` of this shape.
 
     Args:
-        file: an image that Pillow reads.
+        file: the image.
         shape: what to bring it to.
-        formats: the names of Pillow's formats that it may have; None: any.
+        formats: the names of Pillow's formats that it may have.
 
     Raises:
         ValueError: if it cannot be read, or would take gigabytes to decode; the message names the file.
@@ -538,6 +551,8 @@ def read_image(file: Path, shape: Shape, formats: tuple[str, ...] | None = None)
 
 def _fitted(image: Image.Image, shape: Shape) -> Tensor:
     """Return Pillow's image as uint8 ``[C, H, W]``, scaled until it covers the size and cut centrally."""
+    if image.mode == "F":  # floats, which Pillow's conversion would take for 0 to 255
+        return as_pixels(np.array(image), shape, "it")
     if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
         image = Image.fromarray(
             (np.asarray(image, dtype=np.float32) / 257).round().clip(0, 255).astype(np.uint8)
@@ -587,6 +602,5 @@ def as_image_set(images: Any, shape: Shape) -> ImageSet:
         return Items(images, shape)
     raise ValueError(
         f"Invalid images of type {type(images).__name__}: give a folder, a map-style data set (with __len__ "
-        "and "
-        "__getitem__), or a tensor [N, C, H, W]."
+        "and __getitem__), or a tensor [N, C, H, W]."
     )

@@ -38,7 +38,7 @@ from mlviews.runs.files import fingerprint, whole
 from mlviews.runs.processes import check_dtype, launch, mean
 from mlviews.runs.progress import bar
 from mlviews.runs.records import environment
-from mlviews.sampling import TruncatedNormal, permutation
+from mlviews.sampling import TruncatedNormal, check_seed, permutation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -71,9 +71,8 @@ class InverterOptions:
     blocks: int = 1  # residual blocks of the inverter at each resolution
     hidden: int = 256  # scalars that the inverter's heads read
     dtype: str | None = None  # "bfloat16" or "float16" for autocast; None for float32
-    anchor: TruncatedNormal | None = (
-        None  # law of the pairs; None: N(0, 1), truncated as the generator prefers
-    )
+    # Law of the pairs; None: N(0, 1), truncated as the generator prefers.
+    anchor: TruncatedNormal | None = None
     held_out: int = 1_000  # real images to evaluate on, at most a fifth of them
     evaluation: int = 512  # pairs to evaluate on
     evaluate_every: int = 250  # steps between evaluations, at which the checkpoint is replaced too
@@ -100,6 +99,7 @@ class InverterOptions:
             if value >= 1:
                 raise ValueError(f"Invalid {name}={value!r}: it must be a number from 0 to below 1.")
             setattr(self, name, value)
+        self.seed = check_seed(self.seed)
         checks.flag("resume", self.resume)
         checks.flag("progress", self.progress)
 

@@ -161,9 +161,7 @@ class Mix(Perturber):
 
 @dataclass(frozen=True)
 class Resample(Perturber):
-    """``T(z)`` is drawn from the anchors' law, independently of z: the level is drawn afresh (paper, app.
-
-    F, run b).
+    """``T(z)`` is drawn from the anchors' law, independently of z: a fresh draw (paper, app. F, run b).
 
     Args:
         offsets: what becomes of a real image's W+ code at this level, ``w_i = f(z) + offset``. "keep": it is
@@ -391,8 +389,7 @@ def assign(
             if index in keys:
                 raise ValueError(
                     f"Level {index} ({levels[index].name}) is given twice, by {keys[index]!r} and by "
-                    f"{key!r}; "
-                    f"name it once. {levels_text(levels)}"
+                    f"{key!r}; name it once. {levels_text(levels)}"
                 )
             keys[index] = key
         perturber.check([levels[index] for index in indices])

@@ -59,6 +59,11 @@ class Schedule:
         # Windows of equal size, up to 1.
         self.bounds = [number * self.samples // count for number in range(count + 1)]
 
+    @property
+    def windows(self) -> int:
+        """The number of windows of an epoch."""
+        return len(self.bounds) - 1
+
     def size(self, window: int) -> int:
         """Return the samples of a window."""
         return self.bounds[window + 1] - self.bounds[window]
@@ -66,13 +71,13 @@ class Schedule:
     @property
     def distance(self) -> int:
         """Places between two showings of a sample, at least."""
-        size = min(self.size(window) for window in range(len(self.bounds) - 1))
+        size = min(map(self.size, range(self.windows)))
         return size - -(-size // _SEGMENTS) - self.lanes(size)
 
     @property
     def largest(self) -> int:
         """Samples of the largest window."""
-        return max(self.size(window) for window in range(len(self.bounds) - 1))
+        return max(map(self.size, range(self.windows)))
 
     def showings(self, start: int, stop: int) -> Iterator[Showing]:
         """Cut places of an epoch where a window or a showing ends."""
@@ -134,7 +139,7 @@ class Window:
         rows = placed(_places(numbers), device)
         self.present[numbers] = True
         pixels = torch.stack(content.images, dim=1)  # [B, V, C, H, W]
-        self.images[rows] = (pixels * 255).round_().to(torch.uint8)
+        self.images[rows] = (pixels * 255).round_().clamp_(0, 255).to(torch.uint8)
         self.indices[rows] = content.indices
         self.targets[rows] = content.targets
         if not self.origins:

@@ -119,9 +119,8 @@ LABEL_FIELD = Field(1, LABEL, 0, 0, Uniform())
 Name = Hashable
 """What a plan calls a field: ``"label"``, ``("anchor", level)``, ``("noise", view, level)``."""
 
-_GROUP_SIZE = (
-    1 << 12
-)  # most numbers per sample that are drawn in one pass; a wider field has a pass of its own
+_GROUP_SIZE = 1 << 12
+"""The most numbers per sample that are drawn in one pass; a wider field has a pass of its own."""
 
 
 class Draw:

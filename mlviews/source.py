@@ -62,7 +62,7 @@ def stable_pretraining_layout(batch: Batch) -> dict[str, Any]:
     sizes = [image.shape[-2] * image.shape[-1] for image in batch.views]
     if len(set(sizes)) == 1:
         return {"views": views}
-    kinds = {"global": [], "local": []}  # type: dict[str, list[dict[str, torch.Tensor]]]
+    kinds: dict[str, list[dict[str, Tensor]]] = {"global": [], "local": []}
     for view, size in zip(views, sizes, strict=True):
         kinds["global" if size == max(sizes) else "local"].append(view)
     return {
@@ -112,9 +112,8 @@ class Cursor:
     epoch: int = 0  # of the counter streams: the epoch, plus _ROUND for each round of it before this one
     position: int = 0  # samples that the latest pass has handed out, over all ranks
     resumes: bool = False  # the next pass starts at position
-    exhausted: bool = (
-        False  # the epoch of a loaded state has no batch left, and a trainer goes on with that very epoch
-    )
+    # The epoch of a loaded state has no batch left, and a trainer goes on with that very epoch.
+    exhausted: bool = False
     by_trainer: bool = False  # a trainer named the epoch
     moves: int = 0  # how often a pass began, or the cursor was set
 
@@ -136,7 +135,7 @@ class Cursor:
 
     def set_epoch(self, epoch: int, at_end: bool, by_trainer: bool = False) -> None:
         """Make the next pass this epoch, from where a loaded state left it, else from its start."""
-        goes_on = self.resumes and epoch == self.epoch % _ROUND
+        goes_on = self.resumes and epoch in (self.epoch, self.epoch % _ROUND)
         self.exhausted = goes_on and at_end and by_trainer
         if not goes_on or (at_end and not by_trainer):
             self.epoch, self.position = epoch, 0
@@ -370,7 +369,10 @@ class MLViewSource(IterableDataset[Any]):
             ValueError: for an unknown argument, or a bad value.
         """
         checks.options("MLViewSource", changes, ARGUMENTS, word="argument")
-        source = type(self)(**{**self.arguments, **changes})
+        arguments = {**self.arguments, **changes}
+        if not changes.keys() & {"images", "generator"}:
+            arguments["images"] = self.images  # as they were read: they are not read again
+        source = type(self)(**arguments)
         source.set_epoch(self.epoch)
         return source
 
@@ -427,17 +429,14 @@ class MLViewSource(IterableDataset[Any]):
         if get_worker_info() is not None:
             raise ValueError(
                 "MLViewSource cannot run inside DataLoader workers (num_workers > 0): the generator lives on "
-                "the "
-                "training device, and every worker would make the same views. Iterate over the source "
-                "itself, or use "
-                "num_workers=0, batch_size=None."
+                "the training device, and every worker would make the same views. Iterate over the source "
+                "itself, or use num_workers=0, batch_size=None."
             )
         if callers.lightning_forgets():
             warnings.warn(
                 "Lightning's checkpoints do not hold the place of a torch DataLoader: a resumed run would "
-                "begin with "
-                "samples that were trained on. Pass the source itself, MLViewDataModule, or torchdata's "
-                "StatefulDataLoader.",
+                "begin with samples that were trained on. Pass the source itself, MLViewDataModule, or "
+                "torchdata's StatefulDataLoader.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -448,8 +447,7 @@ class MLViewSource(IterableDataset[Any]):
             if self.cursor.moves != moves:
                 raise RuntimeError(
                     "The epoch or the position was set during a pass, or another pass began, and the next "
-                    "epoch began "
-                    "with it: that ends it; start a new one with iter(source)."
+                    "epoch began with it: that ends it; start a new one with iter(source)."
                 )
             start, stop = position + count * rank // world_size, position + count * (rank + 1) // world_size
             batch = self.step(start, stop, self.epoch, stride=count)
@@ -524,6 +522,14 @@ class MLViewSource(IterableDataset[Any]):
         at_end = not self._step_size(self.cursor.position, self._ranks()[1])
         self.cursor.set_epoch(epoch, at_end, by_trainer)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether samples come more than once: of a pool, of the user's own images, or with ``reuse``.
+
+        Which of them are in which place depends on ``num_samples`` then.
+        """
+        return not self.step.anchors.endless or self.reuse > 1
+
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
     @property
@@ -532,23 +538,24 @@ class MLViewSource(IterableDataset[Any]):
         return TrainerEpochs(self)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the latest pass is: ``seed``, ``epoch``, ``position``; for a pool its size too.
+        """Return where the latest pass is: ``seed``, ``epoch``, ``position``, and what the places depend on.
 
-        ``position`` counts the samples handed out over all ranks.
+        ``position`` counts the samples handed out over all ranks. Where samples come more than once,
+        ``num_samples`` is there too; with reuse also ``reuse``, and the number of ``windows`` of an epoch.
         """
         state = {"seed": self.seed, "epoch": self.epoch, "position": self.cursor.position}
-        if not self.step.anchors.endless or self.reuse > 1:
+        if self.repeats:
             state["num_samples"] = self.num_samples
-        if self.reuse > 1:
-            state["reuse"] = self.reuse
+        if isinstance(self.step, Reuse):
+            state |= {"reuse": self.reuse, "windows": self.step.schedule.windows}
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Make the next pass go on where the state was taken, on any number of ranks and with any batch size.
 
         Raises:
-            ValueError: if the state is incomplete, belongs to another seed or to a pool of another size, or
-                lies beyond this epoch's end.
+            ValueError: if the state is incomplete, belongs to another seed, to a pool of another size or to
+                another reuse, or lies beyond this epoch's end.
         """
         if not isinstance(state, Mapping):
             raise ValueError(f"Invalid state {state!r}: pass what state_dict() returned.")
@@ -568,11 +575,16 @@ class MLViewSource(IterableDataset[Any]):
                 f"The state belongs to reuse={state.get('reuse', 1)!r}, this source has reuse={self.reuse}: "
                 "make it with the same reuse."
             )
-        finite = not self.step.anchors.endless or self.reuse > 1
-        if finite and state.get("num_samples", self.num_samples) != self.num_samples:
+        if self.repeats and state.get("num_samples", self.num_samples) != self.num_samples:
             raise ValueError(
                 f"The state belongs to a pool of num_samples={state['num_samples']!r}, "
                 f"this one has {self.num_samples}, in another order: make it with as many."
+            )
+        windows = self.step.schedule.windows if isinstance(self.step, Reuse) else 1
+        if state.get("windows", windows) != windows:
+            raise ValueError(
+                f"The state belongs to an epoch that was cut into {state['windows']!r} windows, this one's "
+                f"memory makes {windows}: make it with the same reuse_memory and num_views."
             )
         position = integer("position", state["position"], 0, self.num_samples)
         self.cursor.load(sampling.check_epoch(state["epoch"]), position)
@@ -633,7 +645,8 @@ def _transforms(
     transform: Any, count: int, views: str, generator: MLVGM
 ) -> list[Transform | ByOrigin | None]:
     """Return T_x of each view, or of each crop."""
-    transforms = list(transform) if isinstance(transform, Sequence) else [transform] * count
+    is_single = isinstance(transform, str | ByOrigin) or not isinstance(transform, Sequence)
+    transforms = [transform] * count if is_single else list(transform)
     if len(transforms) != count:
         raise ValueError(
             f"Got {len(transforms)} transforms for {views}: give one for all of them, or one for each."

@@ -18,7 +18,7 @@ from mlviews import sampling
 from mlviews.anchors import Anchors, Places, Prior
 from mlviews.errors import listing
 from mlviews.generators.base import MLVGM
-from mlviews.latents import once, with_levels
+from mlviews.levels import once, with_levels
 from mlviews.perturb import BUILT_IN, Assignment
 from mlviews.runs.processes import check_dtype
 from mlviews.transforms import Augmentation
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     """What a layout arranges. View 0 is the anchor, the others are its positives."""
 
     views: list[Tensor]  # float images [B, C, H, W], one tensor per view (per crop, if the source has crops)
-    indices: Tensor  # int64 [B], global sample indices, unique over all ranks of an epoch
+    indices: Tensor  # int64 [B], global sample indices; without reuse unique over all ranks of an epoch
     targets: Tensor  # int64 [B], the classes drawn for a class-conditional generator; -1 for all others
     latents: list[Sequence[Tensor]]  # per view, one float32 tensor [B, *level.shape] per level; none of
     # views that are all the user's own images
@@ -244,6 +244,11 @@ class Step:
             chosen = transform.real if origin else transform.generated
             return self.transformed(chosen, images, indices, epoch, crop)
         real, generated = (self.transformed(part, images, indices, epoch, crop) for part in transform)
+        if real.shape[2:] != generated.shape[2:]:
+            raise ValueError(
+                f"The transforms of view {crop} make real images of {tuple(real.shape[2:])} pixels and "
+                f"generated ones of {tuple(generated.shape[2:])}, which are in one batch: give both one size."
+            )
         return torch.where(origin[:, None, None, None], real, generated)
 
     def transformed(

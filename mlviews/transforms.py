@@ -515,8 +515,7 @@ def byol(
     """Return the two different pipelines of BYOL (Grill et al. 2020, table 6), one per view.
 
     Both: crop of 8 to 100 % of the area, flip, jitter (0.4, 0.4, 0.2, 0.1; p 0.8), grayscale (p 0.2). The
-        first always
-    blurs; the second blurs with p 0.1 and solarizes with p 0.2.
+    first always blurs; the second blurs with p 0.1 and solarizes with p 0.2.
 
     Args:
         size: side of the output in pixels.
@@ -716,8 +715,7 @@ def _as_normalization(value: object) -> Normalization:
                 return means, stds
     raise ValueError(
         f"Invalid normalize={value!r}: give (means, standard deviations) of 3 channels or of 1, standard "
-        "deviations "
-        "above 0, or None; the default is IMAGENET."
+        "deviations above 0, or None; the default is IMAGENET."
     )
 
 

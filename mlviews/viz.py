@@ -44,9 +44,8 @@ class ViewImages(NamedTuple):
     """Anchors and their positives: images ``[anchors, C, H, W]`` in [0, 1], one tensor per view."""
 
     generated: list[Tensor]  # before T_x
-    augmented: (
-        list[Tensor] | None
-    )  # after T_x, without its normalization; None where T_x is not all Augmentations
+    # After T_x, without its normalization; None where T_x is not all Augmentations.
+    augmented: list[Tensor] | None
     batch: Batch  # what they are of: indices, targets, and the latents of each view
 
 
@@ -54,7 +53,7 @@ def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewI
     """Return images of the first anchors of a source's epoch and of their positives, before and after T_x.
 
     The source stays at its place. Of a view's crops the first is taken; views beyond the source's own get the
-    T_x of its last one.
+    T_x of its last one. Samples are those of the epoch without reuse.
 
     Args:
         source: a source with any number of views.
@@ -66,6 +65,7 @@ def view_images(source: MLViewSource, anchors: int = 8, views: int = 6) -> ViewI
         batch_size=anchors,
         num_samples=max(anchors, source.num_samples),  # the order of a pool's samples depends on it
         drop_last=True,
+        reuse=1,
         transform=None,
         crops=None,
         rank=0,

@@ -172,6 +172,8 @@ def test_statistics_between_two_truncations_are_the_originals() -> None:
     assert _between(places, 0.405).item() == pytest.approx(20.75, abs=1e-4)  # a fourth of the way
     for truncation, place in ((0.14, 8), (0.28, 15), (0.56, 29), (0.58, 28), (0.94, 46)):
         assert _between(places, truncation).item() == pytest.approx(place, abs=1e-3)
+    # 1 / (1 / 49) is a little more than 49.
+    assert _between(places[:50], 1.0).item() == 49
 
 
 @pytest.mark.parametrize(

@@ -456,15 +456,30 @@ def test_state_dict_of_a_pickled_module(tmp_path: Path) -> None:
 
 
 def test_a_module_in_memory() -> None:
-    g = Plain({f"G.{name}": value for name, value in STYLEGAN2.items()})
+    stored = {name: value.clone() for name, value in STYLEGAN2.items()}
+    g = Plain({f"G.{name}": value.clone() for name, value in STYLEGAN2.items()})
     g.init_kwargs = EasyDict(z_dim=4)  # type: ignore[assignment]
     checkpoint = checkpoints.read(g)
     assert (checkpoint.layout, checkpoint.facts) == ("stylegan2-ada", {"z_dim": 4})
-    assert same(checkpoint.tensors, STYLEGAN2)
+    assert same(checkpoint.tensors, stored)
+    # The module may go on learning; what was read stays as it is.
+    for value in g.state_dict().values():
+        value.zero_()
+    assert same(checkpoint.tensors, stored)
     with pytest.raises(
         WeightsError, match=r"The module Linear holds a dictionary with 'weight', 'bias'; mlviews reads"
     ):
         checkpoints.read(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("clamp", [256, None])
+def test_layers_say_where_they_clamp(clamp: float | None, tmp_path: Path) -> None:
+    """The arguments of stylegan3's StyleGAN2 need not: its default is not that of stylegan2-ada-pytorch."""
+    g = Generator({name: value.clone() for name, value in STYLEGAN2.items()}, z_dim=4, channel_base=16)
+    g.synthesis.b4.conv1.conv_clamp = clamp  # type: ignore[union-attr,assignment]
+    pickle_facts = checkpoints.read(written(tmp_path, pickled({"G_ema": g}))).facts
+    assert pickle_facts == {"z_dim": 4, "channel_base": 16, "conv_clamp": clamp}
+    assert checkpoints.read(g).facts["conv_clamp"] == clamp
 
 
 def test_objects_that_are_no_weights_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1533,6 +1548,7 @@ def test_another_layout_than_expected(tmp_path: Path) -> None:
 
 ADA_PART = {"mapping.fc0.weight": numbers(4, 4), "synthesis.b4.const": numbers(8, 4, 4, seed=1)}
 ROSINALITY_PART = {"style.1.weight": numbers(4, 4), "input.input": numbers(1, 8, 4, 4, seed=1)}
+OTHER_PART = {name: value + 1 for name, value in ADA_PART.items()}
 CRITIC_PART = {"mapping.fc0.weight": numbers(4, 4), "b4.conv.weight": numbers(8, 4, 3, 3)}
 
 
@@ -1548,6 +1564,13 @@ def prefixed(prefix: str, tensors: Tensors) -> Tensors:
         ({"g_ema": ADA_PART}, "stylegan2-ada", ADA_PART),
         ({"g_ema": prefixed("module.", ROSINALITY_PART)}, "stylegan2-rosinality", ROSINALITY_PART),
         ({"ema": ROSINALITY_PART, "step": 7}, "stylegan2-rosinality", ROSINALITY_PART),
+        ({"model": OTHER_PART, "model_ema": ADA_PART}, "stylegan2-ada", ADA_PART),
+        ({"state_dict": OTHER_PART, "ema_state_dict": ADA_PART}, "stylegan2-ada", ADA_PART),
+        (
+            {"state_dict": prefixed("net.", OTHER_PART) | prefixed("net_ema.", ADA_PART)},
+            "stylegan2-ada",
+            ADA_PART,
+        ),
         ({"generator": ADA_PART, "optimizer": {"state": {0: {"step": 1}}}}, "stylegan2-ada", ADA_PART),
         (
             {"state_dict": prefixed("generator.", ADA_PART) | prefixed("critic.", CRITIC_PART)},

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
@@ -231,6 +232,35 @@ def test_every_mistake_is_one_line(arguments: tuple[str, ...], message: str, tmp
     assert stderr.startswith("mlviews: ")
     assert message in stderr
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("traverse",), ("recombine",), ("purify", "."), ("publish", "fashion", "nowhere")]
+)
+def test_a_device_that_torch_cannot_use_is_named(arguments: tuple[str, ...]) -> None:
+    error = run(app, [*arguments, "--device", "gpu"]).exception
+    assert isinstance(error, ValueError)
+    assert "Invalid device='gpu'" in str(error)
+
+
+def test_of_few_images_all_are_drawn(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.effect_noise((32, 32), 60 + number).save(tmp_path / "photos" / f"{number}.png")
+    options = ["--preset", "fashion-real-ml", "--images", str(tmp_path / "photos")]
+    assert run(app, ["views", *options, "--out", str(tmp_path / "views.png")]).exit_code == 0
+    assert (tmp_path / "views.png").exists()
+
+
+def test_the_inverters_paths_are_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "[a folder]" / ("name" * 20)
+    folder.mkdir(parents=True)
+    (folder / "history.csv").write_text("")
+    best = types.SimpleNamespace(step=1, pair_error=0.1, latent_error=0.5)
+    ended = types.SimpleNamespace(status="finished", best=best, history=[best])
+    monkeypatch.setattr(mlviews, "train_inverter", lambda *_, **__: types.SimpleNamespace(run=ended))
+    out = run(app, ["inverter", "fashion", "--out", str(folder)]).output
+    assert f"{folder / 'history.csv'}\n" in out
 
 
 def test_a_files_own_values_hold_unless_the_command_line_gives_others(tmp_path: Path) -> None:

@@ -256,6 +256,10 @@ def test_files_take_no_more_time_than_their_length(
     "seed: ${oc.env:SECRET}\nweights: 'http://127.0.0.1:9/${seed}/w.safetensors'",
     "weights: ${ oc.env:SECRET,x }/name",
     "generator: {name: fashion, weights: 'hf://${oc.decode:${oc.env:SECRET}}/name'}",
+    'weights: "http://127.0.0.1:9/\\x24{oc.env:SECRET}"',
+    'weights: "http://127.0.0.1:9/${oc.\\\n  env:SECRET}"',
+    "walkers: env\nweights: 'http://127.0.0.1:9/${oc.${walkers}:SECRET}'",
+    "walkers: oc.env\nweights: 'http://127.0.0.1:9/${${walkers}:SECRET}'",
 ])  # fmt: skip
 def test_a_file_reads_no_environment(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")

@@ -689,6 +689,10 @@ def test_prompts_are_classes(text_folder: Path) -> None:
         ({"prompt_embeds": (3, 5, 8), "other": (1,)}, "is no file of encoded prompts"),
         ({"prompt_embeds": (3, 8), "negative_prompt_embeds": (1, 8)}, r"shape \(3, 8\)"),
         ({"prompt_embeds": (3, 5, 8), "negative_prompt_embeds": (1, 4, 8)}, r"for no prompt \(1, 4, 8\)"),
+        (
+            {"prompt_embeds": (3, 5, 8), "negative_prompt_embeds": (0, 5, 8)},
+            r"for no prompt \(0, 5, 8\)",
+        ),
         ({"prompt_embeds": (3, 5, 8)}, "no negative_prompt_embeds, which guidance needs"),
         (
             {"prompt_embeds": (3, 5, 6), "negative_prompt_embeds": (1, 5, 6)},
@@ -743,6 +747,23 @@ def test_texts_are_encoded_once_by_the_folders_own_encoder(text_folder: Path, tm
     for prompts in ([], [1], ["a"] * 100_001, "missing.txt", str(tmp_path / "unet" / WEIGHTS)):
         with pytest.raises((ValueError, FileNotFoundError), match="rompts"):
             load(tmp_path, prompts=prompts)
+    edit(tmp_path / "text_encoder" / "config.json", hidden_size="x")
+    with pytest.raises(WeightsError, match="text_encoder has no valid configuration"):
+        load(tmp_path, prompts=["a cat"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"scaling_factor": 0}, {"scaling_factor": "x"}, {"latents_std": [1.0]}, {"latents_mean": ["a"] * 4}],
+    ids=str,
+)
+def test_settings_of_an_autoencoder_that_make_no_images(
+    settings: dict[str, Any], text_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(text_folder, tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / "vae" / "config.json", **settings)
+    with pytest.raises(WeightsError, match=f"no valid configuration.*{next(iter(settings))}"):
+        load(tmp_path, prompts=tmp_path / "prompts.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["classes", "latent"])

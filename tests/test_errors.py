@@ -451,6 +451,14 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "one tensor per level",
     ),
     "transform of another type": (source(transform=3), ValueError, "Invalid transform=3"),
+    "transform as a name": (source(transform="simclr"), ValueError, "Invalid transform='simclr': use"),
+    "seed of an inverter": (
+        lambda: mlviews.train_inverter(Toy(), seed="0"),
+        ValueError,
+        "Invalid seed='0'",
+    ),
+    "seed of a walker": (lambda: mlviews.train_walker(Toy(), [0], seed="0"), ValueError, "Invalid seed='0'"),
+    "seed of a sweep": (lambda: mlviews.measure_impact(Toy(), seed="0"), ValueError, "Invalid seed='0'"),
     "size of nothing": (lambda: transforms.simclr(0), ValueError, "Invalid size=0"),
     "color to gray": (
         lambda: MLViewSource(Toy3(), transform=transforms.simclr(2, channels=1), batch_size=1),

@@ -34,6 +34,8 @@ import mlviews
 from mlviews import MLViewSource, transforms
 from mlviews.cli import app
 from mlviews.integrations.files import export, verify
+from mlviews.integrations.files.formats import FORMATS as FORMATS_ON_DISK
+from mlviews.integrations.files.formats import Samples
 from mlviews.perturb import Normal, Perturber
 
 NO_FFCV = "ffcv is compiled when it is installed, and is not an extra of the tests"
@@ -594,6 +596,44 @@ def test_verify_counts_the_samples_of_each_shard(tmp_path: Path) -> None:
     (tmp_path / "tars" / "manifest.json").write_text(manifest.replace(before, after))
     with pytest.raises(ValueError, match=r"\(7 of 8 in json\)"):
         verify(tmp_path / "tars")
+
+
+@pytest.mark.parametrize("format", ["folder", "webdataset"])
+def test_a_pool_is_whole_whatever_its_order(format: str, tmp_path: Path) -> None:
+    source = toy_source(pool=True)
+    assert write(source, tmp_path, format).complete
+    verify(tmp_path)
+    assert write(source, tmp_path, format).written == 0
+    if format == "folder":
+        second = load_file(tmp_path / "latents" / "shard-000001.safetensors")["index"].tolist()
+        assert sorted(second) != list(range(20, 40)), "the epoch has an order of its own"
+        without(tmp_path, "shard-000001", f"view1/unlabelled/{second[0]:010d}.png")
+        with pytest.raises(ValueError, match=r"\(19 of 20 in view1\)"):
+            verify(tmp_path)
+
+
+def test_with_reuse_every_sample_is_written_once(tmp_path: Path) -> None:
+    for name, options in {"reuse": {"reuse": 4}, "plain": {}}.items():
+        source = toy_source(num_samples=256, **options)
+        assert write(source, tmp_path / name, "webdataset", shard_size=128).complete
+        verify(tmp_path / name)
+    assert tree(tmp_path / "reuse") == tree(tmp_path / "plain")
+
+
+def test_the_command_exports_a_preset_with_reuse(tmp_path: Path) -> None:
+    (tmp_path / "reuse.yaml").write_text("preset: fashion-none\nreuse: 4\n")
+    options = ["--preset", str(tmp_path / "reuse.yaml"), "--num-samples", "6", "--out", str(tmp_path / "x")]
+    result = CliRunner().invoke(app, ["export", *options])
+    assert result.exit_code == 0, result.exception
+    assert verify(tmp_path / "x") == 2 * 6 + 3
+
+
+def test_rows_of_images_that_have_no_latents(tmp_path: Path) -> None:
+    images = torch.zeros(2, 3, 3, 1, dtype=torch.uint8)
+    batch = Samples(0, torch.arange(2), torch.zeros(2).long(), [images, images + 1], [{}, {}])
+    FORMATS_ON_DISK["ffcv"].write(tmp_path, "shard", [batch])
+    stored = load_file(tmp_path / "shards" / "shard.safetensors")
+    assert set(stored) == {"view0", "view1", "index", "target"}
 
 
 @pytest.mark.parametrize(

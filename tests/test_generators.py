@@ -258,6 +258,10 @@ def test_wrapped_module_is_frozen_and_moves() -> None:
     assert not any(parameter.requires_grad for parameter in g.parameters())
     assert next(g.to("meta").parameters()).device.type == "meta"
     assert g.device.type == "meta"
+    # It is where the module was, and in its precision.
+    wrapped = wrap_generator(Net().double(), levels=[("z", (4,))], image_shape=(1, 2, 2))
+    assert wrapped(wrapped.sample_latents(range(3))).dtype == torch.float32
+    assert wrap_generator(Net().to("meta"), levels=[("z", (4,))], image_shape=(1, 2, 2)).device.type == "meta"
 
 
 def test_bundled_generator(fashion: MLVGM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import itertools
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Toy, assert_same, by_index
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from test_source import Watch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mlviews.images
 from mlviews import MLViewSource, perturb, transforms
 from mlviews.images import Folder, Shape
-from mlviews.step import Batch
+from mlviews.step import Batch, ByOrigin
+from mlviews.zoo.images import training_images
 
 COUNT = 21  # images, of 3 classes
 SHAPE = Shape(1, 4, 4)
@@ -101,6 +103,64 @@ def test_an_epoch_has_every_image_once_with_new_positives() -> None:
     one, other = by_index(first), by_index(second)
     assert all(not torch.equal(one[index][1], other[index][1]) for index in one)
     assert list(one) != list(other), "another order"
+
+
+def test_a_changed_copy_has_the_images_that_were_read(tmp_path: Path) -> None:
+    views = source(images=folder(tmp_path))
+    assert views.replace(batch_size=2).images is views.images
+    assert views.replace(images=pixels(5)).num_samples == 5
+
+
+@pytest.mark.parametrize(
+    ("targets", "label"),
+    [([f"{index}.xml" for index in range(COUNT)], -1), ([[0, 1]] * COUNT, -1), ([2.0] * COUNT, 2)],
+)
+def test_targets_that_are_no_classes_are_no_labels(targets: list[Any], label: int) -> None:
+    data = Pairs()
+    data.targets = targets
+    assert source(images=data).batch(0, 4).targets.tolist() == [label] * 4
+
+
+@pytest.mark.parametrize("read", [lambda path: Folder(path, SHAPE).read(0), training_images])
+def test_no_file_of_a_folder_is_run(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has Ghostscript run what is in an EPS file, whatever the file is called."""
+    runs: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *words, **_: runs.append(words))
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png", "EPS")
+    with contextlib.suppress(ValueError):
+        read(tmp_path)
+    assert not runs
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        Folder(tmp_path, SHAPE).read(0)
+
+
+def test_transforms_by_origin_must_make_one_size() -> None:
+    transform = {"real": None, "generated": transforms.simclr(3, channels=None)}
+    message = r"view 1 make real images of \(4, 4\) pixels and generated ones of \(3, 3\)"
+    with pytest.raises(ValueError, match=message):
+        source(transform=transform, generated=0.5).batch(0, 4)
+    assert source(transform=transform).batch(0, 4).views[1].shape == (4, 1, 3, 3), "views may differ"
+
+
+def test_a_file_of_floats_has_values_from_0_to_1(tmp_path: Path) -> None:
+    image = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    Image.fromarray(image).save(tmp_path / "0.tif")
+    read = Folder(tmp_path, SHAPE).read(0)
+    assert torch.equal(read[0], torch.from_numpy((image * 255).round().astype(np.uint8)))
+    Image.fromarray(image * 255).save(tmp_path / "0.tif")
+    with pytest.raises(
+        ValueError, match=r"0.tif cannot be read .*values from 0 to 255; floats are in \[0, 1\]"
+    ):
+        Folder(tmp_path, SHAPE).read(0)
+
+
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_a_transform_by_origin_is_that_of_every_view(as_mapping: bool) -> None:
+    origins = ByOrigin(real=None, generated=transforms.simclr(4, channels=None))
+    transform = origins._asdict() if as_mapping else origins
+    assert source(transform=transform).transforms == [origins, origins]
 
 
 def test_positives_are_decoded_from_the_images_moved_latents() -> None:

@@ -76,6 +76,13 @@ def test_images_serve_methods_that_need_labels_or_a_memory(tmp_path: Path) -> No
         Views(configuration(data__mlvgm={"preset": PRESET, "images": str(tmp_path / "nowhere")}))
 
 
+def test_a_memory_has_room_for_every_image(tmp_path: Path) -> None:
+    mlvgm = {"preset": PRESET, "images": str(photos(tmp_path)), "num_samples": 8}
+    loader = Views(configuration(method="deepclusterv2", data__mlvgm=mlvgm)).source(4)
+    indices = torch.cat([batch[0] for _ in range(4) for batch in loader])
+    assert 8 <= int(indices.max()) < len(loader.dataset) == COUNT
+
+
 # -- the others ----------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ import mlviews
 from mlviews import sampling
 from mlviews.identity import generator_identity
 from mlviews.impact import measure_distances
-from mlviews.impact.measure import measure_impact
+from mlviews.impact.measure import _groups, measure_impact
 from mlviews.impact.sweep import Condition, Critic, SweepOptions, _monotone, _solved, _told, sweep
 from mlviews.impact.walkers import WINDOW, TrainedWalker, WalkerOptions, _Log, train_walker
 from mlviews.latents import interpolate
@@ -598,6 +598,10 @@ def test_a_hostile_walker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(mlviews.WeightsError, match=name):
             Walker.load(name)
     assert not Path("fired").exists()
+
+
+def test_rows_may_be_numpys_integers() -> None:
+    assert _groups(Toy(), [np.int64(1), 2], "sweep") == [(1,), (2,)]
 
 
 # -- the sweep -----------------------------------------------------------------------------------------------

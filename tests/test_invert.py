@@ -200,6 +200,14 @@ def test_refining_never_makes_an_image_worse(whole: tuple[Inverter, Path]) -> No
         inverter.refine(g, images, steps=-1)
 
 
+def test_refining_does_not_wait_for_the_device(whole: tuple[Inverter, Path]) -> None:
+    """On the meta device, whatever asks a tensor for its value raises."""
+    g, inverter = Toy().to("meta"), whole[0]
+    images = torch.empty(3, *g.image_shape, device="meta")
+    refined = inverter.refine(g, images, g.sample_latents(range(3)), steps=2)
+    assert refined[-1].device.type == "meta"
+
+
 def test_training_leaves_the_generator_and_the_global_random_state_alone() -> None:
     g = Toy()
     weights, state = {name: value.clone() for name, value in g.state_dict().items()}, torch.get_rng_state()

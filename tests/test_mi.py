@@ -10,11 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import Toy
+from test_images import COUNT
+from test_images import source as images_source
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource
-from mlviews.mi.estimate import FEWEST, MIEstimate, estimate_mi
+from mlviews.mi.estimate import FEWEST, MIEstimate, _collect, estimate_mi
 from mlviews.perturb import Normal, Resample
 
 
@@ -173,6 +175,16 @@ def test_a_pool_is_not_evaluated_on_what_it_was_trained_on() -> None:
     estimate = small(pool, pairs=600)
     assert estimate.pairs_evaluated == 300
     assert estimate.nats < 3 * estimate.stderr + 0.02
+
+
+def test_no_pair_of_a_source_comes_twice() -> None:
+    """With reuse the same sample is shown again, and images come back in every epoch."""
+    options = {"batch_size": 16, "num_samples": 256}
+    reused = MLViewSource(Toy(), Resample(), **options, reuse=4)  # type: ignore[arg-type]
+    anchors, _ = _collect(reused, 400)
+    assert len(anchors) == len(anchors.unique(dim=0)) == 400
+    anchors, _ = _collect(images_source(drop_last=False), 400)
+    assert len(anchors) == len(anchors.unique(dim=0)) == COUNT
 
 
 def test_scalars_may_come_without_a_dimension() -> None:

@@ -140,6 +140,13 @@ def test_a_feature_that_is_the_class_scores_all() -> None:
     assert scores.linear == {0.01: 100, 0.1: 100, 1.0: 100}
 
 
+def test_a_class_of_one_label_can_be_probed() -> None:
+    fit, test = bundled_slice()
+    rows = torch.cat([torch.nonzero(fit.labels == 0)[:39, 0], torch.nonzero(fit.labels == 1)[:1, 0]])
+    scores = evaluate(None, Labelled(fit.images[rows], fit.labels[rows]), test)
+    assert 10 <= scores.linear[1.0] <= 20, "two of ten classes at most"
+
+
 def test_pixels_are_embedded_as_they_are() -> None:
     images = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
     assert torch.equal(embed(None, images), images.flatten(1) / 255)

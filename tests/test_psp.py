@@ -413,6 +413,17 @@ def test_pictures_and_exports_of_real_images(e4e: StyleGAN2, tmp_path: Path) -> 
     assert {"view0.styles 1-2", "view1.offset of styles 7-8"} <= names
 
 
+def test_the_explorer_recombines_codes(e4e: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlviews.explorer import session
+
+    config = {"generator": e4e, "images": images(3), "perturb": {"1:": {"name": "normal"}}}
+    monkeypatch.setattr(session, "_configuration", lambda *_: config)
+    explored = session.Session("codes")
+    (rows,), columns = explored.recombination(dataclasses.replace(explored.initial, split=2))
+    assert len(rows) == 1 + len(columns) == 4
+    torch.testing.assert_close(columns[1][2], columns[1][0], atol=1e-5, rtol=0)
+
+
 Change = Callable[[dict[str, Any]], Any]
 
 

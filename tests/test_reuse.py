@@ -16,11 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mlviews.images
-from mlviews import MLViewSource, load_generator, transforms
+from mlviews import MLViewSource, load_generator, transforms, wrap_generator
 from mlviews.images import Reader
 from mlviews.perturb import Resample
 from mlviews.reuse import Reuse, Schedule
 from mlviews.source import Batch
+from mlviews.viz import view_images
 
 CPU = torch.device("cpu")
 EPOCH = 512
@@ -289,7 +290,12 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [({"reuse": 2}, "reuse=4, this source has reuse=2"), ({"num_samples": 2048}, "512")],
+    [
+        ({"reuse": 2}, "reuse=4, this source has reuse=2"),
+        ({"num_samples": 2048}, "512"),
+        ({"reuse_memory": 64 * 32}, "cut into 1 windows, this one's memory makes 2"),
+        ({"num_views": 4, "reuse_memory": 64 * 64}, "the same reuse_memory and num_views"),
+    ],
 )
 def test_a_state_of_another_schedule_is_refused(other: dict[str, Any], message: str) -> None:
     state = reused().state_dict()
@@ -297,7 +303,24 @@ def test_a_state_of_another_schedule_is_refused(other: dict[str, Any], message: 
         reused(**other).load_state_dict(state)
 
 
+def test_pictures_of_more_anchors_than_a_window_shows() -> None:
+    few = reused(reuse_memory=64 * 32)
+    pictured = view_images(few, anchors=60, views=2).generated
+    for view, expected in zip(pictured, few.replace(reuse=1).batch(0, 60).views, strict=True):
+        assert torch.equal(view, expected)
+
+
+def test_pixels_beyond_the_range_do_not_wrap_around() -> None:
+    generator = wrap_generator(lambda z: z[0].view(-1, 1, 2, 2), levels=[("z", (4,))], image_shape=(1, 2, 2))
+    views = reused(generator=generator, perturb=None)
+    raw = views.replace(reuse=1).batch(0, 8).views[0]
+    assert raw.min() < -0.1
+    assert raw.max() > 1.1
+    torch.testing.assert_close(views.batch(0, 8).views[0], raw.clamp(0, 1), atol=0.51 / 255, rtol=0)
+
+
 def test_a_configuration_takes_it() -> None:
     source = MLViewSource.from_config("fashion-ml-random", reuse=2, num_samples=64, batch_size=8)
     assert source.reuse == 2
     assert source.replace(reuse=1).reuse == 1
+    assert (source.repeats, source.replace(reuse=1).repeats) == (True, False)

@@ -21,6 +21,7 @@ from mlviews.perturb import Walker
 from mlviews.runs.checkpoint import Checkpoint, differences
 from mlviews.runs.files import new_files, whole
 from mlviews.runs.modes import plain
+from mlviews.runs.processes import check_device
 from mlviews.weights.files import write_safetensors
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -157,6 +158,14 @@ def test_samples_that_are_no_numbers_are_another_generator() -> None:
 
 
 # -- modes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert check_device("cuda") == torch.device("cuda")
+    with pytest.raises(ValueError, match="Invalid device='cuda:1'"):
+        check_device("cuda:1")
 
 
 def test_modes_are_plain_inside_and_the_callers_again_outside() -> None:

@@ -461,6 +461,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "says levels .* and the weights make",
     ),
     "a border without sense": (lambda f: change(f, border=-1), "Invalid border=-1"),
+    "a border that leaves no image": (
+        lambda f: change(f, border=1000),
+        r"config.json has border 1000 for images of \(1, ",
+    ),
     "another architecture's weights": (
         lambda f: change(f, generator="stylegan2"),
         "mlviews reads generators of these kinds",
@@ -630,6 +634,13 @@ def test_without_a_network_the_earlier_download_is_taken(
 
     monkeypatch.setattr(hub, "list_repo_files", refuse)
     assert load_generator("someone/shapes").name == "film"
+    # Blobs under their SHA-256 are held to it, as after a download.
+    weights = hub.root / "cache" / "someone" / "shapes" / "main" / "model.safetensors"
+    blob = weights.resolve()
+    weights.unlink()
+    weights.symlink_to(blob.rename(blob.with_name(DIGEST)))
+    with pytest.raises(WeightsError, match="does not have its SHA-256"):
+        load_generator("someone/shapes")
     with pytest.raises(FileNotFoundError, match="someone/else cannot be downloaded"):
         load_generator("someone/else")
 

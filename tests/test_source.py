@@ -773,6 +773,21 @@ def test_a_wrapped_callable_may_work_in_place() -> None:
         assert torch.equal(batch.latents[0][0].view(-1, 1, 2, 2).sigmoid(), batch.views[0])
 
 
+def test_a_state_of_a_late_epoch_is_gone_on_with() -> None:
+    epoch = 1 << 20
+    source = toy_source()
+    source.set_epoch(epoch)
+    passing = iter(source)
+    next(passing)
+    state, expected = source.state_dict(), next(passing)
+    resumed = toy_source()
+    resumed.load_state_dict(state)
+    resumed.set_epoch(epoch)
+    first = next(iter(resumed))
+    assert first.indices.tolist() == expected.indices.tolist() == list(range(8, 16))
+    assert torch.equal(first.views[1], expected.views[1])
+
+
 def test_a_callable_that_hands_its_latents_out_as_images_keeps_them_apart() -> None:
     generator = wrap_generator(lambda z: z[0].view(-1, 1, 2, 2), levels=[("a", (4,))], image_shape=(1, 2, 2))
     for perturb in (None, Normal(1.0)):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mlviews
-from mlviews import MLViewSource, perturb
+from mlviews import MLViewSource, WeightsError, perturb
 from mlviews.generators import winograd
 from mlviews.generators.stylegan import reading
 from mlviews.generators.stylegan.reading import load as load_stylegan2
@@ -66,6 +66,29 @@ def test_images_are_the_official_ones(path: Path) -> None:
     actual = g(g.sample_latents(range(len(images)), seed, truncation=None), labels)
     torch.testing.assert_close(actual, images, atol=1e-4, rtol=0)
     assert images.std() > 0.05
+
+
+def test_stylegan3_has_the_arguments_of_the_synthesis_network_beside_the_others() -> None:
+    path = next(path for path in GOLDENS if path.stem == "stylegan2-ada-16px-tiny")
+    with np.load(path) as golden:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["shapes"])).items()}
+        facts = json.loads(str(golden["facts"]))
+    nested = facts.pop("synthesis_kwargs")
+    tensors = parity.random_weights(shapes, 0)
+
+    def clamp(**synthesis: Any) -> float | None:
+        stored = Checkpoint("stylegan2-ada", tensors, facts | nested | synthesis, path.name)
+        return reading.convert(stored)[0].clamp
+
+    assert clamp(conv_clamp=2.0) == 2.0
+    assert clamp(conv_clamp=None) is None
+    with pytest.raises(WeightsError, match="architecture is 'resnet'"):
+        clamp(architecture="resnet")
+    # What the layers say counts for more than what the generator was called with.
+    both = Checkpoint(
+        "stylegan2-ada", tensors, facts | {"synthesis_kwargs": nested, "conv_clamp": 256}, path.name
+    )
+    assert reading.convert(both)[0].clamp == 256
 
 
 def test_every_layout_has_a_golden() -> None:

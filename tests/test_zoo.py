@@ -3,6 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import runpy
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +208,16 @@ def test_nearest_is_brute_force() -> None:
     expected = torch.cdist(queries.flatten(1), train.flatten(1) / 255)
     torch.testing.assert_close(distances, expected.min(1).values, atol=1e-5, rtol=0)
     assert torch.equal(indices, expected.argmin(1))
+
+
+def test_bad_input_of_the_evaluation_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = FOLDER / "fashion.safetensors"
+    arguments = [str(weights), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a module that is imported already
+        with pytest.raises(SystemExit, match=r"^mlviews: "):
+            runpy.run_module("mlviews.zoo.evaluate", run_name="__main__")
 
 
 def test_a_short_training_and_evaluation_from_the_command_line(

@@ -79,6 +79,19 @@ def deep_speed(record: Record) -> str:
     )
 
 
+@table("vdvae-speed")
+def vdvae_speed(record: Record) -> str:
+    """VDVAE beside the official code, in turns."""
+    shared = "The machine was shared with other work meanwhile." if record["machine_was_shared"] else ""
+    return captioned(
+        markdown(TIMES, vdvae_times(record)),
+        "Channels of the published networks, random weights, against openai/vdvae; pairs are an anchor and a "
+        "positive that differ in the last scale.",
+        f"Both sides in turns, {threads(record)}. {shared}".strip(),
+        provenance(record),
+    )
+
+
 DIFFUSION_CASES = {  # how the names of the cases begin, and what they are
     "ddpm": "DDPM",
     "ddim": "DDIM with noise",
@@ -174,6 +187,11 @@ def stylegan2_times(record: Record, name: str = "StyleGAN2") -> list[list[str]]:
 def deep_times(record: Record) -> list[list[str]]:
     """Return rows of TIMES for BigGAN-deep, which has a record like StyleGAN2's."""
     return stylegan2_times(record, "BigGAN-deep")
+
+
+def vdvae_times(record: Record) -> list[list[str]]:
+    """Return rows of TIMES for VDVAE, which has a record like StyleGAN2's."""
+    return stylegan2_times(record, "VDVAE")
 
 
 def biggan_memory(record: Record) -> str:

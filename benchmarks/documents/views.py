@@ -134,6 +134,18 @@ def views_drawn(record: Record) -> str:
     )
 
 
+@table("diffusion/probe")
+def views_diffusion(record: Record) -> str:
+    """Views of a sampler's late steps, against a little of all steps, and against the GAN's."""
+    scores = scores_table(record, "diffusion", extra=("ML random, gentle", "ML random, no T_x"))
+    return captioned(
+        f"{scores}\n\n{differences_table(record)}",
+        f"{record['steps']:,} steps of {record['batch_size']} pairs; the rows of `fashion` are those of the "
+        f"tables above; {_cost(record)}.",
+        provenance(record, note=MEASURES),
+    )
+
+
 @table("probe", "fashion-poor.quality", "fashion.quality")
 def views_quality(record: Record, poor: Record, bundled: Record) -> str:
     """How good the generator is."""

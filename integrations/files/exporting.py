@@ -65,8 +65,8 @@ def export(
     neither, as long as the versions, the kind of device and the number of threads are the same.
 
     Args:
-        source: the source to write; its ``num_samples`` samples are made ``batch_size`` at a time. It is left
-            as it was.
+        source: the source to write; its ``num_samples`` samples are made ``batch_size`` at a time, each once,
+            whatever its ``reuse``: a trainer reads files as often as it likes. It is left as it was.
         out: the folder to write to: a new one, an empty one, or one with a part of this export.
         format: "folder" (PNG), "webdataset" (tar) or "ffcv" (one .beton).
         augmented: whether to write the views after the source's T_x, without its normalization. By default
@@ -179,8 +179,8 @@ def _prepared(source: MLViewSource, augmented: bool) -> MLViewSource:
             f"Invalid source of type {type(source).__name__}: it must be an mlviews.MLViewSource."
         )
     if not augmented:
-        return source.replace(transform=None, crops=None)
-    return source.replace(transform=[unnormalized(transform) for transform in source.transforms])
+        return source.replace(reuse=1, transform=None, crops=None)
+    return source.replace(reuse=1, transform=[unnormalized(transform) for transform in source.transforms])
 
 
 def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int) -> dict[str, Any]:
@@ -208,7 +208,6 @@ def _settings(source: MLViewSource, format: str, writer: Format, shard_size: int
         "transform": transforms,
         "crops": source.crops,
         **_images(source),
-        **_reuse(source),
         **{name: getattr(source, name) for name in sizes},
         "dtype": source.dtype,
         "device": device,
@@ -234,13 +233,6 @@ def _images(source: MLViewSource) -> dict[str, Any]:
         **{name: source.arguments[name] for name in ("generated", "anchor_view")},
         **({"refine": refine} if refine else {}),  # exports of earlier versions do not have it
     }
-
-
-def _reuse(source: MLViewSource) -> dict[str, Any]:
-    """Return what says which samples are shown again where; nothing without reuse."""
-    if source.reuse == 1:
-        return {}
-    return {name: source.arguments[name] for name in ("reuse", "reuse_memory")}
 
 
 def _projections(source: MLViewSource) -> dict[str, list[float]]:

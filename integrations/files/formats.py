@@ -32,7 +32,8 @@ class Samples(NamedTuple):
     indices: Tensor  # int64 [B]
     targets: Tensor  # int64 [B], -1 if there are no classes
     views: list[Tensor]  # per view, uint8 [B, H, W, C] with 1 or 3 channels
-    latents: list[dict[str, Tensor]]  # per view, by the levels' names, float32 [B, *level.shape]
+    # per view, by the levels' names, float32 [B, *level.shape]; of views that are the user's own images: none
+    latents: list[dict[str, Tensor]]
 
 
 class Format(NamedTuple):
@@ -44,7 +45,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...]  # packages whose versions decide about the bytes
     # (folder of the export, files of a shard): the samples in each part of the shard, as its files tell
     indices: Callable[[Path, Sequence[str]], dict[str, list[int]]]
-    parts: tuple[str, ...]  # the parts beside the views'
+    parts: tuple[str, ...]  # the parts beside the views', that with the latents first
     view: str  # the name of a view's part
 
 
@@ -127,9 +128,8 @@ def _write_tar(folder: Path, shard: str, samples: Iterable[Samples]) -> None:
                 zip(batch.indices.tolist(), batch.targets.tolist(), strict=True)
             ):
                 arrays = io.BytesIO()
-                np.savez(
-                    arrays, **{name: z[row] for name, z in latents.items()}
-                )  # numpy gives members a fixed date
+                # numpy gives members a fixed date
+                np.savez(arrays, **{name: z[row] for name, z in latents.items()})
                 facts = {"index": index, "epoch": batch.epoch, "target": target}
                 tar.write(
                     {
@@ -148,16 +148,13 @@ def _write_rows(folder: Path, shard: str, samples: Iterable[Samples]) -> None:
     """
     batches = []
     for batch in samples:
-        # All levels of a view one after the other: [B, D].
-        latents = [torch.cat([z.flatten(1) for z in view.values()], dim=1) for view in batch.latents]
-        batches.append(
-            {
-                **{f"view{view}": images for view, images in enumerate(batch.views)},
-                "index": batch.indices,
-                "target": batch.targets,
-                "latents": torch.stack(latents, dim=1),  # [B, num_views, D]
-            }
-        )
+        rows = {f"view{view}": images for view, images in enumerate(batch.views)}
+        rows |= {"index": batch.indices, "target": batch.targets}
+        if all(batch.latents):
+            # All levels of a view one after the other: [B, D].
+            latents = [torch.cat([z.flatten(1) for z in view.values()], dim=1) for view in batch.latents]
+            rows["latents"] = torch.stack(latents, dim=1)  # [B, num_views, D]
+        batches.append(rows)
     write_safetensors(folder / "shards" / f"{shard}.safetensors", _joined(batches), {"format": ROWS})
 
 
@@ -176,9 +173,10 @@ def _pack_beton(folder: Path, shards: Sequence[Path], num_samples: int) -> None:
         **{name: RGBImageField(write_mode="raw") for name in images},
         "index": IntField(),
         "target": IntField(),
-        "latents": NDArrayField(first["latents"].dtype, first["latents"].shape),
     }
-    sample_bytes = sum(first[name].nbytes for name in (*images, "latents"))
+    if "latents" in first:
+        fields["latents"] = NDArrayField(first["latents"].dtype, first["latents"].shape)
+    sample_bytes = sum(first[name].nbytes for name in (*images, "latents") if name in first)
     page = max(4 * MIN_PAGE_SIZE, 1 << (sample_bytes - 1).bit_length())  # a sample lies within one page
     writer = DatasetWriter(str(folder / "views.beton"), fields, page_size=page, num_workers=1)
     writer.num_samples = num_samples
@@ -208,10 +206,8 @@ def _rows(shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for path in shards:
         tensors, _ = read_safetensors(path, ROWS)
         for name, images in tensors.items():
-            if name.startswith("view"):
-                tensors[name] = images.expand(
-                    *images.shape[:3], 3
-                )  # [N, H, W, 3]: ffcv stores no gray images
+            if name.startswith("view"):  # ffcv stores no gray images
+                tensors[name] = images.expand(*images.shape[:3], 3)  # [N, H, W, 3]
         arrays = {name: tensors[name].numpy() for name in sorted(tensors)}
         for row in range(len(arrays["index"])):
             yield {name: array[row].copy() for name, array in arrays.items()}
@@ -230,27 +226,35 @@ def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def lacking(format: Format, folder: Path, files: Sequence[str], samples: range, images: int) -> str:
+def lacking(
+    format: Format, folder: Path, files: Sequence[str], places: range, images: int, *, shuffled: bool
+) -> str:
     """Say what a shard lacks of its samples, or has beside them; return an empty text if nothing.
 
     Args:
         format: the shard's format.
         folder: the folder of the export.
         files: the shard's files, by their paths in the folder.
-        samples: the samples that it must hold.
+        places: of its samples in the epoch.
         images: the images of each sample.
+        shuffled: whether the epoch has an order of its own, that of a pool or of the user's images. Else a
+            sample's index is its place. Which samples these are is then known from the part with the latents
+            alone, which all others must agree with.
 
     Raises:
         ValueError: if a file is not of the format.
     """
     expected = {*format.parts, *(format.view.format(view) for view in range(images))}
     parts = format.indices(folder, files)
+    samples = set(places)
+    if shuffled:
+        samples = {index for index in parts.get(format.parts[0], []) if index >= 0}
     for part in sorted(expected | parts.keys()):
         indices = parts.get(part, [])
         if part not in expected:
             return f"{part} is no part of it"
-        if sorted(indices) != list(samples):
-            return f"{len(set(indices) & set(samples))} of {len(samples)} in {part}"
+        if sorted(indices) != sorted(samples) or len(samples) != len(places):
+            return f"{len(samples.intersection(indices))} of {len(places)} in {part}"
     return ""
 
 

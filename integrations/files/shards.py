@@ -350,7 +350,9 @@ def _lacking(
     """Say what a shard's files lack of its samples; empty if nothing."""
     if packed:  # its samples were counted in the shards that it was packed from
         return "" if len(files) == 1 else f"{len(files)} files, not 1"
-    problem: str = lacking(FORMATS[settings["format"]], folder, files, samples, len(settings["crops"]))
+    format, images = FORMATS[settings["format"]], len(settings["crops"])
+    shuffled = settings.get("pool") or "images" in settings
+    problem: str = lacking(format, folder, files, samples, images, shuffled=shuffled)
     return problem
 
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource, list_presets
 from mlviews.checks import integer
-from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
+from mlviews.evaluation.data import Labelled, real_images
 from mlviews.evaluation.probe import Encoder, embed
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
@@ -140,20 +140,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def real_images(folder: Path | None, labels: int) -> tuple[Labelled, Labelled]:
-    """Return at most ``labels`` real images to fit classifiers on, and those to test them on.
-
-    Args:
-        folder: a folder with Fashion-MNIST's idx files; None: the slice that comes with the package.
-        labels: the most images to fit on.
-    """
-    if folder is None:
-        fit, test = bundled_slice()
-    else:
-        fit, test = (load_fashion_mnist(folder, split, 28) for split in ("train", "test"))
-    return Labelled(fit.images[:labels], fit.labels[:labels]), test
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, print a table, write a record, and return it.
 
@@ -194,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     }
     console = Console()
     console.print(score_table(args.method, scores))
-    novelty = "" if source.pool else ", none seen twice"
+    novelty = "" if source.repeats else ", none seen twice"
     views = f"{source.num_views * steps * args.batch_size:,} views{novelty}"
     console.print(f"{trainer.global_step} steps on {views}: {training_seconds:.0f} s.")
 
@@ -256,9 +242,8 @@ def save(folder: Path, method: str, record: dict[str, Any], backbone: nn.Module)
 
 
 if __name__ == "__main__":
-    logging.getLogger("pytorch_lightning").setLevel(
-        logging.WARNING
-    )  # the classifiers' trainers announce themselves too
+    # The classifiers' trainers announce themselves too.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         main()

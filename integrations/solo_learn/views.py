@@ -97,17 +97,16 @@ class LoaderSource(MLViewSource):
 
     @property
     def dataset(self) -> range:
-        """The numbers of the samples."""
-        return range(self.num_samples)
+        """The indices that samples may have: those of all images, also where an epoch has a part of them."""
+        return range(max(self.num_samples, 0 if self.images is None else len(self.images)))
 
 
 class Views:
     """What ``data.format=mlvgm`` trains on, in the place of a dataset.
 
     Large crops come from views of their own: the first one from the anchor, the second one from a positive.
-        Small crops
-    come from these two in turn. Each crop has the T_x of its pipeline in ``augmentations``, or that of
-    ``data.mlvgm.transform``.
+    Small crops come from these two in turn. Each crop has the T_x of its pipeline in ``augmentations``, or
+    that of ``data.mlvgm.transform``.
 
     Args:
         cfg: solo-learn's configuration, with ``data.mlvgm``: the keys of mlviews' presets.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mlviews import MLViewSource, transforms
 from mlviews.checks import choice
-from mlviews.evaluation.data import Labelled, bundled_slice, load_fashion_mnist
+from mlviews.evaluation.data import real_images
 from mlviews.evaluation.probe import Encoder, evaluate
 from mlviews.integrations.lightning import MLViewDataModule
 from mlviews.runs.files import whole
@@ -128,10 +128,7 @@ def main(
 ) -> None:
     """Train by stable-pretraining on generated views, test on real images."""
     build = METHODS[choice("method", method, METHODS)]
-    fit, test = bundled_slice()
-    if data is not None:
-        fit, test = (load_fashion_mnist(data, split, 28) for split in ("train", "test"))
-    fit = Labelled(fit.images[:10_000], fit.labels[:10_000])
+    fit, test = real_images(data, labels=10_000)
     source = MLViewSource.from_config(
         preset,
         layout="stable_pretraining",

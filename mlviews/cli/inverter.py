@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import mlviews
-from mlviews.cli.shared import Job, Measured, app, console, generator_and_law, with_options
+from mlviews.cli.shared import Job, Measured, app, generator_and_law, with_options, write
 from mlviews.runs.processes import rank_of_run
 
 
@@ -55,10 +55,9 @@ def inverter(
     )
     if rank_of_run() == 0:
         best = trained.run.best
-        console.print(
+        write(
             f"{trained.run.status} after {trained.run.history[-1].step} steps; the best at step {best.step}: "
             f"mean squared error {best.pair_error:.4f} of the generator's images, "
             f"{best.latent_error:.2f} of their latents (chance: 1)."
         )
-        for path in sorted(out.glob("*.*")):
-            console.print(path)
+        write(*sorted(out.glob("*.*")))

@@ -9,6 +9,7 @@ import typer
 
 import mlviews
 from mlviews.cli.shared import Measured, app, generator_and_law, with_options, write
+from mlviews.runs.processes import check_device
 
 
 @app.command(
@@ -52,7 +53,7 @@ def publish(
     """Run :func:`mlviews.publish`; print the files."""
     network, _ = generator_and_law(generator, weights, inverter)
     path = mlviews.publish(
-        network.to(device),
+        network.to(check_device(device)),
         folder,
         report=report,
         license=license,

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import mlviews
 from mlviews.config import load_config, source_arguments
+from mlviews.runs.processes import check_device
 from mlviews.sampling import TruncatedNormal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=mlviews.__doc__)
@@ -81,9 +82,13 @@ class Run:
     ] = None
 
     @property
-    def place(self) -> str:
-        """The device to run on."""
-        return self.device or default_device()
+    def place(self) -> torch.device:
+        """The device to run on.
+
+        Raises:
+            ValueError: if torch cannot use it here.
+        """
+        return check_device(self.device or default_device())
 
 
 @dataclass(frozen=True)

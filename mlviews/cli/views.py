@@ -17,7 +17,9 @@ from mlviews.runs.processes import resolve_rank
 def views(
     preset: Preset = "fashion-ml-random",
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("runs/views.png"),
-    anchors: Annotated[int, typer.Option(help="Rows: anchors.", min=1, max=64)] = 8,
+    anchors: Annotated[
+        int, typer.Option(help="Rows: anchors, at most as many as images.", min=1, max=64)
+    ] = 8,
     num_views: Annotated[
         int, typer.Option(help="Columns: views of each, the anchor included.", min=1, max=64)
     ] = 6,
@@ -32,9 +34,11 @@ def views(
     """Draw anchors and their positives, before and after T_x."""
     from mlviews.viz import draw_views  # matplotlib takes a second that other commands need not wait for
 
-    # As many as there are rows: a folder may hold fewer images than the preset's batches.
-    overrides: dict[str, Any] = {} if images is None else {"images": images, "batch_size": anchors}
+    # A folder may hold fewer images than the preset's batches, and than there are to be rows.
+    overrides: dict[str, Any] = {} if images is None else {"images": images, "drop_last": False}
     source = mlviews.MLViewSource(**preset_arguments(preset, weights, seed, device, **overrides))
+    if images is not None:
+        anchors = min(anchors, source.num_samples)
     write(draw_views(source, out, anchors, num_views, title=preset))
 
 
@@ -91,7 +95,7 @@ def export(
         write(f"{files.verify(out):,} files in {out} are as they were written.")
         return
     arguments = {"batch_size": 128, **preset_arguments(preset, weights, seed, device)}
-    arguments |= {"layout": "pair", "drop_last": False}
+    arguments |= {"layout": "pair", "drop_last": False, "reuse": 1}
     sizes = {"num_samples": num_samples, "num_views": num_views, "batch_size": batch_size}
     arguments |= {name: size for name, size in sizes.items() if size is not None}
     if not augmented:

@@ -325,10 +325,11 @@ def _linear(x: Tensor, y: Tensor, x_test: Tensor, seed: int) -> Tensor:
         regression = LogisticRegression(C=penalty, max_iter=200, tol=1e-3)
         return make_pipeline(StandardScaler(), regression).fit(features, labels)
 
-    features, labels, classes = x.numpy(), y.numpy(), len(y.unique())
+    features, labels = x.numpy(), y.numpy()
+    counts = y.unique(return_counts=True)[1]  # labels of each class
     best = PENALTIES[len(PENALTIES) // 2]
-    if len(y) >= 2 * classes:  # there are some of each class to fit on, and some to hold out
-        held_out = max(classes, len(y) // 5)
+    if counts.min() > 1:  # there are some of each class to fit on, and some to hold out
+        held_out = max(len(counts), len(y) // 5)
         fit_x, held_x, fit_y, held_y = train_test_split(
             features, labels, test_size=held_out, random_state=seed, stratify=labels
         )
@@ -353,7 +354,7 @@ class ProbeReport:
     temperature: float
     seed: int
     views: int  # images that the source made for the training
-    repeats: bool  # whether the source made some of them more than once, as a pool does
+    repeats: bool  # whether samples or images came more than once, as those of a pool or with reuse do
     probe_images: int  # real images that the probes were fitted on
     test_images: int  # real images that they were scored on
     scores: dict[str, Scores]  # of "raw pixels", "untrained encoder" and "encoder trained on views"
@@ -476,7 +477,7 @@ def run_probe(
         temperature=temperature,
         seed=source.seed,
         views=steps * source.batch_size * source.num_views,
-        repeats=source.pool,
+        repeats=source.repeats,
         probe_images=len(probe.labels),
         test_images=len(test.labels),
         scores=scores,

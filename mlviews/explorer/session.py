@@ -91,12 +91,10 @@ class Session:
         arguments |= {"batch_size": 1, "rank": 0, "world_size": 1, "reuse": 1}
         arguments |= {} if seed is None else {"seed": seed}
         arguments["device"] = device or arguments.get("device") or default_device
-        source = MLViewSource(**arguments)
-        # Images that were read once stay: every state's source has the same ones.
-        self.source = source.replace(images=source.images)
+        self.source = MLViewSource(**arguments)
         self.configuration = config
-        self.generator = source.generator
-        self.rows = rows_of(source.generator, source.assignments)
+        self.generator = self.source.generator
+        self.rows = rows_of(self.generator, self.source.assignments)
         self.folder = Path(report or Path("runs", f"impact-{self.generator.name}-sweep"))
         if report is not None and not self.folder.is_dir():
             raise FileNotFoundError(f"No folder {self.folder}: give the folder of an impact report.")
@@ -279,7 +277,7 @@ class Session:
         """
         with self._turn:
             z, labels = self._anchors(state)
-            combined = latents.matrix(z, z, state.split)
+            combined = latents.matrix(z, z, state.split, levels=len(self.generator.levels))
             anchors, *columns = latents.decode(self.generator, [z, *combined], labels)
             corner = torch.ones_like(anchors[:1])
             heads = [

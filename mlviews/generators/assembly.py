@@ -35,5 +35,5 @@ def assembled(reader: Reader, make: Callable[[], Generator], tensors: Mapping[st
     generator.load_state_dict(tensors, assign=True)
     # The one tensor that is in no state dict, and is still on the meta device. Module.to_empty would replace
     # it too, but costs seconds of imports.
-    generator._place = torch.empty(0)
+    generator._place = torch.empty(0, dtype=torch.float32, device="cpu")
     return generator

@@ -120,11 +120,9 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
         self.num_classes = integer("num_classes", num_classes, 0)
         self.truncation = TruncatedNormal(1.0, truncation).truncation
         _check_structure(self.levels, len(self.blocks), tied)
-        # An empty tensor that follows .to(), so that a generator without parameters (a wrapped callable) has
-        # a device and a precision too. With parameters it has theirs, whatever torch's defaults are.
-        weight = next((weight for weight in self.blocks.parameters() if weight.is_floating_point()), None)
-        place = torch.empty(0, dtype=torch.float32) if weight is None else weight.detach().new_empty(0)
-        self.register_buffer("_place", place, persistent=False)
+        # It follows .to(), so that a generator without parameters (a wrapped callable) has a device and a
+        # precision too.
+        self.register_buffer("_place", place_of(self.blocks), persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; the inverter is no submodule, as it makes no image.
@@ -623,7 +621,7 @@ class MLVGM(nn.Module, metaclass=_FrozenOnceMade):
 
     def _no_images(self) -> Tensor:
         """Return the images of an empty batch, so that no block has to deal with one."""
-        return torch.empty((0, *self.image_shape), device=self.device)
+        return torch.empty((0, *self.image_shape), dtype=torch.float32, device=self.device)
 
     def _images(self, state: Any, rows: int) -> Tensor:
         """Check what :meth:`to_image` returns, and return it in float32."""
@@ -765,6 +763,15 @@ def _image_shape(shape: Any) -> tuple[int, int, int]:
             f"Invalid image_shape={shape!r}: it must be (channels, height, width), integers of at least 1."
         )
     return sizes[0], sizes[1], sizes[2]
+
+
+def place_of(module: nn.Module) -> Tensor:
+    """Return an empty tensor where a module's weights are, in their precision, whatever torch's defaults are.
+
+    For a module without weights it is float32, on the default device.
+    """
+    weight = next((weight for weight in module.parameters() if weight.is_floating_point()), None)
+    return torch.empty(0, dtype=torch.float32) if weight is None else weight.detach().new_empty(0)
 
 
 def _stack(parts: Sequence[Any]) -> Any:

@@ -207,6 +207,29 @@ class HierarchicalVAE(MLVGM):
             copies: how many copies of all images go through the decoder, one after the other.
         """
 
+    def _noise_and_value(
+        self,
+        index: int,
+        z: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        change: Callable[[int, Tensor], Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what a group's latent is in its prior's standard deviations, and its value to go on with.
+
+        Args:
+            index: the group's.
+            z: the posterior's value, ``[B, c, h, w]``.
+            mean: of the prior.
+            std: of the prior.
+            change: as for :meth:`posterior`.
+        """
+        eps = (z - mean) / (self.temperature * std)
+        if change is not None:
+            eps = change(index, eps)
+            z = torch.addcmul(mean, eps, std, value=self.temperature)
+        return eps, z
+
     def _split(self, latents: Latents) -> list[Tensor]:
         """Return one tensor per group, from one per level."""
         if not self.merged:

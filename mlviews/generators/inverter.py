@@ -184,8 +184,11 @@ class Inverter(nn.Module):
             error = (generator.decode(whole, labels) - images).square().flatten(1).mean(dim=1)  # [B]
             better = error.detach() < lowest
             lowest = torch.where(better, error.detach(), lowest)
-            for lowest_latent, z in zip(best, free, strict=True):
-                lowest_latent[better] = z.detach()[better]
+            # By where(), as to index by a mask would wait for the device.
+            best = [
+                torch.where(better.view(-1, *[1] * (z.ndim - 1)), z.detach(), lowest_latent)
+                for lowest_latent, z in zip(best, free, strict=True)
+            ]
             if step == steps or not len(images):
                 break
             pull = torch.stack([excess(z) for z in free]).mean(dim=0)  # [B]
@@ -241,5 +244,6 @@ def _groups(channels: int) -> int:
 
 
 def _described(levels: tuple[Level, ...], tied: bool) -> str:
+    """Return names and shapes of levels, for a message."""
     text = listing(f"{level.name} {level.shape}" for level in levels)
     return f"{text} that share one draw" if tied else text

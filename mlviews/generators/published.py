@@ -99,10 +99,6 @@ class Published:
     def check(self, generator: MLVGM) -> None:
         """Raise a WeightsError if the weights make another generator than the settings say."""
         levels, image_shape = _description(generator)
-        if 2 * self.border >= min(generator.image_shape[1:]):
-            raise WeightsError(
-                f"{self.config} has border {self.border} for images of {image_shape}: {_NOT_WHOLE}."
-            )
         if (levels, image_shape) != (self.levels, self.image_shape):
             raise WeightsError(
                 f"{self.config} says levels {printable(self.levels, 120)} and images "

@@ -304,7 +304,7 @@ def _load_published(settings: Published, inverter: Any, options: dict[str, Any])
             raise
         problem = printable(f"{type(error).__name__}: {error}", 160)
         raise WeightsError(f"{settings.config} has options that make no generator ({problem}).") from error
-    generator.border = settings.border
+    generator.border = _checked_border(settings.border, generator, settings.config)
     if not options:
         settings.check(generator)
     return generator
@@ -337,7 +337,9 @@ def _load(
         network = Inverter.load(inverter) if isinstance(inverter, str | Path) else inverter
         generator.name = name
         generator.weights_file = weights.absolute() if isinstance(weights, Path) else None
-        generator.border = checks.integer("border", generator.provenance.get("border", entry.border), 0)
+        generator.border = entry.border
+        if "border" in generator.provenance:
+            generator.border = _checked_border(generator.provenance["border"], generator, weights)
         # As reports can hold them.
         generator.options = {
             key: str(value) if isinstance(value, Path) else value for key, value in options.items()
@@ -347,6 +349,20 @@ def _load(
         if network is not None:  # else that of the weights file, if it holds one
             generator.inverter = network
         return generator
+
+
+def _checked_border(border: Any, generator: MLVGM, file: object) -> int:
+    """Return what a file says of the black pixels on each side of the images that a generator was trained on.
+
+    Raises:
+        mlviews.WeightsError: if it is no such number, or would leave nothing of an image.
+    """
+    if type(border) is not int or not 0 <= 2 * border < min(generator.image_shape[1:]):
+        raise WeightsError(
+            f"{file} has border {printable(border, 40)} for images of {generator.image_shape}: it is an "
+            "integer from 0, and leaves a part of the image. Copy or download the file again."
+        )
+    return border
 
 
 def list_generators() -> list[GeneratorInfo]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mlviews.generators.base import MLVGM, Latents, Level, as_levels
+from mlviews.generators.base import MLVGM, Latents, Level, as_levels, place_of
 
 
 class _Collect(nn.Module):
@@ -35,6 +35,8 @@ class WrappedGenerator(MLVGM):
     ) -> None:
         super().__init__([_Collect() for _ in levels], levels, image_shape, **options)
         self.fn = fn
+        if isinstance(fn, nn.Module):
+            self._place = place_of(fn)
 
     def condition(self, latents: Latents, labels: Tensor | None) -> Sequence[Any]:
         if labels is None:
@@ -66,7 +68,8 @@ def wrap_generator(
     Args:
         fn: takes the list of latents (one float tensor ``[B, *shape]`` per level), and int64 labels ``[B]``
             if it has classes; returns float images ``[B, C, H, W]`` in [0, 1]. If it is a module, it is
-            frozen, put in eval mode and moved with the generator.
+            frozen, put in eval mode and moved with the generator; latents come to where its weights are, in
+            their precision.
         levels: ``Level(name, shape)`` or ``(name, shape)``, coarse to fine.
         image_shape: ``(C, H, W)`` of one image.
         tied: whether levels share one draw, see :class:`MLVGM`.

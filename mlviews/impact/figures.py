@@ -54,12 +54,10 @@ class Distances(Stored):
     counts: list[int]  # anchors in each bin of the histogram
     prior: float  # mean distance between two independent draws: the unit that levels can be compared in
     norm: float  # mean |T(z)| / mean |z| of the latents: 1 where T stays in the prior's typical set
-    diversity: (
-        float  # 1 - |mean unit direction| of the shifts: 0 if all anchors move in one direction, ~1 if in all
-    )
-    directions: (
-        float  # participation ratio of the directions' second moments: 1 for a line, d for d dimensions
-    )
+    # 1 - |mean unit direction| of the shifts: 0 if all anchors move in one direction, ~1 if in all.
+    diversity: float
+    # Participation ratio of the directions' second moments: 1 for a line, d for d dimensions.
+    directions: float
 
     @property
     def relative(self) -> float:
@@ -100,9 +98,8 @@ class LevelImpact(Stored):
     levels: tuple[int, ...]  # indices: a single one, or some that are moved together
     name: str  # of the level, or of the levels
     status: str  # "reached", "resample" or "under-used"
-    perturber: Annotated[
-        Perturber, StoredPerturber
-    ]  # spends the budget; under-used: the farthest that was tried
+    # Spends the budget; under-used: the farthest that was tried.
+    perturber: Annotated[Perturber, StoredPerturber]
     loss: float  # plain InfoNCE under that perturber, nats; under-used: the largest that was reached
     stderr: float  # standard error of the loss, nats
     distances: Distances  # how far that perturber moves the level

@@ -156,7 +156,7 @@ def _groups(
         )
     groups = []
     for row in levels:
-        group = check_levels(generator, [row] if isinstance(row, int) else row)
+        group = check_levels(generator, row if isinstance(row, Sequence) else [row])
         if len(group) > 1 and method == "sweep":
             raise ValueError(
                 f"Invalid levels={list(group)} for method 'sweep', which moves one level at a time: "

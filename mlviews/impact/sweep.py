@@ -37,7 +37,7 @@ from mlviews.runs.checkpoint import Checkpoint
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import mean, rows, share
 from mlviews.runs.progress import bar
-from mlviews.sampling import TruncatedNormal
+from mlviews.sampling import TruncatedNormal, check_seed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -82,6 +82,7 @@ class SweepOptions:
         self.evaluations = integer("evaluations", self.evaluations, 2)
         choice("perturber", self.perturber, ("normal", "mix"), problem="Invalid")
         self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
+        self.seed = check_seed(self.seed)
 
     def shift(self, std: float) -> Normal | Mix:
         """Return the perturber with noise of this standard deviation; of "mix", in units of the anchors'.
@@ -105,9 +106,8 @@ class Swept(NamedTuple):
 
     curve: Curve
     std: float | None  # the one that meets the target; None if none up to HIGH does
-    interval: (
-        tuple[float, float] | None
-    )  # 95 %, of evaluation pairs and critics; its ends are within the grid's
+    # 95 %, of evaluation pairs and critics; its ends are within the grid's.
+    interval: tuple[float, float] | None
 
 
 class Sweep(NamedTuple):

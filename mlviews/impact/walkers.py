@@ -41,7 +41,7 @@ from mlviews.runs.modes import plain
 from mlviews.runs.processes import launch, mean, rows, share
 from mlviews.runs.progress import bar
 from mlviews.runs.records import environment
-from mlviews.sampling import TruncatedNormal
+from mlviews.sampling import TruncatedNormal, check_seed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -91,6 +91,7 @@ class WalkerOptions:
         self.tolerance = positive("tolerance", self.tolerance)
         self.patience = integer("patience", self.patience, 1)
         self.checkpoint_every = integer("checkpoint_every", self.checkpoint_every, 1)
+        self.seed = check_seed(self.seed)
         self.noise = checks.flag("noise", self.noise)
         self.entropy = positive("entropy", self.entropy)
         if not is_number(self.directions) or self.directions < 1:

@@ -103,8 +103,9 @@ def estimate_mi(
     Args:
         x: float samples ``[N, ...]``, N of at least 200: images ``[N, C, H, W]`` with sides of at least 4
             meet residual networks, any other shape an MLP. Or a source of pairs: an
-            :class:`~mlviews.MLViewSource` (its anchors and first positives, from its epoch on; its place does
-            not change), or an iterable whose batches start with two such tensors (one pass; no pair may come
+            :class:`~mlviews.MLViewSource` (its anchors and first positives from its epoch on, each pair once,
+            whatever ``reuse``; of a pool or of the user's own images, those of one epoch; its place does not
+            change), or an iterable whose batches start with two such tensors (one pass; no pair may come
             twice).
         y: their partners ``[N, ...]``, on the same device; None if x is a source.
         seed: the seed of the folds, the critics and their batches.
@@ -234,18 +235,19 @@ def _is_paired(batch: Any) -> bool:
 
 
 def _views(source: MLViewSource) -> Iterator[tuple[Tensor, ...]]:
-    """Yield raw pairs of this epoch and all that follow (a pool has no others), of all ranks.
+    """Yield the pairs of this epoch and of all that follow, of all ranks, each pair once.
 
-    They are a copy's, as a pass would move the source on.
+    A pool has no others, and images come back with every epoch. They are a copy's, as a pass would move the
+    source on.
     """
     if source.num_views < 2:
         raise ValueError(f"The source has num_views={source.num_views}: a pair needs at least 2.")
-    source = source.replace()
+    source = source.replace(reuse=1)
     while True:
         for start in range(0, source.num_samples, source.batch_size):
             stop = min(start + source.batch_size, source.num_samples)
             yield tuple(source.batch(start, stop).views[:2])
-        if source.pool:
+        if not source.step.anchors.endless:
             return
         source.set_epoch(source.epoch + 1)
 

@@ -2,8 +2,7 @@
 
 All losses here are plain: ``log(number of candidates) - loss`` is a lower bound on mutual information. The
 research code multiplies its loss by ``temperature / 0.07`` (1.43 at the temperature of 0.1), for which the
-bound
-does not hold: :func:`to_paper_scale`.
+bound does not hold: :func:`to_paper_scale`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,12 @@ def check_device(device: str | torch.device) -> torch.device:
     """
     try:
         usable = torch.device(device)
-        if usable.type != "cuda" or not torch.cuda.is_available():
+        is_known_gpu = (
+            usable.type == "cuda"
+            and torch.cuda.is_available()
+            and (usable.index or 0) < torch.cuda.device_count()
+        )
+        if not is_known_gpu:
             torch.empty(0, device=usable)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError):
         usable = torch.device("meta")
@@ -187,8 +192,8 @@ def launch(module: nn.Module, device: str | torch.device, devices: int) -> Fabri
         if processes != fabric.world_size:
             raise ValueError(
                 f"torch.distributed runs with {processes} processes, of which Fabric would see "
-                f"{fabric.world_size}: "
-                "measure before init_process_group, or start the processes with torchrun."
+                f"{fabric.world_size}: measure before init_process_group, or start the processes with "
+                "torchrun."
             )
     if fabric.world_size > 1:
         end_gently()
@@ -244,8 +249,7 @@ def share(pairs: int, fabric: Fabric) -> int:
     if pairs % fabric.world_size:
         raise ValueError(
             f"Invalid pairs={pairs} for {fabric.world_size} processes: it is the whole batch and must be a "
-            "multiple of "
-            "them."
+            "multiple of them."
         )
     return pairs // fabric.world_size
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mlviews.checks import path_of
@@ -56,9 +58,6 @@ _MARKERS = {
     "decoder.dec_blocks.0.z_proj.weight": ("vdvae", "encoder.in_conv.weight"),
 }
 """Layouts by a tensor of the generator's, each with another one that is beside it."""
-
-_AVERAGES = ("G_ema", "g_ema", "ema")
-"""What projects call the running average of a generator."""
 
 _NETWORKS = ("state_dict", "model", "generator", "netG", "G", "g")
 """What projects call a generator, or all of a training's networks."""
@@ -260,14 +259,13 @@ def _module(content: Any, path: str) -> Checkpoint | None:
         return None
     tensors = _unwrapped(_collect(module, _module_parts, "."))
     facts = _arguments(attributes.get("_init_kwargs", attributes.get("init_kwargs")))
-    if _is_alias_free(tensors):
-        parts = [
-            (_full(prefix, name), part)
-            for prefix, name, part in _walk(module, _module_parts, ".")
-            if isinstance(part, Record)
-        ]
-        facts["modules"] = _described((name, _attributes(part)) for name, part in [("", module), *parts])
-    return _named(tensors, facts, path)
+    parts = [
+        (_full(prefix, name), part)
+        for prefix, name, part in _walk(module, _module_parts, ".")
+        if isinstance(part, Record)
+    ]
+    modules = ((name, _attributes(part)) for name, part in [("", module), *parts])
+    return _named(tensors, facts | _of_modules(tensors, modules), path)
 
 
 def _tensorflow(content: Any, path: str) -> Checkpoint | None:
@@ -323,20 +321,29 @@ def _psp(content: Any, path: str) -> Checkpoint | None:
 
 
 def _flat(content: Any, path: str) -> Checkpoint | None:
-    """Recognise a state dict alone, or the only one among those of a training."""
+    """Recognise a state dict alone, or of those of a training the running average, or else the only one."""
     if not isinstance(content, Mapping):
         return None
-    for key in _AVERAGES:
-        if isinstance(content.get(key), dict):
-            checkpoint = _named(_tensors(content[key]), {}, path)
-            if checkpoint is not None:
-                return checkpoint
+    averages = _inside(content, filter(_is_average, content), path)
+    if averages:
+        return averages[0]
     checkpoint = _named(_tensors(content), {}, path)
     if checkpoint is not None:
         return checkpoint
-    inner = [_tensors(content[key]) for key in _NETWORKS if isinstance(content.get(key), dict)]
-    candidates = [checkpoint for tensors in inner if (checkpoint := _named(tensors, {}, path))]
-    return candidates[0] if len(candidates) == 1 else None
+    networks = _inside(content, _NETWORKS, path)
+    return networks[0] if len(networks) == 1 else None
+
+
+def _inside(content: Mapping[Any, Any], keys: Iterable[Any], path: str) -> list[Checkpoint]:
+    """Return what is recognised in the state dicts that a training's dictionary has under these keys."""
+    state_dicts = [content[key] for key in keys if isinstance(content.get(key), dict)]
+    checkpoints = [_named(_tensors(tensors), {}, path) for tensors in state_dicts]
+    return [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+
+
+def _is_average(name: Any) -> bool:
+    """Is this the name of a running average, as G_ema, model_ema and ema are?"""
+    return isinstance(name, str) and "ema" in re.split(r"[._]", name.lower())
 
 
 def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Checkpoint | None:
@@ -364,7 +371,7 @@ def _named(tensors: dict[str, Tensor], facts: dict[str, Any], path: str) -> Chec
         if name.endswith(f".{marker}") and name.removesuffix(marker) + neighbor in tensors
     ]
     # The running average is the one to generate with.
-    averages = [place for place in places if any(part in _AVERAGES for part in place[0].split("."))]
+    averages = [place for place in places if _is_average(place[0])]
     places = averages if len(averages) == 1 else places
     if len(places) > 1:
         prefixes = listing(printable(repr(prefix), 60) for prefix, _ in places[:4])
@@ -424,6 +431,24 @@ def _walk(
             yield prefix, name, part
 
 
+def _of_modules(
+    tensors: Mapping[str, Tensor], modules: Iterable[tuple[str, Mapping[Any, Any]]]
+) -> dict[str, Any]:
+    """Return the facts that a StyleGAN's modules say of themselves, and its constructor's arguments may not.
+
+    Of StyleGAN3 that is ``modules``, all that no tensor tells. Of StyleGAN2 it is ``conv_clamp``, the same in
+    all of its layers: its default is another one in stylegan3 than in stylegan2-ada-pytorch.
+
+    Args:
+        tensors: of the generator, by their full names.
+        modules: attributes of each module, by its full name.
+    """
+    if _is_alias_free(tensors):
+        return {"modules": _described(modules)}
+    clamps = [attributes["conv_clamp"] for _, attributes in modules if "conv_clamp" in attributes]
+    return _arguments({"conv_clamp": clamps[0]}) if clamps else {}
+
+
 def _described(modules: Iterable[tuple[str, Mapping[Any, Any]]]) -> Any:
     """Return what StyleGAN3's modules say of themselves, by their names: attributes in ``_ALIAS_FREE``."""
     facts = {}
@@ -475,7 +500,11 @@ def _description(record: Record) -> Mapping[Any, Any]:
 
 def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
     """Return the state dict of a module of another project, and what was recognised in it."""
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    # Copies: the module may go on learning, and the generator's images must not drift with it.
+    content = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
     facts: dict[str, Any] = {}
     for network in (module, getattr(module, "G", None)):  # an object of make_gan has the network in G
         facts |= _arguments(getattr(network, "init_kwargs", None))  # StyleGAN2's modules remember them
@@ -484,12 +513,11 @@ def _read_module(module: nn.Module, path: str) -> tuple[Any, Checkpoint | None]:
             facts |= _arguments(settings())  # BigGAN-deep's
             facts["truncation"] = getattr(module, "truncation", None)
     tensors = _unwrapped(content)
-    if _is_alias_free(tensors):
-        facts["modules"] = _described(
-            (name, {key: _listed(value) for key, value in vars(part).items()})
-            for name, part in module.named_modules()
-        )
-    return content, _named(tensors, facts, path)
+    modules = (
+        (name, {key: _listed(value) for key, value in vars(part).items()})
+        for name, part in module.named_modules()
+    )
+    return content, _named(tensors, facts | _of_modules(tensors, modules), path)
 
 
 def _listed(value: Any) -> Any:

@@ -105,9 +105,10 @@ def _from_url(reference: str) -> Path:
             raise FileNotFoundError(
                 f"{url} cannot be downloaded: {file.parent} cannot be written ({error.strerror}). {_OFFLINE}"
             ) from error
-        with lock:
-            lock.release()  # of the two that are held now
+        try:
             copy.refresh()
+        finally:
+            lock.release()
     return file
 
 
@@ -356,13 +357,16 @@ def fetch_folder(reference: str, choose: Callable[[list[str]], list[str]]) -> Pa
         )
     hub = _hub(reference)
     try:
-        names = choose(repository.ask(hub.list_repo_files))
+        files = repository.ask(hub.list_repo_files)
     except FileNotFoundError as error:
         try:
-            return Path(repository.ask(hub.snapshot_download, local_files_only=True))
+            folder = Path(repository.ask(hub.snapshot_download, local_files_only=True))
         except FileNotFoundError:
             raise error from None
-    folder = Path(repository.ask(hub.snapshot_download, allow_patterns=names))
+        names = choose([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()])
+    else:
+        names = choose(files)
+        folder = Path(repository.ask(hub.snapshot_download, allow_patterns=names))
     for name in names:
         _check_blob(folder / name)
     return folder
@@ -391,7 +395,7 @@ class _Repository:
         try:
             return call(self.name, *arguments, revision=self.revision, **options)
         except Exception as error:  # huggingface_hub's errors, its HTTP library's, the system's
-            reason = str(error).strip().partition("\n")[0]
+            reason = printable(str(error).strip().partition("\n")[0])
             problem = f"{type(error).__name__}: {reason}"
             raise FileNotFoundError(f"{self.name} cannot be downloaded ({problem}). {_OFFLINE}") from error
 
@@ -407,7 +411,7 @@ def _from_hub(reference: str) -> Path:
         files = [path for path in repository.ask(hub.list_repo_files) if path.endswith(SUFFIXES)]
         if len(files) != 1:
             raise FileNotFoundError(
-                f"{repository.name} has {len(files)} weights files ({listing(files[:5])}): "
+                f"{repository.name} has {len(files)} weights files ({printable(listing(files[:5]))}): "
                 f"write hf://{repository.name}/FILE."
             )
         file = files[0]

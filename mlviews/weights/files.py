@@ -221,8 +221,9 @@ def _at_most(count: int) -> Iterator[None]:
 
     def spend(cost: int) -> None:
         nonlocal left
-        if threading.get_ident() == thread:
-            left -= cost
+        if threading.get_ident() != thread:
+            return
+        left -= cost
         if left < 0:
             raise Refused(
                 f"settings of a network of more than {count:,} tensors, which the file does not have"

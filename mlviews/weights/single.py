@@ -18,8 +18,9 @@ def hint(tensors: Mapping[str, Tensor]) -> str | None:
     Args:
         tensors: by their names, without a wrapper's prefix; may hold anything.
     """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for kind in (_self_conditioned, _studiogan, _cips):
-        text = kind({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        text = kind(shapes)
         if text is not None:
             return text
     return None

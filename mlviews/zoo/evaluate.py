@@ -43,12 +43,13 @@ from mlviews.generators import MLVGM, load_generator
 from mlviews.generators.diffusion import DiffusionGenerator
 from mlviews.generators.nvae.network import NVAE
 from mlviews.generators.semafo import SemafoVAE
-from mlviews.runs.files import sha256
+from mlviews.runs.files import sha256, whole
 from mlviews.runs.progress import bars
 from mlviews.runs.records import environment
 from mlviews.viz import mosaic, save_figure
 from mlviews.weights.files import format_of
 from mlviews.zoo import PROVENANCE
+from mlviews.zoo.train import start
 
 BATCH = 250  # images per forward pass
 QUERIES = 1_000  # samples whose nearest training image is searched
@@ -238,13 +239,13 @@ def nearest(queries: Tensor, train: Tensor, advance: Advance) -> tuple[Tensor, T
     flat = queries.flatten(1)
     smallest = torch.full((len(flat),), math.inf)
     indices = torch.zeros(len(flat), dtype=torch.int64)
-    for start in range(0, len(train), 5_000):
-        chunk = train[start : start + 5_000].flatten(1).float() / 255
+    for first in range(0, len(train), 5_000):
+        chunk = train[first : first + 5_000].flatten(1).float() / 255
         # |q - t|^2 without |q|^2, which does not change the order.
         value, index = torch.addmm(chunk.square().sum(1), flat, chunk.T, alpha=-2).min(1)
         closer = value < smallest
         smallest = torch.where(closer, value, smallest)
-        indices = torch.where(closer, index + start, indices)
+        indices = torch.where(closer, index + first, indices)
         advance(len(chunk))
     matches = train[indices].flatten(1).float() / 255
     return (flat - matches).square().sum(1).sqrt(), indices
@@ -703,7 +704,8 @@ def main(
     }
     record = out / "quality.json"
     text = json.dumps(_rounded(report), indent=2, ensure_ascii=False) + "\n"
-    record.write_text(text, encoding="utf-8")
+    with whole(record) as part:
+        part.write_text(text, encoding="utf-8")
     Console(width=100).print(*summary(report), record, sep="\n")
 
 
@@ -727,4 +729,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

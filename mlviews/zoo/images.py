@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mlviews.evaluation.data import load_fashion_mnist
-from mlviews.images import Folder, ImageSet, Shape
+from mlviews.images import FORMATS, Folder, ImageSet, Shape
 
 SIZES = (32, 64)
 """Pixels of a side that the recipes know."""
@@ -69,7 +69,7 @@ def _count(images: Sized) -> str:
 def _is_colored(path: Path) -> bool:
     """Say whether an image's channels differ; a damaged file is told of when it is read for training."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.draft("RGB", (64, 64))
             pixels = np.asarray(image.convert("RGB"))
     except Exception:

@@ -277,7 +277,49 @@ class BaseTrainer(ABC):
             getattr(self, name).load_state_dict(state[name])
 
 
-class Trainer(BaseTrainer):
+class AdversarialTrainer(BaseTrainer):
+    """What trainers with a discriminator have besides: ``opt_g``, ``opt_d``, and what both losses go with."""
+
+    opt_g: torch.optim.Optimizer
+    opt_d: torch.optim.Optimizer
+    base_lrs: tuple[float, float]  # of the two, at first
+
+    def decay(self) -> float:
+        """Return the factor of the learning rates at this step: 1, and then down to 0.1 along a line."""
+        start = self.recipe.decay_from
+        if start >= 1:
+            return 1.0
+        return float(1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start)))
+
+    def set_learning_rates(self) -> None:
+        """Give both optimizers the learning rates of this step."""
+        decay = self.decay()
+        for optimizer, lr in zip((self.opt_g, self.opt_d), self.base_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * decay
+
+    def penalize(self, scores: Callable[[Tensor], Tensor], real: Tensor) -> None:
+        """Add lazy R1's gradient to the discriminator's, at the steps that have one.
+
+        It is that of the squared slope of the logits at real images.
+
+        Args:
+            scores: returns the discriminator's logits ``[B]`` of images.
+            real: the step's, ``[B, C, H, W]``.
+        """
+        recipe = self.recipe
+        if self.steps % recipe.r1_every:
+            return
+        real = real.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(scores(real).sum(), real, create_graph=True)
+        penalty = slope.square().sum((1, 2, 3)).mean()
+        (penalty * (recipe.r1 / 2 * recipe.r1_every)).backward()
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the networks run."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+
+
+class Trainer(AdversarialTrainer):
     """Both networks, their optimizers and the moving average of the generator."""
 
     PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
@@ -307,13 +349,6 @@ class Trainer(BaseTrainer):
         images = self.pixels().float() / 127.5 - 1
         return images.contiguous(memory_format=torch.channels_last)
 
-    def decay(self) -> float:
-        """Return the factor of the learning rates at this step: 1, and then down to 0.1 along a line."""
-        start = self.recipe.decay_from
-        if start >= 1:
-            return 1.0
-        return float(1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start)))
-
     def step(self) -> dict[str, float]:
         """Update the discriminator and the generator once each, and return the losses."""
         noise = self.noise()
@@ -321,9 +356,7 @@ class Trainer(BaseTrainer):
             [torch.randn(self.recipe.batch, dim, generator=noise) for dim in self.recipe.model.dims]
             for _ in range(2)
         )
-        decay = self.decay()
-        for optimizer, lr in zip((self.opt_g, self.opt_d), self.base_lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * decay
+        self.set_learning_rates()
         loss_d = self._step_discriminator(first)
         loss_g, info = self._step_generator(second)
         self.steps += 1
@@ -337,19 +370,14 @@ class Trainer(BaseTrainer):
         recipe = self.recipe
         real = self.real()
         # The adversarial loss and the regression of the latents.
-        with self._autocast():
+        with self.autocast():
             with torch.no_grad():
                 fake = self.generator.decode(latents).float() * 2 - 1
             logits, regressed = self.discriminator(torch.cat([real, fake]))
         info = self.info(regressed[recipe.batch :], latents)
         loss = F.softplus(-logits[: recipe.batch]).mean() + F.softplus(logits[recipe.batch :]).mean()
         (loss + recipe.info * info).backward()
-        # The R1 penalty: the squared slope of the logits at real images.
-        if self.steps % recipe.r1_every == 0:
-            real.requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.discriminator(real)[0].sum(), real, create_graph=True)
-            penalty = slope.square().sum((1, 2, 3)).mean()
-            (penalty * (recipe.r1 / 2 * recipe.r1_every)).backward()
+        self.penalize(lambda images: self.discriminator(images)[0], real)
         self.opt_d.step()
         self.opt_d.zero_grad(set_to_none=True)
         return loss
@@ -357,7 +385,7 @@ class Trainer(BaseTrainer):
     def _step_generator(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Update the generator, and return its adversarial loss and the error of the regressed latents."""
         self.discriminator.requires_grad_(False)
-        with self._autocast():
+        with self.autocast():
             fake = self.generator.decode(latents).float() * 2 - 1
             logits, regressed = self.discriminator(fake)
         info = self.info(regressed, latents)
@@ -367,10 +395,6 @@ class Trainer(BaseTrainer):
         self.opt_g.step()
         self.opt_g.zero_grad(set_to_none=True)
         return loss, info
-
-    def _autocast(self) -> torch.autocast:
-        """Return the context in which the networks run."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
     def info(self, regressed: Tensor, latents: list[Tensor]) -> Tensor:
         """Return the mean squared error of the regressed latents; 1 for a level that does not show.
@@ -511,7 +535,9 @@ def command(
             typer.Option("--color/--gray", help="Channels. Default: gray if no image has color."),
         ] = None,
         seed: Annotated[
-            int, typer.Option(help="Seeds the networks, the data order and the noise.", min=0)
+            int,
+            # A step's noise has the seed in the upper half of 64 bits.
+            typer.Option(help="Seeds the networks, the data order and the noise.", min=0, max=2**32 - 1),
         ] = 0,
         snapshots: Annotated[
             int, typer.Option(help="Images between checkpoints; each also exports weights.", min=64)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlviews.images import ImageSet
-from mlviews.runs.files import new_files
+from mlviews.runs.files import whole_folder
 from mlviews.runs.modes import plain
 from mlviews.zoo import PROVENANCE
 from mlviews.zoo.train import (
-    BaseTrainer,
+    AdversarialTrainer,
     Discriminator,
     average_decay,
     command,
@@ -148,7 +147,7 @@ class Denoiser:
 # -- training ------------------------------------------------------------------------------------------------
 
 
-class Trainer(BaseTrainer):
+class Trainer(AdversarialTrainer):
     """Both networks, their optimizers, the U-Net's moving average, and the images on their way to the end.
 
     Image ``i`` of a step belongs to level ``i % levels``: these are the groups of the discriminator's
@@ -185,11 +184,6 @@ class Trainer(BaseTrainer):
         self.chained = torch.arange(recipe.batch) >= recipe.batch // 2
         self.LOSSES = ("loss_d", "loss_g", *(f"distance_{level}" for level in range(1, recipe.levels)))
 
-    def decay(self) -> float:
-        """Return the factor of the learning rates at this step: 1, and then down to 0.1 along a line."""
-        start = self.recipe.decay_from
-        return float(1 - 0.9 * max(0.0, (self.seen / self.total - start) / (1 - start)))
-
     def anchoring(self) -> float:
         """Return the weight of the distance to the real images: it falls along a line.
 
@@ -206,15 +200,13 @@ class Trainer(BaseTrainer):
             the real ones that were made noisy.
         """
         recipe = self.recipe
-        decay = self.decay()
-        for optimizer, lr in zip((self.opt_g, self.opt_d), self.base_lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * decay
+        self.set_learning_rates()
         real = self.pixels().float() / 127.5 - 1
         # The neighbour before is of the level before. (The first level's are replaced by noise.)
         images = torch.where(self.chained[:, None, None, None], self.samples.roll(1, 0), real)
         noise = torch.randn(real.shape, generator=self.noise())
 
-        with self._autocast():
+        with self.autocast():
             clean = self.denoise(self.network, self.denoise.noisy(images, noise, self.levels), self.levels)
         fake = clean.clamp(-1, 1)
         self.samples = fake.detach()
@@ -241,29 +233,19 @@ class Trainer(BaseTrainer):
 
     def scores(self, images: Tensor) -> Tensor:
         """Return the discriminator's logits ``[B]``: a common one, and the level's on top of it."""
-        with self._autocast():
+        with self.autocast():
             common, by_level = self.discriminator(images.contiguous(memory_format=torch.channels_last))
         scores: Tensor = common + by_level.gather(1, self.levels[:, None])[:, 0]
         return scores
 
     def _step_discriminator(self, real: Tensor) -> Tensor:
         """Update the discriminator on real images and the step's samples; return its adversarial loss."""
-        recipe = self.recipe
         loss = F.softplus(-self.scores(real)).mean() + F.softplus(self.scores(self.samples)).mean()
         loss.backward()
-        # The R1 penalty: the squared slope of the logits at real images.
-        if self.steps % recipe.r1_every == 0:
-            real = real.clone().requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.scores(real).sum(), real, create_graph=True)
-            penalty = slope.square().sum((1, 2, 3)).mean()
-            (penalty * (recipe.r1 / 2 * recipe.r1_every)).backward()
+        self.penalize(self.scores, real)
         self.opt_d.step()
         self.opt_d.zero_grad(set_to_none=True)
         return loss
-
-    def _autocast(self) -> torch.autocast:
-        """Return the context in which the networks run."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
@@ -283,14 +265,10 @@ class Trainer(BaseTrainer):
 
         kind: Any = diffusers.ConsistencyModelPipeline
         pipeline = kind(copy.deepcopy(self.average).half(), noise_schedule(self.recipe))
-        with new_files(path.parent) as folder:
-            part = folder / path.name
+        text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+        with whole_folder(path) as part:
             pipeline.save_pretrained(part)
-            text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
             (part / PROVENANCE).write_text(text, encoding="utf-8")
-            if path.exists():
-                shutil.rmtree(path)
-            part.rename(path)
 
 
 main = command(RECIPES, Trainer, 400_000)

@@ -109,7 +109,8 @@ def _between(statistics: Tensor, truncation: float) -> Tensor:
     """
     share, place = math.modf(truncation / (1.0 / (len(statistics) - 1)))
     index = int(place)
-    if share == 0:
+    # Where the division rounds up at a truncation of 1, there is no entry after the last.
+    if share == 0 or index + 1 == len(statistics):
         return statistics[index]
     return statistics[index] * share + statistics[index + 1] * (1 - share)
 

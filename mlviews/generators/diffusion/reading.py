@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlviews.checks import choice, integer, is_number, path_of
 from mlviews.errors import WeightsError, listing
@@ -391,12 +391,39 @@ def _autoencoder(folder: Folder, classes: ModuleType, shape: Shape) -> tuple[Aut
             f"{folder.path} has an autoencoder of {config.latent_channels} channels, and a network of "
             f"{channels}."
         )
-    scaling, shift = config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
-    means, stds = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
-    gain = torch.full((channels,), 1.0) if stds is None else torch.tensor(stds, dtype=torch.float32)
-    offset = (
-        torch.full((channels,), float(shift)) if means is None else torch.tensor(means, dtype=torch.float32)
-    )
-    module = Autoencoder(network, gain / scaling, offset, bool(getattr(config, "force_upcast", False)))
+    scaling = _by_channel(folder, config, "scaling_factor", 1.0, channels)
+    stds = _by_channel(folder, config, "latents_std", 1.0, channels)
+    mean = "shift_factor" if getattr(config, "latents_mean", None) is None else "latents_mean"
+    offset = _by_channel(folder, config, mean, 0.0, channels)
+    if not (scaling > 0).all():
+        raise WeightsError(
+            f"{folder.path} has no valid configuration: its autoencoder's scaling_factor is "
+            f"{config.scaling_factor}; expected a number above 0."
+        )
+    module = Autoencoder(network, stds / scaling, offset, bool(getattr(config, "force_upcast", False)))
     factor = getattr(config, "upsampling_scaling_factor", 2) ** (len(config.block_out_channels) - 1)
     return module, (config.out_channels, sides[0] * factor, sides[1] * factor)
+
+
+def _by_channel(folder: Folder, config: Any, name: str, default: float, channels: int) -> Tensor:
+    """Return a setting of an autoencoder as a number for each channel of its codes, float32 ``[C]``.
+
+    Args:
+        folder: the model's.
+        config: the autoencoder's.
+        name: of the setting: a number, or a list of one for each channel.
+        default: where there is no such setting.
+        channels: C.
+
+    Raises:
+        mlviews.WeightsError: if it is neither.
+    """
+    value = getattr(config, name, None)
+    value = default if value is None else value
+    values = value if isinstance(value, list | tuple) else [value] * channels
+    if len(values) != channels or not all(map(is_number, values)):
+        raise WeightsError(
+            f"{folder.path} has no valid configuration: its autoencoder's {name} is "
+            f"{printable(repr(value), 80)}; expected a number, or a list of {channels}."
+        )
+    return torch.tensor(values, dtype=torch.float32)

@@ -110,8 +110,9 @@ def _with_empty(prompts: Tensor | None, empty: Tensor | None, axes: int, path: P
     if prompts is None:
         return None
     if empty is None:
-        empty = torch.zeros_like(prompts[:1])
-    if prompts.ndim != axes or not len(prompts) or empty.shape[1:] != prompts.shape[1:]:
+        empty = torch.zeros(1, *prompts.shape[1:])
+    fits = prompts.ndim == empty.ndim == axes and prompts.shape[1:] == empty.shape[1:]
+    if not fits or 0 in (len(prompts), len(empty)):
         raise WeightsError(
             f"{path} holds encoded prompts of shape {tuple(prompts.shape)}, and for no prompt "
             f"{tuple(empty.shape)}: they are [N, length, D] and [1, length, D]; pooled, [N, P] and [1, P]."
@@ -204,7 +205,7 @@ def _encoder(folder: Folder, name: str, transformers: ModuleType) -> Any:
             "CLIPTextModelWithProjection; pass encoded prompts instead."
         )
     tensors = folder.tensors(name, "model")
-    config = transformers.CLIPTextConfig(**arguments(transformers.CLIPTextConfig, settings))
+    options = arguments(transformers.CLIPTextConfig, settings)
     make = getattr(transformers, kind)
     # Files have a prefix that some versions of transformers have, and once had the numbers of the places.
     small = transformers.CLIPTextConfig(
@@ -218,7 +219,7 @@ def _encoder(folder: Folder, name: str, transformers: ModuleType) -> Any:
         is_head = bare.startswith("text_projection")
         if bare != "embeddings.position_ids":
             expected[_PREFIX + bare if has_prefix and not is_head else bare] = tensor
-    return fit(lambda: make(config), expected, place)
+    return fit(lambda: make(transformers.CLIPTextConfig(**options)), expected, place)
 
 
 @torch.no_grad()

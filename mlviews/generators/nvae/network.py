@@ -195,11 +195,7 @@ class NVAE(HierarchicalVAE):
             if index > 0 and self.config.relative:
                 raw = raw + prior_raw
             z, divergence = self._draw(index, raw, prior, group_noise)
-            # The latent, in the prior's standard deviations.
-            eps = (z - prior.mean) / (self.temperature * prior.std)
-            if change is not None:
-                eps = change(index, eps)
-                z = torch.addcmul(prior.mean, eps, prior.std, value=self.temperature)
+            eps, z = self._noise_and_value(index, z, *prior, change)
             latents.append(eps)
             divergences.append(divergence)
             features = group.join(features, z)  # type: ignore[operator]

@@ -24,9 +24,6 @@ from mlviews.weights.checkpoints import Checkpoint
 from mlviews.weights.files import MOST_TENSORS, Refused
 from mlviews.weights.reader import Facts, Reader
 
-SIZES = {"mnist": 32, "omniglot": 32, "cifar10": 32, "ffhq": 256}
-"""Pixels of one side of NVlabs' data sets; others carry them in their name."""
-
 DERIVED = (".num_batches_tracked", ".weight_normalized")
 """Ends of names of tensors that are in some files, and of no use: a counter, and a copy of another tensor."""
 
@@ -45,7 +42,7 @@ def load(checkpoint: Checkpoint, *, temperature: float = 1.0, levels: str = "gro
         levels: see :class:`NVAE`.
 
     Raises:
-        ValueError: for a temperature that is not positive, or other levels.
+        ValueError: for a temperature out of range, or other levels.
         mlviews.WeightsError: if the file and what it says about itself do not agree, or make no network.
     """
     check_options(temperature, levels, "group")

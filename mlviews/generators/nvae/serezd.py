@@ -22,7 +22,12 @@ class SerezD(Walk):
 
     @staticmethod
     def configuration(facts: Facts, images: tuple[int, int] | None = None) -> NVAEConfig:
-        """Return the architecture that ``configuration`` describes, as in the project's YAML files."""
+        """Return the architecture that ``configuration`` describes, as in the project's YAML files.
+
+        Args:
+            facts: what the file says.
+            images: not looked at, as these facts have the images' size.
+        """
         model = Facts(facts.values.get("autoencoder"), facts.path)
         size = _size(facts)
         scales = model.integer("num_scales", 1, 8)

@@ -18,7 +18,13 @@ from torch import Tensor
 from mlviews import sampling
 from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
-from mlviews.generators.stylegan.folding import affine, class_vectors, mapping_layers
+from mlviews.generators.stylegan.folding import (
+    affine,
+    by_block,
+    check_mapping,
+    class_vectors,
+    mapping_layers,
+)
 from mlviews.generators.stylegan.stylegan2 import Filter, StyleGAN2, StyleGAN2Config
 from mlviews.weights import files as weights
 from mlviews.weights.checkpoints import Checkpoint
@@ -56,17 +62,7 @@ def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN2:
     if meta.mapping.psi != 1 and "mapping.average" not in tensors:
         raise WeightsError(f"{checkpoint.path} has no mean w to truncate towards: use truncation_psi=1.")
     tensors.setdefault("mapping.average", torch.zeros(config.w_dim))
-
-    # A block has a run of consecutive steps, which it counts from 0.
-    prefixes = {}
-    for block, run in enumerate(meta.runs):
-        for step in range(*run):
-            prefixes[str(step)] = f"blocks.{block}.steps.{step - run.start}"
-    by_block = {
-        re.sub(r"^steps\.(\d+)", lambda match: prefixes[match[1]], name): value
-        for name, value in tensors.items()
-    }
-    return weights.fit(make, by_block, checkpoint.path)
+    return weights.fit(make, by_block(tensors, meta.runs), checkpoint.path)
 
 
 def convert(checkpoint: Checkpoint) -> tuple[StyleGAN2Config, Filter, dict[str, Tensor]]:
@@ -141,15 +137,21 @@ _Network = tuple[StyleGAN2Config, Filter, dict[str, Tensor]]
 
 
 def _from_ada(reader: _Reader) -> _Network:
-    """Read StyleGAN2-ADA's names: ``mapping.fc0.weight``, ``synthesis.b8.conv0.affine.weight``, ..."""
-    reader.expect("skip", "synthesis_kwargs", "architecture")
-    for part in ("mapping_kwargs", "synthesis_kwargs"):
-        reader.expect("lrelu", part, "activation")
+    """Read StyleGAN2-ADA's names: ``mapping.fc0.weight``, ``synthesis.b8.conv0.affine.weight``, ...
+
+    stylegan3 has the same names, and the arguments of the synthesis network beside those of the generator.
+    """
+    synthesis = ("synthesis_kwargs",) if "synthesis_kwargs" in reader.facts else ()
+    reader.expect("skip", *synthesis, "architecture")
+    reader.expect("lrelu", *synthesis, "activation")
+    reader.expect("lrelu", "mapping_kwargs", "activation")
+    # The layers' own clamp, if they were pickled; else that of the arguments.
+    clamp = ("conv_clamp",) if "conv_clamp" in reader.facts else (*synthesis, "conv_clamp")
     return _network(
         reader,
-        clamp=reader.number("synthesis_kwargs", "conv_clamp"),
+        clamp=reader.number(*clamp),
         rate=reader.number("mapping_kwargs", "lr_multiplier"),
-        kernel=reader.fact("synthesis_kwargs", "resample_filter"),
+        kernel=reader.fact(*synthesis, "resample_filter"),
     )
 
 
@@ -393,12 +395,7 @@ def _network(reader: _Reader, clamp: float | None, rate: float | None, kernel: A
         clamp=clamp,
         start=(synthesis["steps.0.const"].shape[1], synthesis["steps.0.const"].shape[2]),
     )
-    if config.z_dim < 1:
-        raise reader.error("its mapping network takes no z")
-    if config.mapping[-1] != config.w_dim:
-        raise reader.error(
-            f"its mapping network makes a w of {config.mapping[-1]} values, its layers take {config.w_dim}"
-        )
+    check_mapping(reader, config.z_dim, config.w_dim, config.mapping)
     return config, _filter(reader, kernel), synthesis | mapping
 
 

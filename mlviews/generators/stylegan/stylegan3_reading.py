@@ -16,7 +16,13 @@ from mlviews.checks import is_number
 from mlviews.errors import WeightsError, listing
 from mlviews.generators.stylegan import xl
 from mlviews.generators.stylegan.filters import Resampling
-from mlviews.generators.stylegan.folding import affine, class_vectors, mapping_layers
+from mlviews.generators.stylegan.folding import (
+    affine,
+    by_block,
+    check_mapping,
+    class_vectors,
+    mapping_layers,
+)
 from mlviews.generators.stylegan.mapping import GAIN
 from mlviews.generators.stylegan.stylegan3 import LayerConfig, StyleGAN3, StyleGAN3Config
 from mlviews.weights import files as weights
@@ -56,14 +62,7 @@ def load(checkpoint: Checkpoint, **options: Any) -> StyleGAN3:
 
     with torch.device("meta"):
         runs = make().runs  # here, so that a wrong option is not taken for a wrong file
-    by_block = {}
-    for name, value in tensors.items():
-        if name.startswith("steps."):
-            _, step, rest = name.split(".", 2)
-            block = next(index for index, run in enumerate(runs) if int(step) < run.stop)
-            name = f"blocks.{block}.steps.{int(step) - runs[block].start}.{rest}"
-        by_block[name] = value
-    return weights.fit(make, by_block, checkpoint.path)
+    return weights.fit(make, by_block(tensors, runs), checkpoint.path)
 
 
 def convert(checkpoint: Checkpoint) -> tuple[StyleGAN3Config, _Tensors]:
@@ -317,9 +316,4 @@ def _check(reader: _Reader, config: StyleGAN3Config) -> None:
             f"its input has a bandwidth of {config.bandwidth:g} and a sampling rate of "
             f"{config.sampling_rate:g}, expected one below half of the other"
         )
-    if config.z_dim < 1:
-        raise reader.error("its mapping network takes no z")
-    if config.mapping[-1] != config.w_dim:
-        raise reader.error(
-            f"its mapping network makes a w of {config.mapping[-1]} values, its layers take {config.w_dim}"
-        )
+    check_mapping(reader, config.z_dim, config.w_dim, config.mapping)

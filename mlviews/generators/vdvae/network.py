@@ -147,8 +147,9 @@ class Group(hierarchy.Group):
         return joined, prior.mean, prior.std
 
     def join(self, features: Tensor, z: Tensor) -> Tensor:
-        x = features + self.z_proj(z.to(features.dtype))
-        joined: Tensor = x + self.resnet(x)
+        # Sums into what a convolution has just made: fresh memory for features as wide as these costs time.
+        x: Tensor = self.z_proj(z.to(features.dtype)).add_(features)
+        joined: Tensor = self.resnet(x).add_(x)
         return joined
 
 
@@ -274,11 +275,7 @@ class VDVAE(HierarchicalVAE):
             z = posterior.mean
             if noises is not None:
                 z = torch.addcmul(posterior.mean, posterior.std, noises[index])
-            # The latent, in the prior's standard deviations.
-            eps = (z - prior.mean) / (self.temperature * prior.std)
-            if change is not None:
-                eps = change(index, eps)
-                z = torch.addcmul(prior.mean, eps, prior.std, value=self.temperature)
+            eps, z = self._noise_and_value(index, z, *prior, change)
             latents.append(eps)
             divergences.append(posterior.divergence(prior))
             features = group.join(joined, z)
