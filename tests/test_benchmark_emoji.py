@@ -203,13 +203,6 @@ def test_retrieval_counts_as_by_hand() -> None:
     assert scores.recall == pytest.approx({1: 100 * 3 / 6, 2: 100 * 5 / 6})
 
 
-def test_retrieval_needs_an_answer() -> None:
-    with pytest.raises(ValueError, match="item 1 is of one source only"):
-        retrieve(torch.eye(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
-    with pytest.raises(ValueError, match="Invalid features"):
-        retrieve(torch.eye(3), torch.tensor([0, 0]), torch.tensor([0, 1, 1]))
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> emoji_views.Files:
     """A small generator of colored images with random weights."""
