@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from mlviews.evaluation.data import bundled_slice
 from mlviews.generators.semafo import SemafoConfig, SemafoVAE
 from mlviews.levels import Blend
 from mlviews.perturb import Resample
+from mlviews.runs.files import sha256
 from mlviews.zoo import FOLDER, train_semafo
 from mlviews.zoo import evaluate as quality
-from mlviews.zoo.train_semafo import RECIPES, Recipe, Trainer, augment, labelled_rows, weakly
+from mlviews.zoo.train_semafo import PRIORS, RECIPES, Recipe, Trainer, augment, labelled_rows, weakly
 
 ROOT = Path(__file__).parents[1]
 TINY = SemafoConfig(classes=3, u=3, z0=5, z1=2, encoder=(4, 8), decoder=(4, 4, 8), features=12, groups=2)
@@ -215,15 +218,17 @@ def test_half_precision(tiny: SemafoVAE) -> None:
 # -- training ------------------------------------------------------------------------------------------------
 
 SMALL = Recipe(TINY, labels=12, batch=8, labelled=4, views=4, ramp=16)
+OF_PRIORS = {"priors_only": True, "warm_up": 0.0, "control_from": 0.0, "control_temperature": 4.0}
 
 
-def trainer(total: int = 80, **changes: object) -> Trainer:
+def trainer(total: int = 80, start: SemafoVAE | None = None, **changes: object) -> Trainer:
     noise = torch.Generator().manual_seed(0)
     labels = torch.arange(66) % 3
     images = torch.randint(80, (66, 1, 16, 16), generator=noise)
     images[..., 4:12] += 80 * labels[:, None, None, None]  # the class is a brightness
     recipe = dataclasses.replace(SMALL, **changes)  # type: ignore[arg-type]
-    return Trainer(recipe, images.to(torch.uint8), total, seed=1, bf16=False, labels=labels)
+    images = images.to(torch.uint8)
+    return Trainer(recipe, images, total, seed=1, bf16=False, labels=labels, start=start)
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:
@@ -237,6 +242,31 @@ def test_training_lowers_the_bound_and_learns_the_labels() -> None:
     assert history[-1]["label"] < 0.7 * history[0]["label"]
     images = run.images.float() / 255  # type: ignore[union-attr]
     assert (run.network.classify(images).argmax(1) == torch.arange(66) % 3).double().mean() > 0.9
+
+
+def test_a_training_of_priors_changes_nothing_else(tmp_path: Path) -> None:
+    before = trainer().network
+    run = trainer(start=before, **OF_PRIORS)
+    history = [run.step() for _ in range(3)]
+    assert all(math.isfinite(loss["control"]) for loss in history)
+    first = before.state_dict()
+    changed = {name for name, weight in run.network.state_dict().items() if not weight.equal(first[name])}
+    assert {name.split(".")[0] for name in changed} == {"classes", "blocks"}
+    assert all(name.startswith(PRIORS) for name in changed)
+    check_resumed_training(lambda: trainer(start=before, **OF_PRIORS), tmp_path)
+    # A checkpoint belongs to the weights that it went on from.
+    other = copy.deepcopy(before)
+    other.classes.data += 1
+    assert trainer(start=other, **OF_PRIORS).settings() != run.settings()
+
+
+def test_a_training_of_priors_needs_a_network_that_fits() -> None:
+    with pytest.raises(ValueError, match=r"give its file by --start"):
+        trainer(priors_only=True)
+    with pytest.raises(ValueError, match=r"leave --start out"):
+        trainer(start=trainer().network)
+    with pytest.raises(ValueError, match=r"The file of --start has .*; the images need"):
+        trainer(start=SemafoVAE(dataclasses.replace(TINY, u=4)), priors_only=True)
 
 
 def test_other_labels_are_never_looked_at() -> None:
@@ -284,13 +314,24 @@ def test_a_short_training_from_the_command_line_and_its_measurement(
     write_idx(data / "train-images-idx3-ubyte", torch.randint(256, (100, 28, 28), generator=noise))
     write_idx(data / "train-labels-idx1-ubyte", torch.arange(100) % 10)
     model = dataclasses.replace(TINY, classes=10, encoder=(4, 4, 8), decoder=(4, 4, 4, 8))
-    monkeypatch.setitem(RECIPES, "fashion-semafo", dataclasses.replace(SMALL, model=model, labels=20))
+    recipe = dataclasses.replace(SMALL, model=model, labels=20)
+    monkeypatch.setitem(RECIPES, "fashion-semafo", recipe)
+    monkeypatch.setitem(RECIPES, "fashion-semafo-priors", dataclasses.replace(recipe, **OF_PRIORS))
     app = typer.Typer()
     app.command()(train_semafo.main)
     options = ["--data", str(data), "--out", str(out), "--snapshots", "64"]
     for _ in range(2):  # a second call finds the run at its end
         result = CliRunner().invoke(app, ["fashion-semafo", *options, "--images", "128"])
         assert result.exit_code == 0, result.output
+    # The second training goes on from the first one's file, and says so.
+    first = out / "fashion-semafo.safetensors"
+    second = ["--data", str(data), "--out", str(tmp_path / "second"), "--images", "64", "--start", str(first)]
+    result = CliRunner().invoke(app, ["fashion-semafo-priors", *second])
+    assert result.exit_code == 0, result.output
+    refined = SemafoVAE.load(tmp_path / "second" / "fashion-semafo-priors.safetensors")
+    assert refined.provenance["start"]["sha256"] == sha256(first)
+    assert refined.provenance["start"]["images"] == 128
+
     g, provenance = quality._load(out / "fashion-semafo.safetensors", 1.0)
     assert isinstance(g, SemafoVAE)
     assert (g.config, g.border, provenance["images"]) == (model, 2, 128)
@@ -334,8 +375,13 @@ def test_the_bundled_file_is_the_one_that_was_measured(bundled: SemafoVAE) -> No
     assert record["weights"]["bytes"] == path.stat().st_size <= 4_000_000
     assert record["weights"]["parameters"] == sum(value.numel() for value in bundled.parameters())
     assert record["provenance"] == bundled.provenance
-    recipe = dataclasses.asdict(RECIPES["fashion-semafo"])
-    assert bundled.provenance["recipe"] == json.loads(json.dumps(recipe))
+    first, priors = (
+        json.loads(json.dumps(dataclasses.asdict(RECIPES[name])))
+        for name in ("fashion-semafo", "fashion-semafo-priors")
+    )
+    assert bundled.provenance["recipe"] == priors
+    # It went on from a file of the first recipe, from before there were settings for priors alone.
+    assert bundled.provenance["start"]["recipe"].items() <= first.items()
 
 
 def test_the_bundled_model_makes_what_it_made(bundled: SemafoVAE) -> None:

@@ -158,7 +158,7 @@ def diffusion_memorisation(record: Record) -> str:
 @table("fashion-semafo.quality", "fashion-nvae.quality")
 def semafo_quality(record: Record, nvae: Record) -> str:
     """Fidelity of the bundled SemafoVAE, and how many samples are of their class."""
-    fidelity = record["fidelity"]
+    fidelity, trained = record["fidelity"], record["provenance"]
     rows = [
         [*_fidelity("`fashion-semafo`", fidelity["anchors"]), f"{fidelity['anchors']['agreement']:.1%}"],
         [
@@ -170,8 +170,8 @@ def semafo_quality(record: Record, nvae: Record) -> str:
     ]
     return captioned(
         markdown([*FIDELITY, "classified as their label"], rows),
-        f"{record['provenance']['images']:,} training images; {fidelity['anchors']['samples']:,} samples "
-        "with labels drawn evenly.",
+        f"{trained['start']['images']:,} training images, then {trained['images']:,} for the priors alone; "
+        f"{fidelity['anchors']['samples']:,} samples with labels drawn evenly.",
         provenance(record["run"]),
     )
 

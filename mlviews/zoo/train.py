@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import inspect
 import json
 import math
 import time
@@ -32,10 +33,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mlviews.generators.base import MLVGM
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.images import ImageSet
 from mlviews.runs.checkpoint import Checkpoint
-from mlviews.runs.files import digest
+from mlviews.runs.files import digest, sha256
 from mlviews.runs.modes import plain
 from mlviews.runs.progress import bars
 from mlviews.weights.files import write_safetensors
@@ -504,7 +506,12 @@ class _Log:
 
 
 def command(
-    recipes: Mapping[str, Any], trainer: Callable[..., BaseTrainer], most: int, *, labelled: bool = False
+    recipes: Mapping[str, Any],
+    trainer: Callable[..., BaseTrainer],
+    most: int,
+    *,
+    labelled: bool = False,
+    load: Callable[[Path], MLVGM] | None = None,
 ) -> Callable[..., None]:
     """Return the command line of a training script.
 
@@ -513,6 +520,7 @@ def command(
         trainer: what trains them.
         most: real images to show unless told otherwise.
         labelled: whether the trainer takes the images' labels too.
+        load: reads what the trainer may go on from, by the option ``--start``; None: it cannot.
     """
 
     def main(
@@ -544,6 +552,9 @@ def command(
         ] = 65_000,
         bf16: Annotated[bool, typer.Option(help="bfloat16 autocast, for a CPU with AVX-512 BF16.")] = False,
         threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.", min=0)] = 0,
+        start: Annotated[
+            Path | None, typer.Option(help="Weights to go on from, for a recipe that does.", exists=True)
+        ] = None,
     ) -> None:
         if recipe not in recipes:
             raise typer.BadParameter(f"Invalid recipe {recipe!r}: one of {', '.join(recipes)}.")
@@ -557,13 +568,26 @@ def command(
             "recipe": dataclasses.asdict(fitted),
             "bf16": bf16,
         }
-        labels = {"labels": real.labels} if labelled else {}
-        job = trainer(fitted, real.images, images, seed, bf16, **labels)
+        options: dict[str, Any] = {"labels": real.labels} if labelled else {}
+        if start is not None:
+            assert load is not None
+            options["start"] = load(start)
+            provenance["start"] = {"sha256": sha256(start), **options["start"].provenance}
+        job = trainer(fitted, real.images, images, seed, bf16, **options)
         print(run(job, recipe, images, out, snapshots, provenance))
 
+    if load is None:
+        _without(main, "start")
     names = ", ".join(recipes)
     main.__doc__ = f"Train a generator on a folder of images, or on Fashion-MNIST. Recipes: {names}."
     return main
+
+
+def _without(main: Callable[..., None], option: str) -> None:
+    """Take an option from a command line."""
+    signature = inspect.signature(main)
+    others = [parameter for name, parameter in signature.parameters.items() if name != option]
+    main.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
 
 
 def start(main: Callable[..., None]) -> None:

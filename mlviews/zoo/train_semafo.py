@@ -2,7 +2,9 @@
 
 The command is ``python -m mlviews.zoo.train_semafo fashion-semafo --data DIR --out runs/fashion-semafo``; for
 images of your own, one folder a class, ``python -m mlviews.zoo.train_semafo semafo --data FOLDER --out
-runs/mine``.
+runs/mine``. A second, short training of the priors alone goes on from there: ``python -m
+mlviews.zoo.train_semafo fashion-semafo-priors --start runs/fashion-semafo/fashion-semafo.safetensors --data
+DIR --out runs/priors --images 16000``, or ``semafo-priors``.
 
 It maximizes the evidence lower bound of images with and without labels (Trong 2022, "Semi-supervised
 Variational Autoencoder with a transitive information"); the label of the latter is drawn from ``q(y | x)``.
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from mlviews.generators.nvae.likelihood import Gaussian
 from mlviews.generators.semafo import SemafoConfig, SemafoVAE
 from mlviews.images import ImageSet
+from mlviews.runs.files import digest
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
 from mlviews.zoo.train import BaseTrainer, average_decay, command, start, update_average
@@ -59,6 +62,8 @@ class Recipe:
     sure: float = 0.95  # their least probability
     control: float = 5.0  # weight of log q(y | x) of images that are made for a label
     control_from: float = 0.3  # share of the run after which there are such images
+    control_temperature: float = 1.0  # of that q(y | x): the higher, the more certain it has to be
+    priors_only: bool = False  # go on from trained weights, and change nothing but the priors
 
     def fitted(self, channels: int, size: int) -> Recipe:
         """Return the recipe for images of so many channels, of 32 pixels or 64 (halved once more)."""
@@ -71,11 +76,28 @@ class Recipe:
         return dataclasses.replace(self, model=model, clip=self.clip * values)
 
 
+_PRIORS = Recipe(
+    SemafoConfig(),
+    lr=2e-4,
+    ramp=2_000,
+    warm_up=0.0,
+    ema=2_000,
+    control=60.0,
+    control_from=0.0,
+    control_temperature=4.0,
+    priors_only=True,
+)
+
 RECIPES = {
     "fashion-semafo": Recipe(SemafoConfig()),
+    "fashion-semafo-priors": _PRIORS,
     # The same, for images of your own.
     "semafo": Recipe(SemafoConfig()),
+    "semafo-priors": _PRIORS,
 }
+
+PRIORS = ("classes", "blocks.0.prior.", "blocks.1.prior.", "blocks.1.skip.")
+"""How the names of the priors' weights begin: of p(u | y), p(z0 | u) and p(z1 | z0, u)."""
 
 
 # -- images and labels ---------------------------------------------------------------------------------------
@@ -162,6 +184,11 @@ class Trainer(BaseTrainer):
         seed: likewise.
         bf16: likewise.
         labels: of all images, int64 ``[N]``; those of ``recipe.labels`` images are used.
+        start: a trained network to go on from, for a recipe of priors only; None for fresh weights.
+
+    Raises:
+        ValueError: if a recipe of priors has no network to go on from, or another one has, or it makes other
+            images or has other classes.
     """
 
     PARTS = ("network", "average", "optimizer")
@@ -172,22 +199,46 @@ class Trainer(BaseTrainer):
 
     @plain()
     def __init__(
-        self, recipe: Recipe, images: Tensor | ImageSet, total: int, seed: int, bf16: bool, labels: Tensor
+        self,
+        recipe: Recipe,
+        images: Tensor | ImageSet,
+        total: int,
+        seed: int,
+        bf16: bool,
+        labels: Tensor,
+        start: SemafoVAE | None = None,
     ) -> None:
         self.with_label = labelled_rows(labels, recipe.labels, seed)  # rows of images
         self.labels = labels[self.with_label]
         model = dataclasses.replace(recipe.model, classes=int(labels.max()) + 1)
         super().__init__(dataclasses.replace(recipe, model=model), images, total, seed, bf16)
         torch.manual_seed(seed)
-        self.network = SemafoVAE(model).requires_grad_(True)
+        self.start = _checked_start(start, model, recipe.priors_only)
+        self.network = SemafoVAE(model)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.lr, betas=(0.9, 0.99))
+        for name, weight in self.network.named_parameters():
+            weight.requires_grad_(not recipe.priors_only or name.startswith(PRIORS))
+        learning = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(learning, lr=recipe.lr, betas=(0.9, 0.99))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the training depends on, with the weights that it goes on from."""
+        start = {} if self.start is None else {"start": digest(self.start.state_dict())}
+        return super().settings() | start
 
     def learning_rate(self) -> float:
         """Return the step's learning rate."""
         ramp = min(1.0, (self.seen + self.recipe.batch) / self.recipe.ramp)
         cosine = 0.505 + 0.495 * math.cos(math.pi * min(self.seen / self.total, 1.0))
         return float(self.recipe.lr * ramp * cosine)
+
+    def warmth(self) -> float:
+        """Return the step's weight of the divergences of u and z0."""
+        if not self.recipe.warm_up:
+            return 1.0
+        return min(1.0, max(1e-3, self.seen / self.total / self.recipe.warm_up))
 
     def step(self) -> dict[str, float]:
         """Update the network, and return the losses, nats per image.
@@ -256,7 +307,7 @@ class Trainer(BaseTrainer):
         # z1 costs from the start: what is said at u and z0 first is not said again there.
         coarse = recipe.narrow * (rates[0] - recipe.free_u).clamp(min=0)
         coarse = coarse + (rates[1] - recipe.free_z0).clamp(min=0) + prior.divergence(unit).mean()
-        weight = min(1.0, max(1e-3, self.seen / self.total / recipe.warm_up))
+        weight = self.warmth()
         loss = recipe.pixels * distortion + weight * coarse + rates[2] + recipe.semaphore * semaphore
         terms = {"nats": distortion + rates.sum(), "distortion": distortion, "semaphore": semaphore}
         terms |= dict(zip(("rate_u", "rate_z0", "rate_z1"), rates, strict=True))
@@ -290,6 +341,8 @@ class Trainer(BaseTrainer):
         Half of them have all their levels from the label's priors. The other half keep the z0 of an image of
         perhaps another class, so that the label has to show in z1 too. The moving average also decodes the
         latents: only the priors learn from it, and not the decoder, which could learn to draw what fools it.
+        A temperature above 1 divides the logits: of images that q(y | x) is just sure of, others would see
+        another class in many, and in the fewer the surer it is, so there is to be more to gain.
 
         Args:
             z0: of images, ``[B, d]``.
@@ -307,7 +360,8 @@ class Trainer(BaseTrainer):
         values = network.run_through(network.classes[labels], value).values
         passage = average.run_through(average.classes[labels], lambda level, *_: values[level])
         logits = average.labeller(average.to_image(passage.features))
-        return F.cross_entropy(logits.float(), labels)
+        temperature = self.recipe.control_temperature
+        return temperature * F.cross_entropy(logits.float() / temperature, labels)
 
     def _labelled(self, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return some of the images with labels, float ``[count, C, H, W]`` in [0, 1], and their labels."""
@@ -320,7 +374,22 @@ class Trainer(BaseTrainer):
         write_safetensors(path, tensors, self.average.metadata(provenance))
 
 
-main = command(RECIPES, Trainer, 130_000, labelled=True)
+def _checked_start(start: SemafoVAE | None, model: SemafoConfig, needed: bool) -> SemafoVAE | None:
+    """Return the network to go on from, if the recipe can.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if needed and start is None:
+        raise ValueError("The recipe changes the priors of a trained network: give its file by --start.")
+    if start is not None and not needed:
+        raise ValueError("The recipe begins with fresh weights: leave --start out, or take that of priors.")
+    if start is not None and start.config != model:
+        raise ValueError(f"The file of --start has {start.config}; the images need {model}.")
+    return start
+
+
+main = command(RECIPES, Trainer, 130_000, labelled=True, load=SemafoVAE.load)
 
 if __name__ == "__main__":
     start(main)
