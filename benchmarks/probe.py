@@ -29,12 +29,13 @@ from view_sources import (
     CELLS,
     ENDLESS,
     EXTENTS,
+    FASHION,
     METHODS,
-    PAIRS,
     POOR,
     SOURCES,
     TELLING,
     TRANSFORMS,
+    Comparison,
     RealViews,
     extent,
     generated,
@@ -141,37 +142,38 @@ def check_budget(budget: Budget, work: Path) -> None:
             f"{work} holds cells of another budget (steps, batch size, labels, whole data set: "
             f"{path.read_text()}): give another --work."
         )
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts))
+    with whole(path) as part:  # another call may be reading it
+        part.write_text(json.dumps(facts))
 
 
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
-def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
+def summarise(cells: Sequence[Cell], compared: Comparison = FASHION) -> dict[str, Any]:
     """Return scores of each method and source over seeds, and paired differences."""
     scores: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for cell in cells:
         scores.setdefault((cell["method"], cell["source"]), {})[cell["seed"]] = cell["scores"]
 
     def intervals(of_seeds: Sequence[dict[str, float]]) -> dict[str, Any]:
-        return {name: interval([score[name] for score in of_seeds]) for name in SCORES}
+        return {name: interval([score[name] for score in of_seeds]) for name in compared.scores}
 
     rows = []
-    for method, name in dict.fromkeys([*CELLS, *scores]):  # cells beside those of the tables come last
+    for method, name in dict.fromkeys([*compared.cells, *scores]):  # cells beside the tables' come last
         by_seed = scores.get((method, name), {})
         if by_seed:
             of_seeds = [by_seed[seed] for seed in sorted(by_seed)]
-            source = SOURCES[name]._asdict()
+            source = compared.sources[name]._asdict()
             rows.append({"method": method, "source": name, **source, "scores": intervals(of_seeds)})
     differences = []
     for method in METHODS:
-        for name, less in PAIRS:
+        for name, less in compared.pairs:
             minuend, subtrahend = scores.get((method, name), {}), scores.get((method, less), {})
             seeds = sorted(minuend.keys() & subtrahend.keys())
             if seeds:
                 of_seeds = [
-                    {key: minuend[seed][key] - subtrahend[seed][key] for key in SCORES} for seed in seeds
+                    {key: minuend[seed][key] - subtrahend[seed][key] for key in compared.scores}
+                    for seed in seeds
                 ]
                 differences.append(
                     {"method": method, "of": name, "less": less, "scores": intervals(of_seeds)}

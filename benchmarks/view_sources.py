@@ -4,11 +4,12 @@ differences it shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from record import SCORES
 from torch import Tensor
 
 from mlviews import MLViewSource
@@ -261,24 +262,39 @@ EXTENTS = (  # sources whose extent is on record
 
 class RealViews:
     """Real images as a source: two augmented views of each, in a new order every epoch, prepared as the
-    generators' are.
+    generators' are, with a black border.
     """
 
     num_views, layout, device = 2, staticmethod(pair_layout), torch.device("cpu")
 
-    def __init__(self, images: Tensor, transform: Augmentation, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, images: Tensor, transform: Augmentation, batch_size: int, seed: int, border: int = 2
+    ) -> None:
         self.images, self.transform, self.batch_size, self.seed = images, transform, batch_size, seed
+        self.border = border
         self.epoch = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         order = permutation(len(self.images), self.seed, self.epoch, self.device)
         whole_batches = len(order) // self.batch_size * self.batch_size
         for rows in order[:whole_batches].split(self.batch_size):
-            padded = F.pad(self.images[rows], (2, 2, 2, 2)).float() / 255
+            padded = F.pad(self.images[rows], (self.border,) * 4).float() / 255
             yield tuple(
                 self.transform(padded, rows, seed=self.seed, epoch=self.epoch, view=view) for view in (0, 1)
             )
         self.epoch += 1
+
+
+class Comparison(NamedTuple):
+    """What a benchmark compares."""
+
+    sources: Mapping[str, Any]  # NamedTuples by their names
+    cells: Sequence[tuple[str, str]]  # methods and sources, in the order of the tables
+    pairs: Sequence[tuple[str, str]]  # sources whose difference is taken, seed by seed
+    scores: Sequence[str]  # by name
+
+
+FASHION = Comparison(SOURCES, CELLS, PAIRS, SCORES)
 
 
 def generated(config: Config, **options: Any) -> MLViewSource:

@@ -25,6 +25,7 @@ from mlviews import (
 )
 from mlviews.evaluation.data import load_fashion_mnist
 from mlviews.evaluation.probe import train
+from mlviews.evaluation.retrieval import retrieve
 from mlviews.explorer.session import Session
 from mlviews.explorer.state import Setting, State
 from mlviews.generators.biggan.deep import BigGANDeep
@@ -97,6 +98,17 @@ def flat() -> MLVGM:
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    # retrieval
+    "an item of one source": (
+        lambda: retrieve(torch.eye(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])),
+        ValueError,
+        "item 1 is of one source only; leave it out",
+    ),
+    "fewer items than features": (
+        lambda: retrieve(torch.eye(3), torch.tensor([0, 0]), torch.tensor([0, 1, 1])),
+        ValueError,
+        r"Invalid features .* for 2 items and 3 sources: give \[N, D\]",
+    ),
     # levels
     "offsets neither kept nor dropped": (
         lambda: perturb.Resample("draw"),

@@ -2,6 +2,7 @@
 
 from documents import (
     anchors,
+    emoji,
     generators,
     gpu,
     impact,
@@ -20,6 +21,7 @@ __all__ = [
     "ROOT",
     "TABLES",
     "anchors",
+    "emoji",
     "generators",
     "gpu",
     "impact",

@@ -200,27 +200,29 @@ def scores_table(
 ) -> str:
     """Return the scores of the sources of some groups, and of ``extra`` sources by name."""
     name_method = len(methods) > 1
+    names = record.get("score_names", SCORES)
     rows = []
     for row in record["summary"]["rows"]:
         if row["method"] in methods and (row["group"] in groups or row["source"] in extra):
-            scores = [with_interval(row["scores"][key]) for key in SCORES]
+            scores = [with_interval(row["scores"][key]) for key in names]
             method = [f"`{row['method']}`"] if name_method else []
             rows.append(
                 [*method, row["source"], row["transform"], *scores, str(row["scores"]["kNN"]["seeds"])]
             )
-    return markdown([*(["method"] if name_method else []), "views", "T_x", *SCORES, "seeds"], rows)
+    return markdown([*(["method"] if name_method else []), "views", "T_x", *names, "seeds"], rows)
 
 
 def differences_table(record: Record) -> str:
     """Return the paired differences of a record."""
+    names = record.get("score_names", SCORES)
     rows = []
     for row in record["summary"]["differences"]:
-        points = [with_interval(row["scores"][key], sign="+") for key in SCORES]
+        points = [with_interval(row["scores"][key], sign="+") for key in names]
         rows.append([f"`{row['method']}`", f"{row['of']} − {row['less']}", *points])
     if not rows:
         return "No source was measured at the same seed as another one."
     return captioned(
-        markdown(["method", "difference at the same seed", *SCORES], rows),
+        markdown(["method", "difference at the same seed", *names], rows),
         "Points, mean ± half of the 95 % interval over seeds.",
     )
 

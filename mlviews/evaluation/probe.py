@@ -10,7 +10,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -242,7 +242,7 @@ def embed(encoder: nn.Module | None, images: Tensor, batch: int = 500) -> Tensor
 
     Args:
         encoder: the network; None returns the pixels themselves, in [0, 1].
-        images: uint8 ``[N, 1, H, W]``.
+        images: uint8 ``[N, C, H, W]``, gray or color.
         batch: the number of images that the encoder sees at once.
     """
     if encoder is None:
@@ -270,28 +270,52 @@ def evaluate(encoder: nn.Module | None, probe: Labelled, test: Labelled, seed: i
         test: real images and labels to score them on.
         seed: the seed of the shuffled order.
     """
+    y = probe.labels
+    predicted = predict(embed(encoder, probe.images), y, embed(encoder, test.images), seed)
+
+    def top1(classes: Tensor) -> float:
+        return 100 * float((classes == test.labels).float().mean())
+
+    return Scores({share: top1(classes) for share, classes in predicted.linear.items()}, top1(predicted.knn))
+
+
+class Predictions(NamedTuple):
+    """The classes ``[N]`` that probes predict."""
+
+    linear: dict[float, Tensor]  # by the share of the labels that a linear probe is fitted on
+    knn: Tensor
+
+
+def predict(
+    x: Tensor, y: Tensor, x_test: Tensor, seed: int = 0, shares: Sequence[float] = SHARES
+) -> Predictions:
+    """Return what linear probes and kNN predict, as :func:`evaluate` fits them.
+
+    Args:
+        x: features ``[M, D]`` to fit the probes on.
+        y: their classes ``[M]``, from 0 on.
+        x_test: features ``[N, D]`` whose classes are predicted.
+        seed: the seed of the shuffled order.
+        shares: the shares of the labels that linear probes are fitted on.
+    """
     seed %= 1 << 32  # scikit-learn takes no more
     lightly = _lightly()
-    x, y = embed(encoder, probe.images), probe.labels
-    x_test, y_test = embed(encoder, test.images), test.labels
-
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     by_class = [order[y[order] == label] for label in y.unique()]
     linear = {}
-    for share in SHARES:
+    for share in shares:
         rows = torch.cat([members[: max(1, round(share * len(members)))] for members in by_class])
-        linear[share] = _linear(x[rows], y[rows], x_test, y_test, seed)
+        linear[share] = _linear(x[rows], y[rows], x_test, seed)
 
     unit, unit_test = nn.functional.normalize(x), nn.functional.normalize(x_test)
-    predicted = lightly.knn_predict(
+    neighbors = lightly.knn_predict(
         unit_test, unit.T.contiguous(), y, num_classes=int(y.max()) + 1, knn_k=20, knn_t=0.1
     )
-    knn = 100 * float((predicted[:, 0] == y_test).float().mean())
-    return Scores(linear, knn)
+    return Predictions(linear, neighbors[:, 0])
 
 
-def _linear(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed: int) -> float:
-    """Return the top-1 in percent of a linear probe fitted on features ``[N, D]`` and labels ``[N]``."""
+def _linear(x: Tensor, y: Tensor, x_test: Tensor, seed: int) -> Tensor:
+    """Return the classes that a linear probe predicts, fitted on features ``[N, D]`` and labels ``[N]``."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
@@ -313,7 +337,7 @@ def _linear(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed: int) -> 
             penalty: float(fitted(penalty, fit_x, fit_y).score(held_x, held_y)) for penalty in PENALTIES
         }
         best = max(PENALTIES, key=scores.__getitem__)
-    return 100 * float(fitted(best, features, labels).score(x_test.numpy(), y_test.numpy()))
+    return torch.from_numpy(fitted(best, features, labels).predict(x_test.numpy()))
 
 
 # -- the whole job -------------------------------------------------------------------------------------------
