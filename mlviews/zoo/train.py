@@ -586,8 +586,8 @@ def command(
 def _without(main: Callable[..., None], option: str) -> None:
     """Take an option from a command line."""
     signature = inspect.signature(main, eval_str=True)
-    others = [parameter for name, parameter in signature.parameters.items() if name != option]
-    main.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != option]
+    main.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
 
 def start(main: Callable[..., None]) -> None:
