@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import mlviews
 from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
+from mlviews.evaluation import data
 from mlviews.evaluation.data import Labelled, bundled_slice
 from mlviews.evaluation.probe import METHODS as PROBED
 from mlviews.evaluation.probe import Encoder, initial
@@ -75,7 +76,7 @@ class Recorder(pl.Callback):  # type: ignore[misc, name-defined]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_runs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "bundled_slice", lambda: images(200))
+    monkeypatch.setattr(data, "bundled_slice", lambda: images(200))
     options = [
         "--epochs",
         "2",
