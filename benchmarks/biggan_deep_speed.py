@@ -18,8 +18,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from documents.common import markdown
-from documents.generators import TIMES, deep_times
+from documents.generators import deep_speed
 from record import RESULTS, command, publish
 from stylegan2_speed import time_case
 from torch import Tensor
@@ -82,7 +81,7 @@ def main(
     arguments = ["--deep", deep.name, "--turns", str(turns), "--threads", str(threads), "--width", str(width)]
     record = {"command": command("biggan_deep_speed.py", arguments), "seed": SEED, "threads": threads}
     record |= {"width": width, "machine_was_shared": shared, **environment(), "cases": rows}
-    publish(record, out, markdown(TIMES, deep_times(record)))
+    publish(record, out, deep_speed(record))
 
 
 if __name__ == "__main__":

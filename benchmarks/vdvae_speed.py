@@ -18,8 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from documents.common import markdown
-from documents.generators import TIMES, vdvae_times
+from documents.generators import vdvae_speed
 from record import RESULTS, command, publish
 from stylegan2_speed import time_case
 from torch import Tensor
@@ -89,7 +88,7 @@ def main(
     arguments = ["--vdvae", vdvae.name, "--turns", str(turns), "--rows", str(rows), "--threads", str(threads)]
     record = {"command": command("vdvae_speed.py", arguments), "seed": SEED, "machine_was_shared": shared}
     record |= {**environment(), "cases": cases}
-    publish(record, out, markdown(TIMES, vdvae_times(record)))
+    publish(record, out, vdvae_speed(record))
 
 
 if __name__ == "__main__":

@@ -69,24 +69,22 @@ def parity(*records: Record) -> str:
 @table("biggan-deep-speed")
 def deep_speed(record: Record) -> str:
     """BigGAN-deep beside the original, in turns."""
-    shared = "The machine was shared with other work meanwhile." if record["machine_was_shared"] else ""
-    return captioned(
-        markdown(TIMES, deep_times(record)),
-        "Channels of the published networks, random weights, against pytorch-pretrained-BigGAN; pairs are an "
-        "anchor and a positive that differ in the last two resolutions.",
-        f"Both sides in turns, {threads(record)}. {shared}".strip(),
-        provenance(record),
-    )
+    return _in_turns(record, "BigGAN-deep", "pytorch-pretrained-BigGAN", "last two resolutions")
 
 
 @table("vdvae-speed")
 def vdvae_speed(record: Record) -> str:
     """VDVAE beside the official code, in turns."""
+    return _in_turns(record, "VDVAE", "openai/vdvae", "last scale")
+
+
+def _in_turns(record: Record, name: str, original: str, moved: str) -> str:
+    """Return the times of an architecture and of its original code, and what pairs differ in."""
     shared = "The machine was shared with other work meanwhile." if record["machine_was_shared"] else ""
     return captioned(
-        markdown(TIMES, vdvae_times(record)),
-        "Channels of the published networks, random weights, against openai/vdvae; pairs are an anchor and a "
-        "positive that differ in the last scale.",
+        markdown(TIMES, stylegan2_times(record, name)),
+        f"Channels of the published networks, random weights, against {original}; pairs are an anchor and a "
+        f"positive that differ in the {moved} only.",
         f"Both sides in turns, {threads(record)}. {shared}".strip(),
         provenance(record),
     )
@@ -182,16 +180,6 @@ def stylegan2_times(record: Record, name: str = "StyleGAN2") -> list[list[str]]:
             f"{case['ratio']:.2f} ({low:.2f}–{high:.2f})",
         ])  # fmt: skip
     return rows
-
-
-def deep_times(record: Record) -> list[list[str]]:
-    """Return rows of TIMES for BigGAN-deep, which has a record like StyleGAN2's."""
-    return stylegan2_times(record, "BigGAN-deep")
-
-
-def vdvae_times(record: Record) -> list[list[str]]:
-    """Return rows of TIMES for VDVAE, which has a record like StyleGAN2's."""
-    return stylegan2_times(record, "VDVAE")
 
 
 def biggan_memory(record: Record) -> str:

@@ -341,8 +341,8 @@ class Trainer(BaseTrainer):
         Half of them have all their levels from the label's priors. The other half keep the z0 of an image of
         perhaps another class, so that the label has to show in z1 too. The moving average also decodes the
         latents: only the priors learn from it, and not the decoder, which could learn to draw what fools it.
-        A temperature above 1 divides the logits: of images that q(y | x) is just sure of, others would see
-        another class in many, and in the fewer the surer it is, so there is to be more to gain.
+        A temperature above 1 divides the logits, so that certainty goes on paying: of the images that
+        q(y | x) is just sure of, others see another class in many, and the surer it is, the fewer these are.
 
         Args:
             z0: of images, ``[B, d]``.
