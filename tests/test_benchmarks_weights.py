@@ -7,7 +7,6 @@ import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import weights
@@ -33,34 +32,34 @@ WITHOUT = (  # records that use neither `fashion` nor `fashion-nvae`
     "vdvae-speed.json",
 )
 
-Replace = Callable[..., dict[str, Any]]
+Replace = Callable[..., None]
 
 
 @pytest.fixture
 def replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Replace:
-    """What makes the second version of a generator's weights the bundled one, for records with others."""
+    """What bundles a second version of a generator's weights; before, all weights and records are of the first.
 
-    def replaced(generator: str, again: tuple[str, ...] = ()) -> dict[str, Any]:
-        data = json.loads(weights.FILE.read_text())
-        digest = "f" * 64
-        data["versions"][generator] = {
-            "first": data["versions"][generator]["first"],
-            "second": {"sha256": digest},
-        }
+    So the tests hold whichever versions there really are.
+    """
+    data = json.loads(weights.FILE.read_text())
+    newest = {generator: data["versions"][generator]["first"]["sha256"] for generator in data["versions"]}
+    data["versions"] = {
+        generator: {"first": versions["first"]} for generator, versions in data["versions"].items()
+    }
+    data["records"] = {name: dict.fromkeys(record, "first") for name, record in data["records"].items()}
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps(data))
+    monkeypatch.setattr(weights, "FILE", file)
+    monkeypatch.setattr(
+        weights, "bundled", lambda *names: {f"{name}.safetensors": newest[name] for name in names}
+    )
+
+    def replaced(generator: str, again: tuple[str, ...] = ()) -> None:
+        newest[generator] = "f" * 64
+        data["versions"][generator]["second"] = {"sha256": newest[generator]}
         for name in again:
-            data["records"][name][generator] = "second"
-        file = tmp_path / "weights.json"
+            data["records"].setdefault(name, {})[generator] = "second"
         file.write_text(json.dumps(data))
-        bundled = weights.bundled
-        monkeypatch.setattr(weights, "FILE", file)
-        monkeypatch.setattr(
-            weights,
-            "bundled",
-            lambda *names: (
-                bundled(*names) | {f"{name}.safetensors": digest for name in names if name == generator}
-            ),
-        )
-        return data
 
     return replaced
 
@@ -92,10 +91,12 @@ def test_the_bundled_weights_are_the_newest_version(generator: str) -> None:
 
 def test_what_a_record_tells_comes_before_the_list() -> None:
     first = weights.versions()["fashion"]["first"]
-    assert weights.listed()["overhead.json"] == {"fashion": "first"}
+    assert weights.versions_of("real-anchors.json", {}) == weights.listed()["real-anchors.json"]
+    told = {"weights": {"fashion.safetensors": first.sha256}}
+    assert weights.versions_of("real-anchors.json", told)["fashion"] == "first"
     assert weights.versions_of("new.json", {"generator_weights": first.fingerprint}) == {"fashion": "first"}
-    for told in ({"fashion.safetensors": first.sha256}, {"file": "a.safetensors", "sha256": first.sha256}):
-        assert weights.versions_of("new.json", {"weights": told}) == {"fashion": "first"}
+    quality = {"file": "a.safetensors", "bytes": 1, "sha256": first.sha256}
+    assert weights.versions_of("new.json", {"weights": quality}) == {"fashion": "first"}
     poor = {"file": "fashion.safetensors", "bytes": 1, "sha256": "0" * 64}
     assert weights.versions_of("new.json", {"weights": poor}) == {}
 
@@ -109,7 +110,7 @@ def test_a_published_record_tells_the_weights_it_used(tmp_path: Path) -> None:
 
 
 def test_tables_of_weights_that_were_replaced_say_so(replace: Replace) -> None:
-    old = ("views_nvae", "views_differences", "real_anchors", "purify_radii", "nvae", "paper_claims")
+    old = ("views_nvae", "views_differences", "real_anchors", "paper_claims")
     current = ("views", "overhead", "emoji", "semafo_levels", "generator")
     before = {name: TABLES[name]() for name in (*old, *current)}
     assert not any("Measured with the first weights" in text for text in before.values())
@@ -130,7 +131,6 @@ def test_the_page_of_the_benchmarks_names_weights_that_were_replaced(replace: Re
     (item,) = (line for line in section.splitlines() if line.startswith("- "))
     assert item.startswith("- Records of the first weights of `fashion`: ")
     assert "`probe.json`" in item
-    assert "`purify.json`" in item
     assert "`overhead.json`" not in item
     assert "`fashion-poor.quality.json`" not in item
 
