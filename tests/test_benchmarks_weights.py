@@ -37,7 +37,7 @@ Replace = Callable[..., None]
 
 @pytest.fixture
 def replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Replace:
-    """What bundles a second version of a generator's weights; before, all weights and records are of the first.
+    """What bundles a second version of weights; before, all weights and records are of the first.
 
     So the tests hold whichever versions there really are.
     """
