@@ -64,7 +64,8 @@ def digests(record: Mapping[str, Any]) -> set[str]:
 def versions_of(name: str, record: Mapping[str, Any]) -> dict[str, str]:
     """Return the versions that a record was measured with, by generator.
 
-    What the record tells comes before what the file names. Weights that were never bundled have no version.
+    What the record tells comes before what the file names. Weights that were never bundled have no
+    version, unless the file lists the record.
 
     Args:
         name: the record's path below ``results``, or the name of its file in the zoo.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mlviews.zoo import tune_nvae
 from mlviews.zoo.train_nvae import initialize
 from mlviews.zoo.tune_nvae import Recipe, Trainer
 
-MODEL = NVAEConfig(groups=(1, 1), latents=(2, 2), encoder=(8, 8, 8), decoder=(8, 8, 8))
+MODEL = NVAEConfig(groups=(1, 2), latents=(2, 2), encoder=(8, 8, 8), decoder=(8, 8, 8))
 SMALL = Recipe(batch=8, alone=16, ramp=16, width=8, r1_every=2)
 
 
@@ -49,7 +50,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def test_a_second_training_resumes_exactly(tmp_path: Path) -> None:
-    check_resumed_training(trainer, tmp_path)
+    check_resumed_training(lambda: trainer(alone=0), tmp_path)  # the optimizer of the NVAE has a state too
 
 
 def test_the_discriminator_learns_alone_at_first() -> None:
@@ -77,6 +78,8 @@ def test_half_of_the_samples_keep_coarse_latents_of_real_images() -> None:
     drawn = torch.stack([(value.abs() < 10).flatten(1).all(1) for value in mixed])
     assert kept[0].tolist() == [False] * 4 + [True] * 4
     assert torch.equal(drawn, ~kept)
+    assert not (kept[1:] & ~kept[:-1]).any()  # the coarse ones
+    assert 0 < kept[1].sum() < 4  # a random number of them
     assert not kept[-1].any()  # else nothing of the sample would be drawn
     assert not any(value.requires_grad for value in mixed)
 
@@ -100,6 +103,11 @@ def test_a_second_training_needs_a_network_that_fits() -> None:
     color = trained(model=dataclasses.replace(MODEL, image_channels=3))
     with pytest.raises(ValueError, match=r"makes images of shape \(3, 32, 32\), not \(1, 32, 32\)"):
         trainer(color)
+    with pytest.raises(ValueError, match=r"Invalid images=16: .* the first 16; give more"):
+        trainer(total=16)
+    single = trained(model=dataclasses.replace(MODEL, groups=(1,), latents=(2,)))
+    with pytest.raises(ValueError, match="has one level"):
+        trainer(single)
     assert trainer(trained(1)).settings() != trainer().settings()
 
 
@@ -122,3 +130,13 @@ def test_a_second_training_from_the_command_line(tmp_path: Path, monkeypatch: py
     assert tuned.provenance["start"]["images"] == 3
     assert tuned.provenance["recipe"]["squares"] == SMALL.squares
     assert not same(weights(tuned), weights(first))
+
+
+def test_a_second_training_of_large_images_in_color() -> None:
+    model = dataclasses.replace(MODEL, image_channels=3, image_size=64, encoder=(8,) * 4, decoder=(8,) * 4)
+    recipe = dataclasses.replace(SMALL, alone=0).fitted(3, 64)
+    assert (recipe.adversarial, recipe.clip) == (12 * SMALL.adversarial, 12 * SMALL.clip)
+    assert SMALL.fitted(1, 32) == SMALL
+    images = torch.randint(256, (16, 3, 64, 64)).to(torch.uint8)
+    run = Trainer(recipe, images, 80, 1, True, start=trained(model=model))
+    assert all(math.isfinite(value) for value in run.step().values())

@@ -1,13 +1,13 @@
 """Train the samples of an NVAE that is trained already.
 
-The command is ``python -m mlviews.zoo.tune_nvae fashion-nvae --start FILE --data DIR --out runs/tuned``; the file
-is one of :mod:`mlviews.zoo.train_nvae`. For images of your own the recipe is ``nvae``.
+The command is ``python -m mlviews.zoo.tune_nvae fashion-nvae --start FILE --data DIR --out runs/tuned``; the
+file is one of :mod:`mlviews.zoo.train_nvae`. For images of your own the recipe is ``nvae``.
 
-A bound on the likelihood counts every bit of an image alike, and a small network spends few of them on what makes
-a sample look real. So the second training goes on with the bound, whose divergences weigh less and beside which
-stands the squared error of the reconstruction, and adds a discriminator (as Larsen et al. 2016, "Autoencoding
-beyond pixels using a learned similarity metric"), which tells samples from real images. Half of the samples keep
-the coarse latents of a real image, as positives of it do. Labels are never used.
+A bound on the likelihood counts every bit of an image alike, and a small network spends few of them on what
+makes a sample look real. So the second training goes on with the bound, whose divergences weigh less and
+beside which stands the squared error of the reconstruction, and adds a discriminator (as Larsen et al. 2016,
+"Autoencoding beyond pixels using a learned similarity metric"), which tells samples from real images. Half of
+the samples keep the coarse latents of a real image, as positives of it do. Labels are never used.
 
 Every step's data and noise follow from ``(seed, step)``, so that a resumed run continues the interrupted one.
 """
@@ -15,6 +15,7 @@ Every step's data and noise follow from ``(seed, step)``, so that a resumed run 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from mlviews.generators.nvae.network import NVAE
 from mlviews.images import ImageSet
-from mlviews.runs.files import digest
+from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
 from mlviews.zoo.train import (
@@ -54,13 +55,15 @@ class Recipe:
     adversarial: float = 1000.0  # weight of the discriminator's opinion of the samples
     r1: float = 0.1  # gamma of the R1 penalty, on images in [-1, 1]
     r1_every: int = 16  # steps between lazy R1 penalties
-    clip: float = 2000.0  # largest norm of the NVAE's gradient
+    clip: float = 2000.0  # largest norm of the NVAE's gradient, which most steps exceed
     ema: int = 20_000  # half-life of the moving average, in images
     width: int = 32  # channels of the discriminator at 16 pixels; doubled at 8 and again at 4
 
     def fitted(self, channels: int, size: int) -> Recipe:
-        """Return the recipe for images of so many channels and pixels: it is the same for all."""
-        return self
+        """Return the recipe for images of so many channels and pixels."""
+        # The other terms are sums over pixels, and so are their gradients.
+        values = channels * size**2 / 32**2
+        return dataclasses.replace(self, adversarial=self.adversarial * values, clip=self.clip * values)
 
 
 RECIPES = {
@@ -79,10 +82,11 @@ class Trainer(AdversarialTrainer):
         total: likewise.
         seed: likewise.
         bf16: likewise.
-        start: the trained network.
+        start: the trained network; it is trained on in place.
 
     Raises:
-        ValueError: if there is no network to go on from, or it makes other images.
+        ValueError: if there is no network to go on from, it makes other images or has one level, or all
+            images are those that only the discriminator learns from.
     """
 
     PARTS = ("network", "average", "discriminator", "opt_g", "opt_d")
@@ -103,9 +107,19 @@ class Trainer(AdversarialTrainer):
             raise ValueError("The recipe changes a trained network: give its file by --start.")
         shape = tuple(self.pixels_of(torch.zeros(1, dtype=torch.long)).shape[1:])
         if start.image_shape != shape:
-            raise ValueError(f"The file of --start makes images of shape {start.image_shape}, not {shape}.")
+            raise ValueError(
+                f"The file of --start makes images of shape {start.image_shape}, not {shape}: give its "
+                "--size, and --color or --gray."
+            )
+        if len(start.levels) < 2:
+            raise ValueError("The file of --start has one level, and samples keep coarse ones: give another.")
+        if total <= recipe.alone:
+            raise ValueError(
+                f"Invalid images={total}: only the discriminator learns from the first {recipe.alone}; "
+                "give more."
+            )
         torch.manual_seed(seed)
-        self.start = digest(start.state_dict())
+        self.start = fingerprint(start)
         self.network = start.requires_grad_(True)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         config = start.config
@@ -201,12 +215,12 @@ class Trainer(AdversarialTrainer):
             noise: draws the others, and how many levels each image keeps.
         """
         drawn = self._drawn(noise)
-        kept = torch.randint(1, len(drawn), (self.recipe.batch,), generator=noise)  # [B]
-        kept[: self.recipe.batch // 2] = 0
-        kept = kept[:, None, None, None]
+        counts = torch.randint(1, len(drawn), (self.recipe.batch,), generator=noise)  # [B]
+        counts[: self.recipe.batch // 2] = 0
+        counts = counts[:, None, None, None]
         pairs = zip(latents, drawn, strict=True)
         return [
-            torch.where(kept > level, coded.detach(), fresh) for level, (coded, fresh) in enumerate(pairs)
+            torch.where(counts > level, coded.detach(), fresh) for level, (coded, fresh) in enumerate(pairs)
         ]
 
     def scores(self, images: Tensor) -> Tensor:
@@ -230,7 +244,7 @@ class Trainer(AdversarialTrainer):
         write_safetensors(path, self.average.state_dict(), self.average.metadata(provenance))
 
 
-main = command(RECIPES, Trainer, 400_000, load=NVAE.load)
+main = command(RECIPES, Trainer, 240_000, load=NVAE.load)
 
 if __name__ == "__main__":
     start(main)
