@@ -151,7 +151,7 @@ _GENERATORS = {
     "nvae": Entry(
         _load_nvae,
         needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch, or a file of "
-        "mlviews.zoo.train_nvae",
+        "mlviews.zoo.train_nvae or tune_nvae",
         options=("levels", "temperature"),
         encodes=True,
     ),
