@@ -210,7 +210,8 @@ def main(
         **environment(),
     }
     partial = (images, batch_size, turns, steps) != (512, 64, 10, 2) or data is None
-    publish(record, off_the_records(out) if partial else out, anchors_cost(record))
+    out = off_the_records(out) if partial else out
+    publish(record, out, anchors_cost(record), generators=["fashion", "fashion-nvae"])
 
 
 if __name__ == "__main__":

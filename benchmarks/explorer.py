@@ -49,7 +49,8 @@ def main(
         "processor_ms": {"median": statistics.median(processor), "largest": processor[-1]},
         "clock_ms": {"smallest": waiting[0], "median": statistics.median(waiting), "largest": waiting[-1]},
     } | environment(session.source.device)  # fmt: skip
-    publish(record, out, f"{anchors} × {views} views: {statistics.median(processor):.0f} ms of the processor")
+    line = f"{anchors} × {views} views: {statistics.median(processor):.0f} ms of the processor"
+    publish(record, out, line, generators=[session.source.generator.name])
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def main(
         "fashion_nvae": measure(load_generator("fashion-nvae"), model, test, seed, console),
         **environment(),
     }
-    publish(record, out, reconstruction(record))
+    publish(record, out, reconstruction(record), generators=["fashion", "fashion-nvae"])
 
 
 def _measure_diffusion(model: Classifier, test: Labelled, seed: int, console: Console) -> None:

@@ -320,7 +320,8 @@ def main(
         **facts, "versions": facts["versions"] | {name: version(name) for name in packages},
     }  # fmt: skip
     plot = draw(rows, out / "loaders.png")
-    publish(record, out / "loaders.json", loaders_table(record), printed_reuse(record), str(plot))
+    tables = (loaders_table(record), printed_reuse(record))
+    publish(record, out / "loaders.json", *tables, str(plot), generators=["fashion"])
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def main(
         "t_x_of_generator": round(augmentation, 4),
         "seed": source.seed,
     } | environment(source.device)  # fmt: skip
-    publish(record, out, overhead(record))
+    publish(record, out, overhead(record), generators=[source.generator.name])
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def main(
         "gflop": counts,
         "median_ms": {name: kind.medians() for name, kind in kinds.items()},
     } | environment("cpu")  # fmt: skip
-    publish(record, off_the_records(out) if batch_size < 64 else out, profile_step(record))
+    out = off_the_records(out) if batch_size < 64 else out
+    publish(record, out, profile_step(record), generators=["fashion"])
 
 
 if __name__ == "__main__":

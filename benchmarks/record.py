@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import weights
+
 RESULTS = Path(__file__).parent.resolve() / "results"
 SCORES = ("linear 1%", "linear 10%", "linear 100%", "kNN")
 
@@ -35,8 +37,19 @@ def write(record: dict[str, Any], out: Path) -> Path:
     return out
 
 
-def publish(record: dict[str, Any], out: Path, *tables: str) -> None:
-    """Print tables, write the record that they are made of, and say where it is."""
+def publish(record: dict[str, Any], out: Path, *tables: str, generators: Sequence[str] = ()) -> None:
+    """Print tables, write the record that they are made of, and say where it is.
+
+    Args:
+        record: what was measured.
+        out: the file.
+        tables: what is printed.
+        generators: the bundled generators that this process measured, not an earlier one: the record gets the
+            SHA-256 of their files.
+    """
+    named = [name for name in generators if name in weights.versions()]
+    if named:
+        record = record | {"weights": weights.bundled(*named)}
     print(*tables, write(record, out), sep="\n\n")
 
 

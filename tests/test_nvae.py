@@ -32,7 +32,7 @@ from mlviews.generators.nvae.reading import source_shapes
 from mlviews.generators.nvae.walk import causal_mask
 from mlviews.weights.checkpoints import Checkpoint, convert
 from mlviews.weights.files import read_safetensors, write_safetensors
-from mlviews.zoo import FOLDER, train_nvae
+from mlviews.zoo import FOLDER, train_nvae, tune_nvae
 from mlviews.zoo import evaluate as quality
 from mlviews.zoo.train_nvae import RECIPES, Recipe, Trainer, balance
 
@@ -500,7 +500,10 @@ def test_the_bundled_file_is_the_one_that_was_measured(bundled: NVAE) -> None:
     assert record["weights"]["parameters"] == parameters <= 1_000_000
     provenance = json.loads(read_safetensors(path, NVAE.FORMAT)[1]["provenance"])
     assert record["provenance"] == provenance
-    assert provenance["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES["fashion-nvae"])))
+    recipes = (tune_nvae.RECIPES, RECIPES)
+    second, first = (json.loads(json.dumps(dataclasses.asdict(recipe["fashion-nvae"]))) for recipe in recipes)
+    assert provenance["recipe"] == second
+    assert provenance["start"]["recipe"] == first
 
 
 def test_bundled_levels(bundled: NVAE) -> None:

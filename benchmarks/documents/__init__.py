@@ -2,6 +2,7 @@
 
 from documents import (
     anchors,
+    bundled,
     emoji,
     generators,
     gpu,
@@ -21,6 +22,7 @@ __all__ = [
     "ROOT",
     "TABLES",
     "anchors",
+    "bundled",
     "emoji",
     "generators",
     "gpu",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import weights
 from record import RESULTS
 
 ROOT = Path(__file__).parents[2]
@@ -26,27 +28,52 @@ FOLDERS = (
     "integrations/solo_learn",
     "integrations/stable_pretraining",
 )
+WEIGHTS = "Which weights the figures belong to"
+"""The heading of what benchmarks/README.md says of weights that were replaced."""
 DOCUMENTS = [ROOT / folder / "README.md" for folder in FOLDERS]
 Record = dict[str, Any]
-TABLES: dict[str, Callable[[], str]] = {}
+TABLES: dict[str, Callable[..., str]] = {}
 
 
-def table(*names: str, absent: str | None = None) -> Callable[[Callable[..., str]], Callable[..., str]]:
+def table(
+    *names: str,
+    absent: str | None = None,
+    also: Sequence[str] = (),
+    generators: Collection[str] | None = None,
+) -> Callable[[Callable[..., str]], Callable[..., str]]:
     """Register a function of these records as the table of its name in the documents.
 
-    ``absent`` stands in its place as long as a record is missing; None: all of them have to be there.
+    A sentence below it names the weights that its records were measured with, if they are bundled no longer.
+
+    Args:
+        names: the records that the function gets.
+        absent: stands in its place as long as a record is missing; None: all of them have to be there.
+        also: records that the function reads itself.
+        generators: the bundled generators whose figures the table has; None for all of its records'.
     """
 
     def register(function: Callable[..., str]) -> Callable[..., str]:
-        def rendered() -> str:
+        def rendered(page: Path = DOCUMENTS[0]) -> str:
             if absent is not None and not all(path_of(name).exists() for name in names):
                 return absent
-            return function(*(read(name) for name in names))
+            records = {name: read(name) for name in names}
+            text = function(*records.values())
+            records |= {name: read(name) for name in also}
+            files = {f"{name}.json": record for name, record in records.items()}
+            sentence = weights.outdated(files, generators)
+            return text if sentence is None else f"{text}\n\n{sentence} ([which]({_weights_link(page)}))."
 
         TABLES[function.__name__] = rendered
         return function
 
     return register
+
+
+def _weights_link(page: Path) -> str:
+    """Return the link from a page to the section on weights."""
+    target = ROOT / "benchmarks" / "README.md"
+    file = "" if page == target else os.path.relpath(target, page.parent)
+    return f"{file}#{WEIGHTS.lower().replace(' ', '-')}"
 
 
 def path_of(name: str) -> Path:

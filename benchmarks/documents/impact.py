@@ -92,7 +92,7 @@ def impact(record: Record) -> str:
     )
 
 
-@table("impact")
+@table("impact", generators=["fashion"])
 def impact_fashion(record: Record) -> str:
     """Table 1 in short, for one generator."""
     groups = _by_generator_and_method(record)
@@ -221,7 +221,7 @@ def impact_semafo(record: Record) -> str:
     )
 
 
-@table("impact-remedies", "impact")
+@table("impact-remedies", "impact", generators=["fashion"])
 def impact_remedies(remedies: Record, plain: Record) -> str:
     """Walkers of one level, with and without the remedies for their two flaws."""
     cells = {

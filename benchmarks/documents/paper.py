@@ -21,7 +21,7 @@ VERDICTS = {(True, False): "yes", (False, True): "no", (False, False): "not clea
 Ours = tuple[str, str]  # figures, and whether the claim holds
 
 
-@table()
+@table(also=(*PROBES, "impact", "loaders"))
 def paper_claims() -> str:
     """The paper's claims, its figures, and ours."""
     rows = []

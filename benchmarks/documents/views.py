@@ -53,7 +53,7 @@ def probe(demo: Record, *runs: Record) -> str:
     )
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views(record: Record) -> str:
     """The paper's tables 2 and 3: SimCLR on every source."""
     return captioned(
@@ -68,7 +68,7 @@ def views(record: Record) -> str:
     )
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views_telling(record: Record) -> str:
     """The four telling sources, for every method."""
     keys = ("linear 100%", "kNN")
@@ -90,13 +90,13 @@ def views_telling(record: Record) -> str:
     )
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views_of_others(record: Record) -> str:
     """SimSiam and BYOL on the four telling sources."""
     return scores_table(record, "transforms", methods=("simsiam", "byol"))
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views_transforms(record: Record) -> str:
     """The paper's appendix E."""
     return scores_table(
@@ -104,13 +104,13 @@ def views_transforms(record: Record) -> str:
     )
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views_magnitudes(record: Record) -> str:
     """How far to move."""
     return scores_table(record, "magnitudes", extra=("single random, no T_x", "ML random, no T_x"))
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views_learned(record: Record) -> str:
     """Learned views against random ones with the same T_x."""
     extra = ("single random, gentle", "ML random, gentle", "ML random, no T_x", "ML random", "ML learned")
@@ -146,7 +146,7 @@ def views_diffusion(record: Record) -> str:
     )
 
 
-@table("probe", "fashion-poor.quality", "fashion.quality")
+@table("probe", "fashion-poor.quality", "fashion.quality", generators=["fashion"])
 def views_quality(record: Record, poor: Record, bundled: Record) -> str:
     """How good the generator is."""
     poor_anchors, bundled_anchors = poor["fidelity"]["anchors"], bundled["fidelity"]["anchors"]
@@ -159,13 +159,13 @@ def views_quality(record: Record, poor: Record, bundled: Record) -> str:
     )
 
 
-@table("probe")
+@table("probe", generators=["fashion-nvae"])
 def views_nvae(record: Record) -> str:
     """The paper's table 4."""
     return scores_table(record, "nvae")
 
 
-@table("probe")
+@table("probe", generators=["fashion"])
 def views_pools(record: Record) -> str:
     """Sec. 3.3: fixed sets against the endless stream."""
     return scores_table(record, "pools", extra=("ML random", "ML random, no T_x"))

@@ -96,11 +96,14 @@ def nvae(record: Record) -> str:
     ]
     nats, reconstruction = likelihood["nats"], likelihood["reconstruction"]
     rates = iter(nats["rate_of_each_group"])
-    groups_of_scales = record["provenance"]["recipe"]["model"]["groups"]
+    second = record["provenance"]
+    first = second["start"]
+    groups_of_scales = first["recipe"]["model"]["groups"]
     rate_of_scales = [sum(next(rates) for _ in range(groups)) for groups in groups_of_scales]
     samples = captioned(
         markdown(FIDELITY, rows),
-        f"{record['provenance']['images']:,} training images, temperature {record['temperature']:g}; "
+        f"{first['images']:,} training images, then {second['images']:,} with the discriminator; "
+        f"temperature {record['temperature']:g}; "
         f"{fidelity['anchors']['samples']:,} samples, classifier of "
         f"{record['classifier']['test_accuracy']:.1%} accuracy.",
     )

@@ -80,7 +80,7 @@ def _load_bigbigan(checkpoint: checkpoints.Checkpoint) -> MLVGM:
 
 
 def _load_nvae(weights: str | Path | nn.Module, **options: Any) -> MLVGM:
-    """Load a checkpoint of another project, or a file of mlviews.zoo.train_nvae."""
+    """Load a checkpoint of another project, or a file of mlviews.zoo.train_nvae or tune_nvae."""
     if isinstance(weights, Path) and format_of(weights) == NVAE.FORMAT:
         return NVAE.load(weights, **{"levels": "scale", **options})
     return nvae.load(checkpoints.expect(weights, ("nvae-serezd", "nvae-nvlabs"), "nvae"), **options)
@@ -96,7 +96,7 @@ _GENERATORS = {
     ),
     "fashion-nvae": Entry(
         partial(NVAE.load, levels="scale"),
-        needs="bundled, or another file of mlviews.zoo.train_nvae",
+        needs="bundled, or another file of mlviews.zoo.train_nvae or tune_nvae",
         options=("levels", "temperature"),
         bundled=BUNDLED / "fashion-nvae.safetensors",
         border=2,
@@ -151,7 +151,7 @@ _GENERATORS = {
     "nvae": Entry(
         _load_nvae,
         needs="a checkpoint.pt of NVlabs/NVAE or SerezD/NVAE-from-scratch, or a file of "
-        "mlviews.zoo.train_nvae",
+        "mlviews.zoo.train_nvae or tune_nvae",
         options=("levels", "temperature"),
         encodes=True,
     ),

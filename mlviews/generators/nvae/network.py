@@ -225,7 +225,7 @@ class NVAE(HierarchicalVAE):
 
     @classmethod
     def load(cls, path: str | Path, *, temperature: float = 1.0, levels: str = "group") -> NVAE:
-        """Read a file of ``mlviews.zoo.train_nvae``, as the bundled one is.
+        """Read a file of ``mlviews.zoo.train_nvae`` or ``tune_nvae``; the bundled one is of the latter.
 
         Raises:
             FileNotFoundError: if there is no such file.
