@@ -282,9 +282,51 @@ class BaseTrainer(ABC):
 class AdversarialTrainer(BaseTrainer):
     """What trainers with a discriminator have besides: ``opt_g``, ``opt_d``, and what both losses go with."""
 
+    discriminator: nn.Module
     opt_g: torch.optim.Optimizer
     opt_d: torch.optim.Optimizer
     base_lrs: tuple[float, float]  # of the two, at first
+
+    def set_optimizers(
+        self,
+        network: nn.Module,
+        lr: float,
+        lr_discriminator: float,
+        *,
+        betas: tuple[float, float] = (0.0, 0.99),
+        fused: bool = False,
+    ) -> None:
+        """Give both networks an Adam; the discriminator's betas are (0, 0.99).
+
+        Args:
+            network: what makes images.
+            lr: its learning rate, at first.
+            lr_discriminator: the discriminator's.
+            betas: of the network's Adam.
+            fused: of both.
+        """
+        # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
+        ratio = self.recipe.r1_every / (self.recipe.r1_every + 1)
+        self.base_lrs = (lr, lr_discriminator * ratio)
+        self.opt_g = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=fused)
+        self.opt_d = torch.optim.Adam(
+            self.discriminator.parameters(), lr=self.base_lrs[1], betas=(0.0, 0.99**ratio), fused=fused
+        )
+
+    def teach_discriminator(self, scores: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+        """Update the discriminator by the non-saturating loss, and return the loss.
+
+        Args:
+            scores: returns the discriminator's logits ``[B]`` of images.
+            real: the step's, ``[B, C, H, W]`` in [-1, 1].
+            fake: samples, which no gradient goes through.
+        """
+        loss = F.softplus(-scores(real)).mean() + F.softplus(scores(fake)).mean()
+        loss.backward()
+        self.penalize(scores, real)
+        self.opt_d.step()
+        self.opt_d.zero_grad(set_to_none=True)
+        return loss
 
     def decay(self) -> float:
         """Return the factor of the learning rates at this step: 1, and then down to 0.1 along a line."""
@@ -338,13 +380,7 @@ class Trainer(AdversarialTrainer):
         discriminator = Discriminator(model.image_channels, recipe.width, sum(model.dims), model.image_size)
         self.discriminator = equalise(discriminator)
         self.discriminator.to(memory_format=torch.channels_last)
-        # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
-        ratio = recipe.r1_every / (recipe.r1_every + 1)
-        self.base_lrs = (recipe.lr, recipe.lr * ratio)
-        self.opt_g = torch.optim.Adam(self.generator.parameters(), lr=self.base_lrs[0], betas=(0.0, 0.99))
-        self.opt_d = torch.optim.Adam(
-            self.discriminator.parameters(), lr=self.base_lrs[1], betas=(0.0, 0.99**ratio)
-        )
+        self.set_optimizers(self.generator, recipe.lr, recipe.lr)
 
     def real(self) -> Tensor:
         """Return the step's real images ``[B, C, H, W]`` in [-1, 1]."""

@@ -170,13 +170,7 @@ class Trainer(AdversarialTrainer):
             Discriminator(recipe.image_channels, recipe.width, recipe.levels, recipe.image_size)
         )
         self.discriminator.to(memory_format=torch.channels_last)
-        self.opt_g = torch.optim.Adam(self.network.parameters(), lr=recipe.lr, betas=(0.0, 0.99), fused=True)
-        # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
-        ratio = recipe.r1_every / (recipe.r1_every + 1)
-        self.base_lrs = (recipe.lr, recipe.lr_discriminator * ratio)
-        self.opt_d = torch.optim.Adam(
-            self.discriminator.parameters(), lr=self.base_lrs[1], betas=(0.0, 0.99**ratio), fused=True
-        )
+        self.set_optimizers(self.network, recipe.lr, recipe.lr_discriminator, betas=(0.0, 0.99), fused=True)
         self.denoise = Denoiser(recipe)
         shape = (recipe.batch, recipe.image_channels, recipe.image_size, recipe.image_size)
         self.samples = torch.zeros(shape)  # what the step before made
@@ -210,7 +204,7 @@ class Trainer(AdversarialTrainer):
             clean = self.denoise(self.network, self.denoise.noisy(images, noise, self.levels), self.levels)
         fake = clean.clamp(-1, 1)
         self.samples = fake.detach()
-        loss_d = self._step_discriminator(real)
+        loss_d = self.teach_discriminator(self.scores, real, self.samples)
 
         self.discriminator.requires_grad_(False)
         loss_g = F.softplus(-self.scores(fake)).mean()
@@ -237,15 +231,6 @@ class Trainer(AdversarialTrainer):
             common, by_level = self.discriminator(images.contiguous(memory_format=torch.channels_last))
         scores: Tensor = common + by_level.gather(1, self.levels[:, None])[:, 0]
         return scores
-
-    def _step_discriminator(self, real: Tensor) -> Tensor:
-        """Update the discriminator on real images and the step's samples; return its adversarial loss."""
-        loss = F.softplus(-self.scores(real)).mean() + F.softplus(self.scores(self.samples)).mean()
-        loss.backward()
-        self.penalize(self.scores, real)
-        self.opt_d.step()
-        self.opt_d.zero_grad(set_to_none=True)
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""

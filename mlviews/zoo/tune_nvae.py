@@ -127,13 +127,7 @@ class Trainer(AdversarialTrainer):
             Discriminator(config.image_channels, recipe.width, 1, config.image_size)
         )
         self.discriminator.to(memory_format=torch.channels_last)
-        self.opt_g = torch.optim.Adam(self.network.parameters(), lr=recipe.lr, betas=(0.5, 0.99), fused=True)
-        # Lazy regularisation: fewer effective steps, so lr and betas are scaled (Karras et al. 2020, app. B).
-        ratio = recipe.r1_every / (recipe.r1_every + 1)
-        self.base_lrs = (recipe.lr, recipe.lr_discriminator * ratio)
-        self.opt_d = torch.optim.Adam(
-            self.discriminator.parameters(), lr=self.base_lrs[1], betas=(0.0, 0.99**ratio), fused=True
-        )
+        self.set_optimizers(self.network, recipe.lr, recipe.lr_discriminator, betas=(0.5, 0.99), fused=True)
 
     def settings(self) -> dict[str, Any]:
         """Return what the training depends on, with the weights that it goes on from."""
@@ -164,7 +158,8 @@ class Trainer(AdversarialTrainer):
         """Update the discriminator on samples of the network as it is."""
         with torch.no_grad(), self.autocast():
             fake = self.network.decode(self._drawn(noise))
-        return {"loss_d": self._step_discriminator(real, fake.float())}
+        loss_d = self.teach_discriminator(self.scores, 2 * real - 1, 2 * fake.float() - 1)
+        return {"loss_d": loss_d.item()}
 
     def _step_both(self, real: Tensor, noise: torch.Generator) -> dict[str, float]:
         """Update both networks."""
@@ -181,10 +176,10 @@ class Trainer(AdversarialTrainer):
 
         # The samples.
         with self.autocast():
-            fake = network.decode(self._mixed(posterior.latents, noise)).float()
-        loss_d = self._step_discriminator(real, fake.detach())
+            fake = 2 * network.decode(self._mixed(posterior.latents, noise)).float() - 1
+        loss_d = self.teach_discriminator(self.scores, 2 * real - 1, fake.detach())
         self.discriminator.requires_grad_(False)
-        loss_g = F.softplus(-self.scores(2 * fake - 1)).mean()
+        loss_g = F.softplus(-self.scores(fake)).mean()
         self.discriminator.requires_grad_(True)
         (recipe.adversarial * loss_g).backward()
 
@@ -196,7 +191,7 @@ class Trainer(AdversarialTrainer):
             "distortion": distortion.item(),
             "rate": rate.item(),
             "squares": squares.item(),
-            "loss_d": loss_d,
+            "loss_d": loss_d.item(),
             "loss_g": loss_g.item(),
             "gradient": gradient.item(),
         }
@@ -228,16 +223,6 @@ class Trainer(AdversarialTrainer):
         with self.autocast():
             logits: Tensor = self.discriminator(images.contiguous(memory_format=torch.channels_last))[0]
         return logits
-
-    def _step_discriminator(self, real: Tensor, fake: Tensor) -> float:
-        """Update the discriminator on images in [0, 1], and return its adversarial loss."""
-        real, fake = 2 * real - 1, 2 * fake - 1
-        loss = F.softplus(-self.scores(real)).mean() + F.softplus(self.scores(fake)).mean()
-        loss.backward()
-        self.penalize(self.scores, real)
-        self.opt_d.step()
-        self.opt_d.zero_grad(set_to_none=True)
-        return loss.item()
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
         """Write the moving average, with configuration and provenance as metadata."""
