@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from mlviews import MLViewSource, info_nce
-from mlviews.evaluation.probe import Encoder
+from mlviews.evaluation.learner import Encoder
 from mlviews.images import Folder, Shape
 from mlviews.integrations import files
 from mlviews.runs.records import environment

@@ -33,7 +33,8 @@ from view_sources import Comparison, RealViews, Source, normal
 
 import mlviews
 from mlviews import MLViewSource, perturb, transforms
-from mlviews.evaluation.probe import Encoder, embed, endless, initial, predict, train
+from mlviews.evaluation.learner import Encoder, endless, initial, train
+from mlviews.evaluation.readout import embed, predict
 from mlviews.evaluation.retrieval import retrieve
 from mlviews.images import Folder, Shape
 from mlviews.runs.files import sha256, whole

@@ -42,7 +42,8 @@ from view_sources import (
 )  # fmt: skip
 
 from mlviews.evaluation.data import Labelled
-from mlviews.evaluation.probe import Scores, evaluate, initial, train
+from mlviews.evaluation.learner import initial, train
+from mlviews.evaluation.readout import Scores, evaluate
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 

@@ -28,7 +28,8 @@ from view_sources import TRANSFORMS
 
 from mlviews import MLViewSource
 from mlviews.evaluation.data import Labelled
-from mlviews.evaluation.probe import evaluate, train
+from mlviews.evaluation.learner import train
+from mlviews.evaluation.readout import evaluate
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 

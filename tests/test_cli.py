@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import mlviews
 from mlviews.cli import app, main
-from mlviews.evaluation.probe import SHARES, Scores
+from mlviews.evaluation.readout import SHARES, Scores
 from mlviews.perturb import Walker
 from mlviews.runs import lines
 from mlviews.runs.progress import bar, bars

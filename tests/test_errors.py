@@ -24,7 +24,7 @@ from mlviews import (
     wrap_generator,
 )
 from mlviews.evaluation.data import load_fashion_mnist
-from mlviews.evaluation.probe import train
+from mlviews.evaluation.learner import train
 from mlviews.evaluation.retrieval import retrieve
 from mlviews.explorer.session import Session
 from mlviews.explorer.state import Setting, State

@@ -23,8 +23,8 @@ import mlviews
 from mlviews import MLVGM, MLViewSource, transforms, wrap_generator
 from mlviews.evaluation import data
 from mlviews.evaluation.data import Labelled, bundled_slice
-from mlviews.evaluation.probe import METHODS as PROBED
-from mlviews.evaluation.probe import Encoder, initial
+from mlviews.evaluation.learner import METHODS as PROBED
+from mlviews.evaluation.learner import Encoder, initial
 
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("lightly")

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlviews import MLViewSource, transforms
-from mlviews.evaluation.probe import METHODS, Learner
+from mlviews.evaluation.learner import METHODS, Learner
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 for name in NAMESPACES:

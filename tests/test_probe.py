@@ -8,7 +8,9 @@ import torch
 
 from mlviews import MLViewSource
 from mlviews.evaluation.data import Labelled, bundled_slice
-from mlviews.evaluation.probe import RATES, Encoder, embed, evaluate, initial, run_probe, train
+from mlviews.evaluation.learner import RATES, Encoder, initial, train
+from mlviews.evaluation.probe import run_probe
+from mlviews.evaluation.readout import embed, evaluate
 
 
 def source() -> MLViewSource:

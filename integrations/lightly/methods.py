@@ -30,7 +30,7 @@ from lightly.utils.debug import std_of_l2_normalized
 from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from torch import Tensor, nn
 
-from mlviews.evaluation.probe import RATES, Encoder
+from mlviews.evaluation.learner import RATES, Encoder
 from mlviews.transforms import Augmentation
 
 PAIR: dict[str, Any] = {"num_views": 2}

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from mlviews import MLViewSource, list_presets
 from mlviews.checks import integer
 from mlviews.evaluation.data import Labelled, real_images
-from mlviews.evaluation.probe import Encoder, embed
+from mlviews.evaluation.learner import Encoder
+from mlviews.evaluation.readout import embed
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 

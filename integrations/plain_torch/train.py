@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mlviews
-from mlviews.evaluation.probe import Encoder
+from mlviews.evaluation.learner import Encoder
 from mlviews.runs.checkpoint import Checkpoint
 
 parser = argparse.ArgumentParser(description=__doc__)

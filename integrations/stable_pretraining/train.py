@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from mlviews import MLViewSource, transforms
 from mlviews.checks import choice
 from mlviews.evaluation.data import real_images
-from mlviews.evaluation.probe import Encoder, evaluate
+from mlviews.evaluation.learner import Encoder
+from mlviews.evaluation.readout import evaluate
 from mlviews.integrations.lightning import MLViewDataModule
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment

@@ -26,7 +26,8 @@ from mlviews.cli.shared import (
 )
 from mlviews.config import load_config
 from mlviews.evaluation.data import real_images
-from mlviews.evaluation.probe import METHODS, ProbeReport, run_probe
+from mlviews.evaluation.learner import METHODS
+from mlviews.evaluation.probe import ProbeReport, run_probe
 from mlviews.runs.files import fingerprint, whole
 from mlviews.runs.records import set_aside
 

@@ -1,6 +1,6 @@
 """Residual networks that look at images (He et al. 2016): the critics that measure mutual information.
 
-The encoders of :mod:`mlviews.evaluation.probe` are made of the same blocks.
+The encoders of :mod:`mlviews.evaluation.learner` are made of the same blocks.
 """
 
 from __future__ import annotations
