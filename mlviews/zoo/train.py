@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ from mlviews.runs.modes import plain
 from mlviews.runs.progress import bars
 from mlviews.weights.files import write_safetensors
 from mlviews.zoo.images import SIZES, training_images
+
+Start = TypeVar("Start", bound=MLVGM)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ def plain_weight(network: nn.Module, name: str) -> Tensor:
     module, _, parameter = name.rpartition(".")
     value: Tensor = getattr(network.get_submodule(module), parameter)
     return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def set_plain_weight(network: nn.Module, name: str, value: Tensor) -> None:
+    """Give an equalised network a parameter that it uses as it is: the inverse of :func:`plain_weight`."""
+    module, _, parameter = name.rpartition(".")
+    layer = network.get_submodule(module)
+    with torch.no_grad():
+        if not parametrize.is_parametrized(layer, parameter):
+            getattr(layer, parameter).copy_(value)
+            return
+        parametrizations: Any = layer.parametrizations
+        original = parametrizations[parameter].original
+        original.copy_(value / parametrizations[parameter][0].scale)
 
 
 class Discriminator(nn.Module):
@@ -363,20 +378,57 @@ class AdversarialTrainer(BaseTrainer):
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
 
-class Trainer(AdversarialTrainer):
-    """Both networks, their optimizers and the moving average of the generator."""
+def checked_start(trainer: AdversarialTrainer, start: Start | None) -> Start:
+    """Return the network that a second training goes on from.
 
-    PARTS = ("generator", "average", "discriminator", "opt_g", "opt_d")
-    LOSSES = ("loss_d", "loss_g", "info")
+    Args:
+        trainer: of a recipe that has ``alone``, the images that only its discriminator learns from.
+        start: what the user gave.
+
+    Raises:
+        ValueError: if there is none, it makes other images or has one level, or all images are those that
+            only the discriminator learns from.
+    """
+    if start is None:
+        raise ValueError("The recipe changes a trained network: give its file by --start.")
+    shape = tuple(trainer.pixels_of(torch.zeros(1, dtype=torch.long)).shape[1:])
+    if start.image_shape != shape:
+        raise ValueError(
+            f"The file of --start makes images of shape {start.image_shape}, not {shape}: give its "
+            "--size, and --color or --gray."
+        )
+    if len(start.levels) < 2:
+        raise ValueError("The file of --start has one level, and samples share coarse ones: give another.")
+    alone = trainer.recipe.alone
+    if trainer.total <= alone:
+        raise ValueError(
+            f"Invalid images={trainer.total}: only the discriminator learns from the first {alone}; "
+            "give more."
+        )
+    return start
+
+
+class FilmTrainer(AdversarialTrainer):
+    """A ``film`` generator, its moving average, and a discriminator that also reads the latents."""
+
+    PARTS: tuple[str, ...] = ("generator", "average", "discriminator", "opt_g", "opt_d")
 
     @plain()
-    def __init__(self, recipe: Recipe, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
+    def __init__(
+        self,
+        recipe: Any,
+        images: Tensor | ImageSet,
+        total: int,
+        seed: int,
+        bf16: bool,
+        model: FilmConfig,
+    ) -> None:
         super().__init__(recipe, images, total, seed, bf16)
+        self.model = model
         torch.manual_seed(seed)
-        self.generator = FilmGenerator(recipe.model)
+        self.generator = FilmGenerator(model)
         equalise(self.generator).requires_grad_(True).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        model = recipe.model
         discriminator = Discriminator(model.image_channels, recipe.width, sum(model.dims), model.image_size)
         self.discriminator = equalise(discriminator)
         self.discriminator.to(memory_format=torch.channels_last)
@@ -387,24 +439,16 @@ class Trainer(AdversarialTrainer):
         images = self.pixels().float() / 127.5 - 1
         return images.contiguous(memory_format=torch.channels_last)
 
-    def step(self) -> dict[str, float]:
-        """Update the discriminator and the generator once each, and return the losses."""
-        noise = self.noise()
-        first, second = (
-            [torch.randn(self.recipe.batch, dim, generator=noise) for dim in self.recipe.model.dims]
-            for _ in range(2)
-        )
-        self.set_learning_rates()
-        loss_d = self._step_discriminator(first)
-        loss_g, info = self._step_generator(second)
-        self.steps += 1
-        update_average(
-            self.average, self.generator, average_decay(self.recipe.ema, self.recipe.batch, self.seen)
-        )
-        return {"loss_d": loss_d.item(), "loss_g": loss_g.item(), "info": info.item()}
+    def drawn(self, noise: torch.Generator) -> list[Tensor]:
+        """Return a batch of latents of the prior, ``[B, dim]`` of each level."""
+        return [torch.randn(self.recipe.batch, dim, generator=noise) for dim in self.model.dims]
 
-    def _step_discriminator(self, latents: list[Tensor]) -> Tensor:
-        """Update the discriminator, and return its adversarial loss."""
+    def step_discriminator(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Update the discriminator.
+
+        Returns:
+            Its adversarial loss, and its errors of the latents that it reads, ``[levels]``.
+        """
         recipe = self.recipe
         real = self.real()
         # The adversarial loss and the regression of the latents.
@@ -414,49 +458,78 @@ class Trainer(AdversarialTrainer):
             logits, regressed = self.discriminator(torch.cat([real, fake]))
         info = self.info(regressed[recipe.batch :], latents)
         loss = F.softplus(-logits[: recipe.batch]).mean() + F.softplus(logits[recipe.batch :]).mean()
-        (loss + recipe.info * info).backward()
+        (loss + recipe.info * info.mean()).backward()
         self.penalize(lambda images: self.discriminator(images)[0], real)
         self.opt_d.step()
         self.opt_d.zero_grad(set_to_none=True)
-        return loss
-
-    def _step_generator(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Update the generator, and return its adversarial loss and the error of the regressed latents."""
-        self.discriminator.requires_grad_(False)
-        with self.autocast():
-            fake = self.generator.decode(latents).float() * 2 - 1
-            logits, regressed = self.discriminator(fake)
-        info = self.info(regressed, latents)
-        loss = F.softplus(-logits).mean()
-        (loss + self.recipe.info * info).backward()
-        self.discriminator.requires_grad_(True)
-        self.opt_g.step()
-        self.opt_g.zero_grad(set_to_none=True)
         return loss, info
 
+    def step_generator(self, loss: Tensor) -> None:
+        """Update the generator by a loss, whose gradient reaches nothing of the discriminator."""
+        loss.backward()
+        self.opt_g.step()
+        self.opt_g.zero_grad(set_to_none=True)
+
+    def update_average(self) -> None:
+        """Move the moving average towards the generator, after the step."""
+        decay = average_decay(self.recipe.ema, self.recipe.batch, self.seen)
+        update_average(self.average, self.generator, decay)
+
     def info(self, regressed: Tensor, latents: list[Tensor]) -> Tensor:
-        """Return the mean squared error of the regressed latents; 1 for a level that does not show.
+        """Return the mean squared errors of the regressed latents, ``[levels]``.
+
+        It is 1 for a level that does not show.
 
         Args:
             regressed: ``[B, sum(dims)]``.
-            latents: ``[B, dim]`` of each level; each level counts the same.
+            latents: ``[B, dim]`` of each level.
         """
-        parts = regressed.split(list(self.recipe.model.dims), dim=1)
-        return torch.stack([F.mse_loss(part, z) for part, z in zip(parts, latents, strict=True)]).mean()
+        parts = regressed.split(list(self.model.dims), dim=1)
+        return torch.stack([F.mse_loss(part, z) for part, z in zip(parts, latents, strict=True)])
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
         """Write the moving average as plain weights, with the equalisation folded in.
 
         The file's metadata has the network's configuration, and where the weights come from.
         """
-        names = [name for name, _ in FilmGenerator(self.recipe.model).named_parameters()]
+        names = [name for name, _ in FilmGenerator(self.model).named_parameters()]
         tensors = {name: plain_weight(self.average, name) for name in names}
         metadata = {
             "format": FilmGenerator.FORMAT,
-            "config": json.dumps(dataclasses.asdict(self.recipe.model)),
+            "config": json.dumps(dataclasses.asdict(self.model)),
             "provenance": json.dumps(provenance),
         }
         write_safetensors(path, tensors, metadata)
+
+
+class Trainer(FilmTrainer):
+    """The first training of a ``film`` generator."""
+
+    LOSSES = ("loss_d", "loss_g", "info")
+
+    def __init__(self, recipe: Recipe, images: Tensor | ImageSet, total: int, seed: int, bf16: bool) -> None:
+        super().__init__(recipe, images, total, seed, bf16, recipe.model)
+
+    def step(self) -> dict[str, float]:
+        """Update the discriminator and the generator once each, and return the losses."""
+        noise = self.noise()
+        first, second = self.drawn(noise), self.drawn(noise)
+        self.set_learning_rates()
+        loss_d, _ = self.step_discriminator(first)
+        loss_g, info = self.losses(second)
+        self.step_generator(loss_g + self.recipe.info * info)
+        self.steps += 1
+        self.update_average()
+        return {"loss_d": loss_d.item(), "loss_g": loss_g.item(), "info": info.item()}
+
+    def losses(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the generator's adversarial loss, and the error of the regressed latents."""
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            fake = self.generator.decode(latents).float() * 2 - 1
+            logits, regressed = self.discriminator(fake)
+        self.discriminator.requires_grad_(True)
+        return F.softplus(-logits).mean(), self.info(regressed, latents).mean()
 
 
 # -- runs ----------------------------------------------------------------------------------------------------

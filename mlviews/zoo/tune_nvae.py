@@ -33,6 +33,7 @@ from mlviews.zoo.train import (
     AdversarialTrainer,
     Discriminator,
     average_decay,
+    checked_start,
     command,
     equalise,
     start,
@@ -103,26 +104,12 @@ class Trainer(AdversarialTrainer):
         start: NVAE | None = None,
     ) -> None:
         super().__init__(recipe, images, total, seed, bf16)
-        if start is None:
-            raise ValueError("The recipe changes a trained network: give its file by --start.")
-        shape = tuple(self.pixels_of(torch.zeros(1, dtype=torch.long)).shape[1:])
-        if start.image_shape != shape:
-            raise ValueError(
-                f"The file of --start makes images of shape {start.image_shape}, not {shape}: give its "
-                "--size, and --color or --gray."
-            )
-        if len(start.levels) < 2:
-            raise ValueError("The file of --start has one level, and samples keep coarse ones: give another.")
-        if total <= recipe.alone:
-            raise ValueError(
-                f"Invalid images={total}: only the discriminator learns from the first {recipe.alone}; "
-                "give more."
-            )
         torch.manual_seed(seed)
-        self.start = fingerprint(start)
-        self.network = start.requires_grad_(True)
+        self.network = checked_start(self, start)
+        self.start = fingerprint(self.network)
+        self.network.requires_grad_(True)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        config = start.config
+        config = self.network.config
         self.discriminator = equalise(
             Discriminator(config.image_channels, recipe.width, 1, config.image_size)
         )
