@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.zoo import tune_film
-from mlviews.zoo.features import Features, Transport
+from mlviews.zoo.features import Features, Heads
 from mlviews.zoo.train import plain_weight
 from mlviews.zoo.tune_film import Recipe, Trainer
 
 pytest.importorskip("lightly")
 
 MODEL = FilmConfig(dims=(3, 4, 4, 4), channels=(16, 16, 8, 8))
-SMALL = Recipe(batch=16, alone=32, ramp=16, width=8, r1_every=2, encoder_steps=2, components=4, span=64)
+SMALL = Recipe(batch=16, alone=32, ramp=16, width=8, width_heads=8, r1_every=2, encoder_steps=2)
 IMAGES = torch.randint(256, (80, 1, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
@@ -42,6 +42,10 @@ def weights(network: torch.nn.Module) -> list[Tensor]:
     return [value.clone() for value in network.state_dict().values()]
 
 
+def kernels(run: Trainer) -> list[Tensor]:
+    return [value.detach().clone() for value in run.heads.parameters() if value.ndim == 4]
+
+
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -58,13 +62,15 @@ def test_it_goes_on_from_the_weights_of_the_file() -> None:
         torch.testing.assert_close(plain_weight(run.average, name), value)
 
 
-def test_the_discriminator_learns_alone_at_first() -> None:
+def test_the_discriminators_learn_alone_at_first() -> None:
     run = trainer()
     generator, discriminator = weights(run.generator), weights(run.discriminator)
+    heads = kernels(run)
     for _ in range(2):
         assert "loss_g" not in run.step()
     assert same(weights(run.generator), generator)
     assert not same(weights(run.discriminator), discriminator)
+    assert not any(map(torch.equal, kernels(run), heads))
     run.step()  # at a learning rate of zero, from which it rises
     assert run.opt_g.param_groups[0]["lr"] == 0
     losses = run.step()
@@ -75,15 +81,17 @@ def test_the_discriminator_learns_alone_at_first() -> None:
 
 
 def test_each_term_reaches_the_generator() -> None:
+    terms = ("info", "projected", "steady", "hidden")
+
     def change(**recipe: float) -> list[Tensor]:
-        run = trainer(alone=0, ramp=1, **{"info": 0.0, "moments": 0.0, "steady": 0.0, "hidden": 0.0} | recipe)
+        run = trainer(alone=0, ramp=1, **dict.fromkeys(terms, 0.0) | recipe)
         run._train_encoder()
         run.steps = 1
         run.step()
         return weights(run.generator)
 
     none = change()
-    for name in ("info", "moments", "steady", "hidden"):
+    for name in terms:
         assert not same(change(**{name: 100.0}), none), name
 
 
@@ -101,9 +109,9 @@ def test_pairs_share_what_their_block_says(levels: int) -> None:
             assert equal == (level == 0 or block not in (0, level)), (block, level)
 
 
-def test_an_encoder_sees_uncorrelated_components_of_real_images() -> None:
+def test_an_encoder_learns_from_real_images_once() -> None:
     def features(seed: int) -> Features:
-        features = Features(4)
+        features = Features()
         features.learn(lambda rows: IMAGES[rows], len(IMAGES), 32, 2, seed)
         return features
 
@@ -111,39 +119,31 @@ def test_an_encoder_sees_uncorrelated_components_of_real_images() -> None:
     assert same(weights(network), weights(features(1)))
     assert not same(weights(network), weights(features(2)))
     seen = network(IMAGES.float() / 255)
-    assert seen.shape == (80, 4)
-    torch.testing.assert_close(seen.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
-    covariance = seen.T @ seen / len(seen)
-    torch.testing.assert_close(covariance, network.variances.diag(), atol=1e-5, rtol=1e-3)
-    assert network.variances.tolist() == sorted(network.variances.tolist(), reverse=True)
+    assert [tuple(x.shape) for x in seen.maps] == [
+        (80, 32, 16, 16), (80, 32, 16, 16), (80, 64, 8, 8), (80, 128, 4, 4)
+    ]  # fmt: skip
+    assert tuple(x.shape[1] for x in seen.maps) == Features.WIDTHS
+    assert seen.features.var(0, unbiased=False).sum().item() == pytest.approx(1, rel=1e-4)
+    assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_transport_gives_samples_the_moments_of_real_images() -> None:
+def test_heads_and_the_generator_want_opposite_things() -> None:
     torch.manual_seed(0)
-    variances = torch.tensor([0.5, 0.3, 0.2])
-    samples = torch.randn(50_000, 3) @ torch.randn(3, 3) + torch.tensor([1.0, -2.0, 0.5])
-    transport = Transport(variances)
-    for batch in samples.split(500):
-        transport.note(batch, kept=0.98)
-    transport.update()
-    moved = transport.targets(samples)
-    torch.testing.assert_close(moved.mean(0), torch.zeros(3), atol=0.03, rtol=0)
-    torch.testing.assert_close(torch.cov(moved.T), variances.diag(), atol=0.03, rtol=0)
-    torch.testing.assert_close(transport.map, transport.map.T)  # as that of Gaussians is
-    # The Frechet distance is the mean squared length of the way.
-    way = (moved - samples).square().sum(1).mean()
-    assert transport.distance.item() == pytest.approx(way.item(), rel=0.03)
-
-
-def test_transport_stays_where_it_is_while_there_are_few_samples() -> None:
-    transport = Transport(torch.tensor([0.5, 0.5]))
-    transport.note(torch.randn(4, 2) + 5, kept=0.9)
-    transport.update()
-    assert torch.equal(transport.map, torch.eye(2))
-    transport.note(torch.randn(4, 2) + 5, kept=0.9)
-    transport.update()
-    assert transport.distance > 10
+    heads = Heads((4, 6), 8)
+    real, fake = ([torch.randn(16, width, 8, 8) + shift for width in (4, 6)] for shift in (0.5, -0.5))
+    assert heads.loss(real, fake).item() == pytest.approx(2, abs=0.5)  # they know nothing yet
+    assert [logits.shape for logits in heads(fake)] == [(16, 16)] * 2
+    optimizer = torch.optim.Adam(heads.parameters(), 1e-2)
+    before = heads.loss_of_generator(fake)
+    for _ in range(30):
+        loss = heads.loss(real, fake)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5
+    assert heads.loss_of_generator(fake) > before + 0.5
+    assert heads.loss_of_generator(real) < -0.5
 
 
 def test_a_second_training_needs_a_generator_that_fits() -> None:

@@ -1,67 +1,70 @@
-"""What an encoder that learned from real images sees in samples, and how far its distribution is off.
+"""What an encoder that learned from real images sees, and the discriminator that looks through it.
 
 No labels are used: the encoder learns by SimCLR (Chen et al. 2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.transforms.functional import normalize
 
 from mlviews.evaluation import learner
 from mlviews.evaluation.real_views import RealViews
+from mlviews.mi.critics import Residual
 from mlviews.transforms import IMAGENET, Augmentation
 
-_MOST = 60_000  # real images that the components are taken of
+_MOST = 60_000  # real images that the variance of features is taken of
+
+
+class Seen(NamedTuple):
+    """What the encoder sees in images."""
+
+    maps: list[Tensor]  # [B, width, H, W], after the first layer and after each block
+    features: Tensor  # [B, 512], whose total variance over real images is 1
 
 
 class Features(nn.Module):
-    """The principal components of an encoder's features.
+    """An encoder that stays as it is once it has learned.
 
-    Images ``[B, C, H, W]`` in [0, 1] -> ``[B, components]``.
-    Over real images they have a mean of 0 and a total variance of 1. They are half whitened: a component that
-    varies less counts for less, by its standard deviation and not by its variance.
-
-    Args:
-        components: how many; at most the encoder's features, 512.
+    Images ``[B, C, H, W]`` in [0, 1] -> :class:`Seen`.
     """
 
-    center: Tensor  # [512]
-    basis: Tensor  # [512, components]
-    variances: Tensor  # [components], over real images, largest first
+    WIDTHS = (32, 32, 64, 128)
+    """Channels of the maps."""
 
-    def __init__(self, components: int) -> None:
+    variance: Tensor  # of the encoder's features over real images, summed
+
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = learner.Encoder()
-        width = learner.Encoder.features
-        self.register_buffer("center", torch.zeros(width))
-        self.register_buffer("basis", torch.zeros(width, components))
-        self.register_buffer("variances", torch.zeros(components))
+        self.register_buffer("variance", torch.ones(()))
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.encode(images)
-        with torch.autocast(images.device.type, enabled=False):
-            components: Tensor = (features.float() - self.center) @ self.basis
-        return components
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the encoder's own features ``[B, 512]`` of images."""
-        features: Tensor = self.encoder(normalize(images.expand(-1, 3, -1, -1), *map(list, IMAGENET)))
-        return features
+    def forward(self, images: Tensor) -> Seen:
+        x = normalize(images.expand(-1, 3, -1, -1), *map(list, IMAGENET))
+        x = x.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for layer in self.encoder.body:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU | Residual):
+                maps.append(x)
+        return Seen(maps, x.float() / self.variance.sqrt())
 
     def learn(self, read: Callable[[Tensor], Tensor], count: int, size: int, steps: int, seed: int) -> None:
-        """Train the encoder on real images, and take the components of its features.
+        """Train the encoder on real images.
 
         Args:
             read: returns images ``[B, C, size, size]``, uint8, of indices ``[B]``.
             count: the number of images.
             size: pixels of a side.
-            steps: of the encoder's training, of 64 images each.
-            seed: of its weights, the order of the images, and T_x.
+            steps: of the training, of 64 images each.
+            seed: of the weights, the order of the images, and T_x.
 
         Raises:
             ModuleNotFoundError: if lightly is not installed.
@@ -70,75 +73,40 @@ class Features(nn.Module):
         encoder, _ = learner.train(RealViews(read, count, gentle, 64, seed), steps, seed=seed)
         self.encoder.load_state_dict(encoder.state_dict())
         with torch.no_grad():
+            self.variance.fill_(1.0)
             rows = torch.arange(min(count, _MOST)).split(500)
-            self._analyse(torch.cat([self.encode(read(part).float() / 255) for part in rows]))
-
-    def _analyse(self, features: Tensor) -> None:
-        """Take the principal components of real images' features ``[N, 512]``."""
-        self.center.copy_(features.mean(0))
-        centered = features - self.center
-        values, vectors = torch.linalg.eigh(centered.T @ centered / len(centered))  # smallest first
-        count = len(self.variances)
-        deviations = values.flip(0)[:count].clamp_min(1e-12).sqrt()
-        total = deviations.sum()
-        self.basis.copy_(vectors.flip(1)[:, :count] / (deviations * total).sqrt())
-        self.variances.copy_(deviations / total)
+            features = torch.cat([self(read(part).float() / 255).features for part in rows])
+            self.variance.copy_(features.var(0, unbiased=False).sum())
 
 
-class Transport(nn.Module):
-    """The optimal transport from samples' features to real images', both taken as Gaussians.
-
-    The squared distance between features and their targets has, up to a factor, the gradient of the Frechet
-    distance (Dowson and Landau 1982) between the two Gaussians. The samples' moments are running averages, so
-    that they are of many batches, and gradients reach the current one.
+class Heads(nn.Module):
+    """Small discriminators, one for each of the encoder's maps (Sauer et al. 2021, "Projected GANs").
 
     Args:
-        variances: of the real images' features ``[D]``, which are uncorrelated and have a mean of 0.
+        widths: channels of the maps.
+        width: channels of each head.
     """
 
-    EVERY = 16
-    """Steps between updates of the map."""
-
-    mean: Tensor  # [D], of samples
-    second: Tensor  # [D, D], moment of samples
-    weight: Tensor  # of all that was noted; it tends to 1
-    noted: Tensor  # number of samples
-    map: Tensor  # [D, D]
-    distance: Tensor  # Frechet's, at the last update
-
-    def __init__(self, variances: Tensor) -> None:
+    def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()
-        count = len(variances)
-        self.variances = variances
-        self.register_buffer("mean", torch.zeros(count))
-        self.register_buffer("second", torch.zeros(count, count))
-        self.register_buffer("weight", torch.zeros(()))
-        self.register_buffer("noted", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("map", torch.eye(count))
-        self.register_buffer("distance", torch.zeros((), dtype=torch.float64))
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(channels, width, 3, 1, 1)), nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, width, 3, 2, 1)), nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, 1, 1)),
+            )
+            for channels in widths
+        )  # fmt: skip
 
-    def targets(self, features: Tensor) -> Tensor:
-        """Return the place ``[B, D]`` that each sample's features move to; no gradient goes through it."""
-        return (features.detach() - self.mean / self.weight) @ self.map.T
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return each head's logits, float32 ``[B, places]``."""
+        return [head(x).float().flatten(1) for head, x in zip(self.heads, maps, strict=True)]
 
-    @torch.no_grad()
-    def note(self, features: Tensor, kept: float) -> None:
-        """Update the samples' moments by a batch ``[B, D]``; the averages keep a share of what they were."""
-        self.noted += len(features)
-        self.weight.lerp_(torch.ones(()), 1 - kept)
-        self.mean.lerp_(features.mean(0), 1 - kept)
-        self.second.lerp_(features.T @ features / len(features), 1 - kept)
+    def loss(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+        """Return the heads' own loss on maps of real images and of samples: the hinge, their mean."""
+        pairs = zip(self(real), self(fake), strict=True)
+        return torch.stack([F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in pairs]).mean()
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Compute the map and the distance, unless the samples are too few for a covariance."""
-        if self.noted < 4 * len(self.variances):
-            return
-        mean = self.mean / self.weight
-        covariance = (self.second / self.weight - mean[:, None] * mean).double()
-        roots = self.variances.double().sqrt()
-        values, vectors = torch.linalg.eigh(roots[:, None] * covariance * roots)
-        values = values.clamp_min(1e-12)
-        self.map.copy_(roots[:, None] * (vectors / values.sqrt() @ vectors.T) * roots)
-        spread = self.variances.sum() + covariance.trace() - 2 * values.sqrt().sum()
-        self.distance.copy_(mean.double().square().sum() + spread)
+    def loss_of_generator(self, fake: Sequence[Tensor]) -> Tensor:
+        """Return the generator's loss on maps of samples."""
+        return torch.stack([-logits.mean() for logits in self(fake)]).mean()

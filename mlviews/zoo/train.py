@@ -443,18 +443,20 @@ class FilmTrainer(AdversarialTrainer):
         """Return a batch of latents of the prior, ``[B, dim]`` of each level."""
         return [torch.randn(self.recipe.batch, dim, generator=noise) for dim in self.model.dims]
 
-    def step_discriminator(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Update the discriminator.
+    def fake(self, latents: list[Tensor]) -> Tensor:
+        """Return samples ``[B, C, H, W]`` in [-1, 1], which no gradient goes through."""
+        with self.autocast(), torch.no_grad():
+            return self.generator.decode(latents).float() * 2 - 1
+
+    def step_discriminator(self, real: Tensor, fake: Tensor, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Update the discriminator by real images, and by samples and their latents.
 
         Returns:
             Its adversarial loss, and its errors of the latents that it reads, ``[levels]``.
         """
         recipe = self.recipe
-        real = self.real()
         # The adversarial loss and the regression of the latents.
         with self.autocast():
-            with torch.no_grad():
-                fake = self.generator.decode(latents).float() * 2 - 1
             logits, regressed = self.discriminator(torch.cat([real, fake]))
         info = self.info(regressed[recipe.batch :], latents)
         loss = F.softplus(-logits[: recipe.batch]).mean() + F.softplus(logits[recipe.batch :]).mean()
@@ -515,7 +517,7 @@ class Trainer(FilmTrainer):
         noise = self.noise()
         first, second = self.drawn(noise), self.drawn(noise)
         self.set_learning_rates()
-        loss_d, _ = self.step_discriminator(first)
+        loss_d, _ = self.step_discriminator(self.real(), self.fake(first), first)
         loss_g, info = self.losses(second)
         self.step_generator(loss_g + self.recipe.info * info)
         self.steps += 1

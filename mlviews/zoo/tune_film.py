@@ -9,7 +9,7 @@ finer level may change, and one that turns shoes into bags shows very well. So t
 encoder beside it that learned from the real images alone, by SimCLR and without labels
 (:mod:`mlviews.zoo.features`), and adds three terms to the first one's loss:
 
-- ``moments``: the samples' features get the mean and the covariance of the real images' features;
+- ``projected``: discriminators that look at the encoder's maps tell samples from real images, too;
 - ``steady``: samples that share their coarsest latent have features that differ little;
 - ``hidden``: redrawing one finer level changes the pixels by no less than a given amount.
 
@@ -31,7 +31,7 @@ from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.images import ImageSet
 from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
-from mlviews.zoo.features import Features, Transport
+from mlviews.zoo.features import Features, Heads
 from mlviews.zoo.train import FilmTrainer, checked_start, command, set_plain_weight, start
 
 
@@ -40,23 +40,23 @@ class Recipe:
     """How a trained generator is trained on; of values by level, the last one stands for all that follow."""
 
     batch: int = 64  # real images per step, and samples
-    lr: float = 1.5e-3  # Adam, betas (0, 0.99), both networks, with equalised learning rates
-    alone: int = 32_000  # images at first that only the discriminator learns from
+    lr: float = 1e-3  # Adam, betas (0, 0.99), both networks, with equalised learning rates
+    lr_heads: float = 2e-3  # likewise, of the heads, with spectral norms
+    alone: int = 10_000  # images at first that only the discriminators learn from
     ramp: int = 10_000  # images after these over which the generator's learning rate rises from 0
-    decay_from: float = 0.3  # share of the run after which both rates fall linearly to a tenth
+    decay_from: float = 0.3  # share of the run after which the rates fall linearly to a tenth
     r1: float = 0.1  # gamma of the R1 penalty, on images in [-1, 1]
     r1_every: int = 16  # steps between lazy R1 penalties
     info: float = 0.5  # weight of the regression of the latents
     shares: tuple[float, ...] = (1.5, 0.8, 1.0, 0.8)  # of each level in the generator's part of it
     encoder_steps: int = 2_000  # of the encoder's training, of 64 images each
-    components: int = 128  # of the encoder's features
-    span: int = 20_000  # half-life of the samples' moments, in images
-    moments: float = 20.0  # weight of the squared distance to the transported features
-    steady: float = 1.5  # weight of the share of the features' variance that finer levels make
+    projected: float = 2.0  # weight of the heads' opinion
+    steady: float = 1.2  # weight of the share of the features' variance that finer levels make
     hidden: float = 0.5  # weight of what is missing of `visible`, as a share of it, summed over levels
-    visible: tuple[float, ...] = (0.05, 0.045, 0.035)  # least mean change of a pixel by each finer level
-    ema: int = 20_000  # half-life of the moving average, in images
+    visible: tuple[float, ...] = (0.055, 0.06, 0.04)  # least mean change of a pixel by each finer level
+    ema: int = 50_000  # half-life of the moving average, in images
     width: int = 48  # channels of the discriminator at 16 pixels; doubled at 8 and again at 4
+    width_heads: int = 128  # channels of the heads
 
     def fitted(self, channels: int, size: int) -> Recipe:
         """Return the recipe, which is the same for all channels and sizes."""
@@ -71,7 +71,7 @@ RECIPES = {
 
 
 class Trainer(FilmTrainer):
-    """Both networks, the encoder, and the transport of its features.
+    """Both networks, the encoder, and the heads that look through it.
 
     The log has the errors of the latents that the discriminator reads, in its own step (``read_0``, ...) and
     in the generator's (``info_0``, ...), and the change of a pixel by each finer level (``change_1``, ...).
@@ -88,7 +88,7 @@ class Trainer(FilmTrainer):
         ValueError: as :func:`~mlviews.zoo.train.checked_start`.
     """
 
-    PARTS = (*FilmTrainer.PARTS, "features", "transport")
+    PARTS = (*FilmTrainer.PARTS, "features", "heads", "opt_h")
 
     @plain()
     def __init__(
@@ -107,15 +107,16 @@ class Trainer(FilmTrainer):
         for name, value in network.named_parameters():
             set_plain_weight(self.generator, name, value)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.features = Features(recipe.components)
-        self.transport = Transport(self.features.variances)
+        self.features = Features()
+        self.heads = Heads(Features.WIDTHS, recipe.width_heads)
+        self.opt_h = torch.optim.Adam(self.heads.parameters(), lr=recipe.lr_heads, betas=(0.0, 0.99))
         levels = range(len(model.dims))
         self.LOSSES = (
             "loss_d",
             *(f"read_{level}" for level in levels),
+            "loss_h",
             "loss_g",
-            "frechet",
-            "moments",
+            "loss_p",
             "steady",
             *(f"change_{level}" for level in levels[1:]),
             *(f"info_{level}" for level in levels),
@@ -138,35 +139,27 @@ class Trainer(FilmTrainer):
             self._train_encoder()
         noise = self.noise()
         first, second = self.drawn(noise), self.pairs(self.drawn(noise))
+        real, fake = self.real(), self.fake(first)
         self.set_learning_rates()
-        loss_d, read = self.step_discriminator(first)
+        loss_d, read = self.step_discriminator(real, fake, first)
+        loss_h = self._step_heads(real, fake)
         losses: dict[str, float] = {}
-        if self.seen < recipe.alone:
-            with torch.no_grad(), self.autocast():
-                features = self.features(self.average.decode(second).float())
-            self._note(features)
-        else:
+        if self.seen >= recipe.alone:
             self.opt_g.param_groups[0]["lr"] *= min(1.0, (self.seen - recipe.alone) / recipe.ramp)
             losses = self._step_generator(second)
-        if self.steps % Transport.EVERY == 0:
-            self.transport.update()
         self.steps += 1
         self.update_average()
-        return {
-            "loss_d": loss_d.item(),
-            **_columns("read", read),
-            "frechet": self.transport.distance.item(),
-            **losses,
-        }
+        return {"loss_d": loss_d.item(), "loss_h": loss_h.item(), **_columns("read", read), **losses}
+
+    def set_learning_rates(self) -> None:
+        """Give the optimizers the learning rates of this step."""
+        super().set_learning_rates()
+        self.opt_h.param_groups[0]["lr"] = self.recipe.lr_heads * self.decay()
 
     def _train_encoder(self) -> None:
         """Train the encoder on the real images."""
         size = self.model.image_size
         self.features.learn(self.pixels_of, len(self.images), size, self.recipe.encoder_steps, self.seed)
-
-    def _note(self, features: Tensor) -> None:
-        """Update the moments of the samples' features."""
-        self.transport.note(features.detach(), 0.5 ** (self.recipe.batch / self.recipe.span))
 
     def pairs(self, latents: list[Tensor]) -> list[Tensor]:
         """Make neighbours in the batch pairs, and return the latents.
@@ -188,19 +181,31 @@ class Trainer(FilmTrainer):
         count: int = self.recipe.batch // len(latents) // 2 * 2
         return count
 
+    def _step_heads(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Update the heads by images in [-1, 1], and return their loss."""
+        with self.autocast():
+            with torch.no_grad():
+                seen = [self.features(images / 2 + 0.5).maps for images in (real, fake)]
+            loss = self.heads.loss(*seen)
+        loss.backward()
+        self.opt_h.step()
+        self.opt_h.zero_grad(set_to_none=True)
+        return loss
+
     def _step_generator(self, latents: list[Tensor]) -> dict[str, float]:
         """Update the generator on samples that are pairs."""
         recipe = self.recipe
-        self.discriminator.requires_grad_(False)
+        for discriminator in (self.discriminator, self.heads):
+            discriminator.requires_grad_(False)
         with self.autocast():
             images = self.generator.decode(latents).float()
             logits, regressed = self.discriminator(images * 2 - 1)
-            features = self.features(images)
-        self.discriminator.requires_grad_(True)
+            maps, features = self.features(images)
+            loss_p = self.heads.loss_of_generator(maps)
+        for discriminator in (self.discriminator, self.heads):
+            discriminator.requires_grad_(True)
         loss_g = F.softplus(-logits).mean()
         info = self.info(regressed, latents)
-        self._note(features)
-        moments = (features - self.transport.targets(features)).square().sum(1).mean()
         count = self._block(latents)
         steady = (features[:count:2] - features[1:count:2]).square().sum(1).mean() / 2
         blocks = images.split(count)[1 : len(latents)]
@@ -209,13 +214,13 @@ class Trainer(FilmTrainer):
         self.step_generator(
             loss_g
             + recipe.info * (self.shares * info).mean()
-            + recipe.moments * moments
+            + recipe.projected * loss_p
             + recipe.steady * steady
             + recipe.hidden * hidden
         )
         return {
             "loss_g": loss_g.item(),
-            "moments": moments.item(),
+            "loss_p": loss_p.item(),
             "steady": steady.item(),
             **_columns("change", changes, first=1),
             **_columns("info", info),
@@ -232,7 +237,7 @@ def _columns(name: str, values: Tensor, first: int = 0) -> dict[str, float]:
     return {f"{name}_{level}": value for level, value in enumerate(values.tolist(), first)}
 
 
-main = command(RECIPES, Trainer, 480_000, load=FilmGenerator.load)
+main = command(RECIPES, Trainer, 720_000, load=FilmGenerator.load)
 
 if __name__ == "__main__":
     start(main)
