@@ -23,6 +23,9 @@ class RealViews:
         transform: T_x.
         batch_size: images of a batch.
         seed: of the order and of T_x.
+
+    Raises:
+        ValueError: if there are fewer images than a batch.
     """
 
     num_views, layout, device = 2, staticmethod(pair_layout), torch.device("cpu")
@@ -35,6 +38,11 @@ class RealViews:
         batch_size: int,
         seed: int,
     ) -> None:
+        if count < batch_size:
+            raise ValueError(
+                f"Invalid batch_size={batch_size}: there are {count} images; give more images, or a smaller "
+                "batch_size."
+            )
         self.read = read
         self.count = count
         self.transform = transform
@@ -44,13 +52,14 @@ class RealViews:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield an epoch's batches, each two views ``[B, C, H, W]``; the next call has the next epoch."""
-        order = permutation(self.count, self.seed, self.epoch, self.device)
+        epoch = self.epoch
+        self.epoch += 1
+        order = permutation(self.count, self.seed, epoch, self.device)
         whole_batches = self.count // self.batch_size * self.batch_size
         for rows in order[:whole_batches].split(self.batch_size):
             images = self.read(rows)
             if images.dtype == torch.uint8:
                 images = images.float() / 255
             yield tuple(
-                self.transform(images, rows, seed=self.seed, epoch=self.epoch, view=view) for view in (0, 1)
+                self.transform(images, rows, seed=self.seed, epoch=epoch, view=view) for view in (0, 1)
             )
-        self.epoch += 1

@@ -1,4 +1,4 @@
-"""What an encoder that learned from real images sees, and the discriminator that looks through it.
+"""What an encoder that learned from real images sees, and discriminators that look through it.
 
 No labels are used: the encoder learns by SimCLR (Chen et al. 2020).
 """
@@ -12,31 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.transforms.functional import normalize
 
 from mlviews.evaluation import learner
 from mlviews.evaluation.real_views import RealViews
 from mlviews.mi.critics import Residual
-from mlviews.transforms import IMAGENET, Augmentation
+from mlviews.sampling import permutation
+from mlviews.transforms import Augmentation
 
-_MOST = 60_000  # real images that the variance of features is taken of
+_OF_VARIANCE = 60_000  # most real images that the variance of features is taken of
 
 
-class Seen(NamedTuple):
-    """What the encoder sees in images."""
+class Activations(NamedTuple):
+    """What the encoder makes of images."""
 
     maps: list[Tensor]  # [B, width, H, W], after the first layer and after each block
-    features: Tensor  # [B, 512], whose total variance over real images is 1
+    features: Tensor  # float32 [B, 512], whose total variance over real images is 1
 
 
 class Features(nn.Module):
-    """An encoder that stays as it is once it has learned.
+    """An encoder that stays as it is once it has learned; before that its weights are random.
 
-    Images ``[B, C, H, W]`` in [0, 1] -> :class:`Seen`.
+    Images ``[B, C, H, W]`` in [0, 1], of 1 or 3 channels and 16 pixels or more -> :class:`Activations`.
     """
-
-    WIDTHS = (32, 32, 64, 128)
-    """Channels of the maps."""
 
     variance: Tensor  # of the encoder's features over real images, summed
 
@@ -46,41 +43,55 @@ class Features(nn.Module):
         self.register_buffer("variance", torch.ones(()))
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Seen:
-        x = normalize(images.expand(-1, 3, -1, -1), *map(list, IMAGENET))
-        x = x.contiguous(memory_format=torch.channels_last)
+    def forward(self, images: Tensor) -> Activations:
+        x = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         maps = []
         for layer in self.encoder.body:
             x = layer(x)
             if isinstance(layer, nn.ReLU | Residual):
                 maps.append(x)
-        return Seen(maps, x.float() / self.variance.sqrt())
+        return Activations(maps, x.float() / self.variance.sqrt())
 
-    def learn(self, read: Callable[[Tensor], Tensor], count: int, size: int, steps: int, seed: int) -> None:
+    def widths(self) -> list[int]:
+        """Return the channels of the maps."""
+        return [x.shape[1] for x in self(torch.zeros(1, 3, 16, 16)).maps]
+
+    def learn(
+        self, images_of: Callable[[Tensor], Tensor], count: int, size: int, batch: int, steps: int, seed: int
+    ) -> None:
         """Train the encoder on real images.
 
         Args:
-            read: returns images ``[B, C, size, size]``, uint8, of indices ``[B]``.
+            images_of: returns images ``[B, C, size, size]``, uint8, of indices ``[B]``.
             count: the number of images.
             size: pixels of a side.
-            steps: of the training, of 64 images each.
+            batch: images of a step.
+            steps: of the training.
             seed: of the weights, the order of the images, and T_x.
 
         Raises:
             ModuleNotFoundError: if lightly is not installed.
+            ValueError: if there are fewer images than a batch.
         """
-        gentle = Augmentation(size=size, scale=(0.6, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), normalize=IMAGENET)
-        encoder, _ = learner.train(RealViews(read, count, gentle, 64, seed), steps, seed=seed)
+        gentle = Augmentation(size=size, scale=(0.6, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), normalize=None)
+        encoder, _ = learner.train(RealViews(images_of, count, gentle, batch, seed), steps, seed=seed)
         self.encoder.load_state_dict(encoder.state_dict())
+        some = permutation(count, seed, 0, torch.device("cpu"))[:_OF_VARIANCE]
         with torch.no_grad():
-            self.variance.fill_(1.0)
-            rows = torch.arange(min(count, _MOST)).split(500)
-            features = torch.cat([self(read(part).float() / 255).features for part in rows])
+            features = torch.cat([self.encoder(_colored(images_of(rows))) for rows in some.split(500)])
             self.variance.copy_(features.var(0, unbiased=False).sum())
 
 
+def _colored(images: Tensor) -> Tensor:
+    """Return uint8 images ``[B, C, H, W]`` as the encoder takes them."""
+    return images.expand(-1, 3, -1, -1).float() / 255
+
+
 class Heads(nn.Module):
-    """Small discriminators, one for each of the encoder's maps (Sauer et al. 2021, "Projected GANs").
+    """Small discriminators, one for each of the encoder's maps.
+
+    They are those of Projected GANs (Sauer et al. 2021) without the random projections. The norms of their
+    weights follow their own training only, not the generator's.
 
     Args:
         widths: channels of the maps.
@@ -97,16 +108,23 @@ class Heads(nn.Module):
             )
             for channels in widths
         )  # fmt: skip
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return each head's logits, float32 ``[B, places]``."""
         return [head(x).float().flatten(1) for head, x in zip(self.heads, maps, strict=True)]
 
-    def loss(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-        """Return the heads' own loss on maps of real images and of samples: the hinge, their mean."""
-        pairs = zip(self(real), self(fake), strict=True)
-        return torch.stack([F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in pairs]).mean()
+    def loss(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the heads' own loss, the mean of their hinges.
 
-    def loss_of_generator(self, fake: Sequence[Tensor]) -> Tensor:
+        Args:
+            maps: of real images, followed by those of as many samples.
+        """
+        halves = [logits.chunk(2) for logits in self(maps)]
+        return torch.stack(
+            [F.relu(1 - real).mean() + F.relu(1 + fake).mean() for real, fake in halves]
+        ).mean()
+
+    def loss_of_generator(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the generator's loss on maps of samples."""
-        return torch.stack([-logits.mean() for logits in self(fake)]).mean()
+        return torch.stack([-logits.mean() for logits in self(maps)]).mean()

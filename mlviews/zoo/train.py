@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mlviews.errors import listing
 from mlviews.generators.base import MLVGM
 from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.images import ImageSet
@@ -43,7 +44,7 @@ from mlviews.runs.progress import bars
 from mlviews.weights.files import write_safetensors
 from mlviews.zoo.images import SIZES, training_images
 
-Start = TypeVar("Start", bound=MLVGM)
+Network = TypeVar("Network", bound=MLVGM)
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,9 @@ class BaseTrainer(ABC):
             "data": self.data(),
         }
 
+    def prepare(self) -> None:
+        """Do what comes before the first step of a run, and not when one is resumed."""
+
     @abstractmethod
     def step(self) -> dict[str, float]:
         """Update everything once, and return the losses."""
@@ -378,32 +382,32 @@ class AdversarialTrainer(BaseTrainer):
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
 
-def checked_start(trainer: AdversarialTrainer, start: Start | None) -> Start:
+def checked_start(recipe: Any, images: Tensor | ImageSet, total: int, start: Network | None) -> Network:
     """Return the network that a second training goes on from.
 
     Args:
-        trainer: of a recipe that has ``alone``, the images that only its discriminator learns from.
+        recipe: has ``alone``, the images at first that only discriminators learn from.
+        images: as for :class:`BaseTrainer`.
+        total: likewise.
         start: what the user gave.
 
     Raises:
         ValueError: if there is none, it makes other images or has one level, or all images are those that
-            only the discriminator learns from.
+            only discriminators learn from.
     """
     if start is None:
         raise ValueError("The recipe changes a trained network: give its file by --start.")
-    shape = tuple(trainer.pixels_of(torch.zeros(1, dtype=torch.long)).shape[1:])
+    shape = tuple(images.shape[1:] if isinstance(images, Tensor) else images.shape[:3])
     if start.image_shape != shape:
         raise ValueError(
-            f"The file of --start makes images of shape {start.image_shape}, not {shape}: give its "
-            "--size, and --color or --gray."
+            f"The file of --start makes images of shape {start.image_shape}, not {shape}: give its --size, "
+            f"which is {listing(SIZES)}, and --color or --gray."
         )
     if len(start.levels) < 2:
         raise ValueError("The file of --start has one level, and samples share coarse ones: give another.")
-    alone = trainer.recipe.alone
-    if trainer.total <= alone:
+    if total <= recipe.alone:
         raise ValueError(
-            f"Invalid images={trainer.total}: only the discriminator learns from the first {alone}; "
-            "give more."
+            f"Invalid images={total}: only the discriminator learns from the first {recipe.alone}; give more."
         )
     return start
 
@@ -562,7 +566,9 @@ def run(
         out / "checkpoint.pt", trainer.settings(), resume=True, remedy="delete it", bare=True
     )
     state = checkpoint.load()
-    if state is not None:
+    if state is None:
+        trainer.prepare()
+    else:
         with checkpoint.reading():
             trainer.load_state_dict(state)
     provenance = provenance | {
@@ -705,7 +711,7 @@ def start(main: Callable[..., None]) -> None:
     """Run a script's command line; bad input becomes one line on stderr."""
     try:
         typer.run(main)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f"mlviews: {error}") from None
 
 

@@ -18,7 +18,7 @@ Every step's data and noise follow from ``(seed, step)``, so that a resumed run 
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlviews.generators.film import FilmConfig, FilmGenerator
+from mlviews.evaluation.extras import lightly
+from mlviews.generators.film import FilmGenerator
 from mlviews.images import ImageSet
 from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
@@ -41,15 +42,15 @@ class Recipe:
 
     batch: int = 64  # real images per step, and samples
     lr: float = 1e-3  # Adam, betas (0, 0.99), both networks, with equalised learning rates
-    lr_heads: float = 2e-3  # likewise, of the heads, with spectral norms
-    alone: int = 10_000  # images at first that only the discriminators learn from
+    lr_heads: float = 2e-3  # of the heads: Adam, betas (0, 0.99), with spectral norms
+    alone: int = 10_000  # images at first that only the discriminator and the heads learn from
     ramp: int = 10_000  # images after these over which the generator's learning rate rises from 0
     decay_from: float = 0.3  # share of the run after which the rates fall linearly to a tenth
     r1: float = 0.1  # gamma of the R1 penalty, on images in [-1, 1]
     r1_every: int = 16  # steps between lazy R1 penalties
     info: float = 0.5  # weight of the regression of the latents
     shares: tuple[float, ...] = (1.5, 0.8, 1.0, 0.8)  # of each level in the generator's part of it
-    encoder_steps: int = 2_000  # of the encoder's training, of 64 images each
+    encoder_steps: int = 2_000  # of the encoder's training
     projected: float = 2.0  # weight of the heads' opinion
     steady: float = 1.2  # weight of the share of the features' variance that finer levels make
     hidden: float = 0.5  # weight of what is missing of `visible`, as a share of it, summed over levels
@@ -85,7 +86,8 @@ class Trainer(FilmTrainer):
         start: the trained generator.
 
     Raises:
-        ValueError: as :func:`~mlviews.zoo.train.checked_start`.
+        ValueError: as :func:`~mlviews.zoo.train.checked_start`, or if there are fewer images than a batch.
+        ModuleNotFoundError: if lightly is not installed.
     """
 
     PARTS = (*FilmTrainer.PARTS, "features", "heads", "opt_h")
@@ -100,17 +102,17 @@ class Trainer(FilmTrainer):
         bf16: bool,
         start: FilmGenerator | None = None,
     ) -> None:
-        model = FilmConfig() if start is None else start.config
-        super().__init__(recipe, images, total, seed, bf16, model)
-        network = checked_start(self, start)
+        lightly()  # before all else, an error that says how to install it
+        network = checked_start(recipe, images, total, start)
+        super().__init__(recipe, images, total, seed, bf16, network.config)
         self.start = fingerprint(network)
-        for name, value in network.named_parameters():
-            set_plain_weight(self.generator, name, value)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        for copy in (self.generator, self.average):
+            for name, value in network.named_parameters():
+                set_plain_weight(copy, name, value)
         self.features = Features()
-        self.heads = Heads(Features.WIDTHS, recipe.width_heads)
+        self.heads = Heads(self.features.widths(), recipe.width_heads)
         self.opt_h = torch.optim.Adam(self.heads.parameters(), lr=recipe.lr_heads, betas=(0.0, 0.99))
-        levels = range(len(model.dims))
+        levels = range(len(network.levels))
         self.LOSSES = (
             "loss_d",
             *(f"read_{level}" for level in levels),
@@ -126,17 +128,28 @@ class Trainer(FilmTrainer):
 
     def settings(self) -> dict[str, Any]:
         """Return what the training depends on, with the weights that it goes on from."""
-        return super().settings() | {"start": self.start}
+        return super().settings() | {"start": self.start, "model": dataclasses.asdict(self.model)}
+
+    def prepare(self) -> None:
+        """Train the encoder on the real images."""
+        recipe = self.recipe
+        print(f"An encoder learns from the real images first, {recipe.encoder_steps:,} steps.")
+        self.features.learn(
+            self.pixels_of,
+            len(self.images),
+            self.model.image_size,
+            recipe.batch,
+            recipe.encoder_steps,
+            self.seed,
+        )
 
     def step(self) -> dict[str, float]:
-        """Update the discriminator and the generator once each; before the first step, train the encoder.
+        """Update the discriminators and the generator once each.
 
         Returns:
-            The columns of the log. While the discriminator learns alone, those of the generator are missing.
+            The columns of the log. While the discriminators learn alone, those of the generator are missing.
         """
         recipe = self.recipe
-        if self.steps == 0:
-            self._train_encoder()
         noise = self.noise()
         first, second = self.drawn(noise), self.pairs(self.drawn(noise))
         real, fake = self.real(), self.fake(first)
@@ -156,16 +169,11 @@ class Trainer(FilmTrainer):
         super().set_learning_rates()
         self.opt_h.param_groups[0]["lr"] = self.recipe.lr_heads * self.decay()
 
-    def _train_encoder(self) -> None:
-        """Train the encoder on the real images."""
-        size = self.model.image_size
-        self.features.learn(self.pixels_of, len(self.images), size, self.recipe.encoder_steps, self.seed)
-
     def pairs(self, latents: list[Tensor]) -> list[Tensor]:
-        """Make neighbours in the batch pairs, and return the latents.
+        """Make neighbours in the batch pairs, in place, and return the latents.
 
         The batch has a block for each level. Pairs of the first block share their coarsest latent only; those
-        of a finer level's block share all but that level's.
+        of a finer level's block share all but that level's. What is left of the batch shares nothing.
         """
         count = self._block(latents)
         for level, latent in enumerate(latents):
@@ -177,7 +185,7 @@ class Trainer(FilmTrainer):
         return latents
 
     def _block(self, latents: Sequence[Tensor]) -> int:
-        """Return the samples of a block: an even number."""
+        """Return the number of samples in a block, which is even."""
         count: int = self.recipe.batch // len(latents) // 2 * 2
         return count
 
@@ -185,8 +193,8 @@ class Trainer(FilmTrainer):
         """Update the heads by images in [-1, 1], and return their loss."""
         with self.autocast():
             with torch.no_grad():
-                seen = [self.features(images / 2 + 0.5).maps for images in (real, fake)]
-            loss = self.heads.loss(*seen)
+                maps = self.features(torch.cat([real, fake]) / 2 + 0.5).maps
+            loss = self.heads.loss(maps)
         loss.backward()
         self.opt_h.step()
         self.opt_h.zero_grad(set_to_none=True)
@@ -196,14 +204,14 @@ class Trainer(FilmTrainer):
         """Update the generator on samples that are pairs."""
         recipe = self.recipe
         for discriminator in (self.discriminator, self.heads):
-            discriminator.requires_grad_(False)
+            discriminator.eval().requires_grad_(False)
         with self.autocast():
             images = self.generator.decode(latents).float()
             logits, regressed = self.discriminator(images * 2 - 1)
             maps, features = self.features(images)
             loss_p = self.heads.loss_of_generator(maps)
         for discriminator in (self.discriminator, self.heads):
-            discriminator.requires_grad_(True)
+            discriminator.train().requires_grad_(True)
         loss_g = F.softplus(-logits).mean()
         info = self.info(regressed, latents)
         count = self._block(latents)

@@ -103,13 +103,13 @@ class Trainer(AdversarialTrainer):
         bf16: bool,
         start: NVAE | None = None,
     ) -> None:
+        network = checked_start(recipe, images, total, start)
         super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
-        self.network = checked_start(self, start)
-        self.start = fingerprint(self.network)
-        self.network.requires_grad_(True)
+        self.start = fingerprint(network)
+        self.network = network.requires_grad_(True)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        config = self.network.config
+        config = network.config
         self.discriminator = equalise(
             Discriminator(config.image_channels, recipe.width, 1, config.image_size)
         )
@@ -118,7 +118,8 @@ class Trainer(AdversarialTrainer):
 
     def settings(self) -> dict[str, Any]:
         """Return what the training depends on, with the weights that it goes on from."""
-        return super().settings() | {"start": self.start}
+        config = dataclasses.asdict(self.network.config)
+        return super().settings() | {"start": self.start, "model": config}
 
     def step(self) -> dict[str, float]:
         """Update the discriminator and the NVAE once each.
