@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,8 +17,12 @@ def content(images: Tensor, rows: Tensor, *, seed: int, epoch: int, view: int) -
     return torch.cat([images.mean((2, 3)), rows[:, None], facts], 1)
 
 
-def epochs(images: Tensor) -> list[list[tuple[Tensor, ...]]]:
-    views = RealViews(images.__getitem__, len(images), content, 4, seed=3)  # type: ignore[arg-type]
+def real_views(images: Tensor, seed: int = 3) -> RealViews:
+    return RealViews(images.__getitem__, len(images), content, 4, seed)  # type: ignore[arg-type]
+
+
+def epochs(images: Tensor, seed: int = 3) -> list[list[tuple[Tensor, ...]]]:
+    views = real_views(images, seed)
     return [list(views) for _ in range(2)]
 
 
@@ -34,9 +39,25 @@ def test_real_views_are_those_of_their_images() -> None:
 
 
 def test_every_epoch_has_an_order_of_its_own_that_the_seed_decides() -> None:
-    first, second = ([batch[0][:, 1].tolist() for batch in batches] for batches in epochs(IMAGES))
+    def orders(seed: int) -> list[list[float]]:
+        return [torch.cat([first[:, 1] for first, _ in batches]).tolist() for batches in epochs(IMAGES, seed)]
+
+    first, second = orders(3)
     assert first != second
-    assert epochs(IMAGES)[1][0][0][:, 1].tolist() == second[0]
+    assert orders(3) == [first, second]
+    assert orders(4)[0] != first
+
+
+def test_a_pass_that_is_left_early_is_an_epoch_too() -> None:
+    views = real_views(IMAGES)
+    next(iter(views))
+    (anchor, _), _ = views
+    assert anchor[0, 3] == 1
+
+
+def test_fewer_images_than_a_batch_are_an_error() -> None:
+    with pytest.raises(ValueError, match="Invalid batch_size=4: there are 3 images; give more"):
+        real_views(IMAGES[:3])
 
 
 def test_images_are_integers_or_floats() -> None:

@@ -26,8 +26,10 @@ from mlviews.runs.checkpoint import Checkpoint
 from mlviews.weights.files import read_safetensors
 from mlviews.zoo import FOLDER, train_nvae
 from mlviews.zoo import evaluate as quality
-from mlviews.zoo.train import RECIPES, BaseTrainer, Discriminator, Trainer, equalise
-from mlviews.zoo.train import run as run_training
+from mlviews.zoo.adversarial import Discriminator, equalise
+from mlviews.zoo.train import RECIPES, Trainer
+from mlviews.zoo.training import BaseTrainer
+from mlviews.zoo.training import run as run_training
 
 SMALL = dataclasses.replace(
     RECIPES["fashion"],

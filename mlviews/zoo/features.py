@@ -120,10 +120,11 @@ class Heads(nn.Module):
         Args:
             maps: of real images, followed by those of as many samples.
         """
-        halves = [logits.chunk(2) for logits in self(maps)]
-        return torch.stack(
-            [F.relu(1 - real).mean() + F.relu(1 + fake).mean() for real, fake in halves]
-        ).mean()
+        losses = []
+        for logits in self(maps):
+            real, fake = logits.chunk(2)
+            losses.append(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        return torch.stack(losses).mean()
 
     def loss_of_generator(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the generator's loss on maps of samples."""

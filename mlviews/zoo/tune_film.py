@@ -32,8 +32,10 @@ from mlviews.generators.film import FilmGenerator
 from mlviews.images import ImageSet
 from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
+from mlviews.zoo.adversarial import checked_start, set_plain_weight
 from mlviews.zoo.features import Features, Heads
-from mlviews.zoo.train import FilmTrainer, checked_start, command, set_plain_weight, start
+from mlviews.zoo.train import FilmTrainer
+from mlviews.zoo.training import command, start
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,15 @@ class Trainer(FilmTrainer):
 
     Args:
         recipe: how the generator is trained on.
-        images: as for :class:`~mlviews.zoo.train.BaseTrainer`.
+        images: as for :class:`~mlviews.zoo.training.BaseTrainer`.
         total: likewise.
         seed: likewise.
         bf16: likewise.
         start: the trained generator.
 
     Raises:
-        ValueError: as :func:`~mlviews.zoo.train.checked_start`, or if there are fewer images than a batch.
+        ValueError: as :func:`~mlviews.zoo.adversarial.checked_start`, or if there are fewer images than a
+            batch.
         ModuleNotFoundError: if lightly is not installed.
     """
 

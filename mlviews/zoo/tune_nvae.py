@@ -29,16 +29,8 @@ from mlviews.images import ImageSet
 from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
-from mlviews.zoo.train import (
-    AdversarialTrainer,
-    Discriminator,
-    average_decay,
-    checked_start,
-    command,
-    equalise,
-    start,
-    update_average,
-)
+from mlviews.zoo.adversarial import AdversarialTrainer, Discriminator, checked_start, equalise
+from mlviews.zoo.training import average_decay, command, start, update_average
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Trainer(AdversarialTrainer):
 
     Args:
         recipe: how the network is trained on.
-        images: as for :class:`~mlviews.zoo.train.BaseTrainer`.
+        images: as for :class:`~mlviews.zoo.training.BaseTrainer`.
         total: likewise.
         seed: likewise.
         bf16: likewise.
