@@ -25,9 +25,10 @@ from mlviews.config import ARGUMENTS, source_arguments
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
 from mlviews.images import ImageSet, Reader, Shape, as_image_set
-from mlviews.perturb import Perturber, assign
+from mlviews.perturb import Perturber, Walker, assign
 from mlviews.reuse import MOST, Reuse
 from mlviews.runs import callers
+from mlviews.runs.files import warn_of_other_weights
 from mlviews.runs.processes import check_device, check_dtype, resolve_rank
 from mlviews.sampling import TruncatedNormal
 from mlviews.step import Batch, ByOrigin, Step, Transform
@@ -280,6 +281,11 @@ class MLViewSource(IterableDataset[Any]):
         self.arguments = {name: parameters[name] for name in ARGUMENTS}
         self._generator = generator = _generator(generator)
         self.assignments = assign(perturb, generator.levels)
+        for levels, perturber in self.assignments:
+            if isinstance(perturber, Walker):
+                trained_for = perturber.provenance.get("fingerprint")
+                walker = f"The walker of level {levels[0]}"
+                warn_of_other_weights(walker, trained_for, generator, generator.name)
         self.batch_size = integer("batch_size", batch_size, 1)
         self.images = _image_set(images, generator)
         self.num_samples = _num_samples(num_samples, self.images)

@@ -30,6 +30,7 @@ from mlviews.generators.semafo import SemafoVAE
 from mlviews.generators.stylegan import psp
 from mlviews.generators.stylegan import stylegan3_reading as stylegan3
 from mlviews.generators.vdvae import reading as vdvae
+from mlviews.runs.files import warn_of_other_weights
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import check_device
 from mlviews.weights import checkpoints, download
@@ -346,6 +347,9 @@ def _load(
         }
         if isinstance(network, Inverter):
             network.check(generator)
+            trained_for = network.provenance.get("generator")
+            weights_trained_for = trained_for.get("weights") if isinstance(trained_for, dict) else None
+            warn_of_other_weights("The inverter", weights_trained_for, generator, name)
         if network is not None:  # else that of the weights file, if it holds one
             generator.inverter = network
         return generator

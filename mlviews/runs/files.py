@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,6 +169,31 @@ def sha256(path: Path) -> str:
 def fingerprint(module: nn.Module) -> str:
     """Return sixteen hex digits that tell a network's weights from others'; equal for all without weights."""
     return digest(module.state_dict())
+
+
+def warn_of_other_weights(part: str, trained_for: object, network: nn.Module, name: str) -> None:
+    """Warn if a walker or an inverter was trained for other weights than the generator has.
+
+    It has the right shapes then and runs, but its magnitudes and codes are those of another generator.
+    Compared are weights in float32 on the CPU, as they are loaded: others are rounded, or costly to fetch.
+
+    Args:
+        part: how the warning names the walker or the inverter.
+        trained_for: the fingerprint that its provenance has; nothing is said of one without.
+        network: the generator.
+        name: the generator's.
+    """
+    if not isinstance(trained_for, str):
+        return
+    floating = [value for value in network.state_dict().values() if value.is_floating_point()]
+    if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in floating):
+        return
+    if fingerprint(network) != trained_for:
+        warnings.warn(
+            f"{part} was trained for other weights than generator {name!r} has: what it was measured to do "
+            "does not hold here. Train one for these weights, or load the weights that it was trained for.",
+            stacklevel=3,
+        )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
