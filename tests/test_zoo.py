@@ -249,7 +249,7 @@ def test_a_short_training_and_evaluation_from_the_command_line(
     out = tmp_path / "run"
     options = ("fashion", "--data", str(data), "--out", str(out), "--snapshots", "64")
     job = train.Trainer(train.RECIPES["fashion"], load_fashion_mnist(data, "train").images, 128, 0, False)
-    train.run(job, "fashion", 64, out, 64, {})  # and stopped
+    run_training(job, "fashion", 64, out, 64, {})  # and stopped
     run(train.main, *options, "--images", "128")
     assert sorted(path.name for path in out.glob("*.safetensors")) == [
         "00000064.safetensors",
