@@ -24,7 +24,7 @@ from PIL import Image
 
 from mlviews.runs.files import whole, whole_folder
 from mlviews.weights.download import transfer
-from mlviews.zoo.train import start
+from mlviews.zoo.training import start
 
 REGISTRY = "https://registry.npmjs.org"
 VERSION = "16.0.0"

@@ -29,12 +29,13 @@ from record import RESULTS, command, off_the_records, publish
 from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor
-from view_sources import Comparison, RealViews, Source, normal
+from view_sources import Comparison, Source, normal
 
 import mlviews
 from mlviews import MLViewSource, perturb, transforms
 from mlviews.evaluation.learner import Encoder, endless, initial, train
 from mlviews.evaluation.readout import embed, predict
+from mlviews.evaluation.real_views import RealViews
 from mlviews.evaluation.retrieval import retrieve
 from mlviews.images import Folder, Shape
 from mlviews.runs.files import sha256, whole
@@ -155,7 +156,7 @@ def generated(row: Source, files: Files, samples: int, **options: Any) -> MLView
 def views_of(row: Source, images: Tensor, seed: int, budget: Budget, files: Files) -> Any:
     """Return the source of a row's views."""
     transform = TRANSFORMS[row.transform]
-    real = RealViews(images, transform, budget.batch_size, seed, border=0)
+    real = RealViews(images.__getitem__, len(images), transform, budget.batch_size, seed)
     if row.config is None:
         return real
     samples = budget.steps * budget.batch_size

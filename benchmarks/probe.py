@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import typer
 from documents.views import differences_table, scores_table
 from real_images import train_and_test
@@ -36,7 +37,6 @@ from view_sources import (
     TELLING,
     TRANSFORMS,
     Comparison,
-    RealViews,
     extent,
     generated,
 )  # fmt: skip
@@ -44,6 +44,7 @@ from view_sources import (
 from mlviews.evaluation.data import Labelled
 from mlviews.evaluation.learner import initial, train
 from mlviews.evaluation.readout import Scores, evaluate
+from mlviews.evaluation.real_views import RealViews
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
@@ -74,7 +75,9 @@ def measure(method: str, name: str, seed: int, budget: Budget) -> Cell:
     if source.group != "untrained":
         transform = TRANSFORMS[source.transform]
         if source.config is None:
-            views: Any = RealViews(images.images, transform, budget.batch_size, seed)
+            # With a black border, as the generators make them.
+            padded = F.pad(images.images, (2,) * 4)
+            views: Any = RealViews(padded.__getitem__, len(padded), transform, budget.batch_size, seed)
         else:
             config = {"num_samples": 60_000, **source.config}
             if "reuse" in config:  # one epoch, at whose end each sample was shown so often

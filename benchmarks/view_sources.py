@@ -4,19 +4,17 @@ differences it shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from record import SCORES
 from torch import Tensor
 
 from mlviews import MLViewSource
 from mlviews.config import source_arguments
 from mlviews.perturb import Perturber
-from mlviews.sampling import TruncatedNormal, permutation
-from mlviews.source import pair_layout
+from mlviews.sampling import TruncatedNormal
 from mlviews.transforms import Augmentation, build
 
 Config = dict[str, Any]
@@ -258,31 +256,6 @@ EXTENTS = (  # sources whose extent is on record
     "ML drawn, no T_x",
     "ML borrowed, crop",
 )
-
-
-class RealViews:
-    """Real images as a source: two augmented views of each, in a new order every epoch, prepared as the
-    generators' are, with a black border.
-    """
-
-    num_views, layout, device = 2, staticmethod(pair_layout), torch.device("cpu")
-
-    def __init__(
-        self, images: Tensor, transform: Augmentation, batch_size: int, seed: int, border: int = 2
-    ) -> None:
-        self.images, self.transform, self.batch_size, self.seed = images, transform, batch_size, seed
-        self.border = border
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        order = permutation(len(self.images), self.seed, self.epoch, self.device)
-        whole_batches = len(order) // self.batch_size * self.batch_size
-        for rows in order[:whole_batches].split(self.batch_size):
-            padded = F.pad(self.images[rows], (self.border,) * 4).float() / 255
-            yield tuple(
-                self.transform(padded, rows, seed=self.seed, epoch=self.epoch, view=view) for view in (0, 1)
-            )
-        self.epoch += 1
 
 
 class Comparison(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from view_sources import PAIRS, SOURCES, TELLING, Borrowed, InFewDirections, RealViews, generated
+from view_sources import PAIRS, SOURCES, TELLING, Borrowed, InFewDirections, generated
 
 from mlviews import perturb
 from mlviews.perturb import Walker
@@ -107,24 +107,6 @@ def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
     (difference,) = probe["summarise"](cells)["differences"]
     assert (difference["of"], difference["less"]) == ("ML random", "none")
     assert difference["scores"]["kNN"] == {"mean": 4, "half": None, "seeds": 1}
-
-
-def test_real_views_are_those_of_their_images() -> None:
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, -1, 28, 28) * 20
-    views = RealViews(
-        images,
-        lambda x, rows, *, seed, epoch, view: torch.cat([x.mean((2, 3)), rows[:, None].float()], 1),
-        4,
-        0,
-    )
-    epochs = [torch.cat([first for first, _ in views]) for _ in range(2)]
-    for values in epochs:
-        assert len(values) == 8
-        assert len(values[:, 1].unique()) == 8, "no image twice"
-        assert torch.allclose(values[:, 0], values[:, 1] * 20 / 255 * (28 / 32) ** 2), (
-            "padded to the generators' 32 pixels"
-        )
-    assert not torch.equal(epochs[0], epochs[1]), "a new order"
 
 
 def test_every_named_source_can_be_made() -> None:

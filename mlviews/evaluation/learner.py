@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mlviews.checks import integer, positive
 from mlviews.errors import did_you_mean, listing
 from mlviews.evaluation.extras import lightly
+from mlviews.evaluation.real_views import RealViews
 from mlviews.mi.critics import Residual
 from mlviews.source import MLViewSource, pair_layout
 
@@ -136,7 +137,7 @@ def initial(method: str, temperature: float, seed: int) -> Learner:
 
 
 def train(
-    source: MLViewSource,
+    source: MLViewSource | RealViews,
     steps: int,
     method: str = "simclr",
     lr: float | None = None,
@@ -147,7 +148,8 @@ def train(
     """Train an encoder on a source's views by AdamW with a one-cycle schedule.
 
     Args:
-        source: a source of two or more views (the first two are used), with ``layout="pair"``.
+        source: a source of two or more views (the first two are used), with ``layout="pair"``; or real
+            views.
         steps: the number of optimizer steps; the source goes on to its next epochs as they need.
         method: "simclr", "simsiam" or "byol".
         lr: the peak learning rate; None: the method's own (``RATES``).
@@ -198,7 +200,7 @@ def train(
     return learner.encoder.eval(), losses
 
 
-def endless(source: MLViewSource) -> Iterator[Any]:
+def endless(source: MLViewSource | RealViews) -> Iterator[Any]:
     """Yield the batches of the source's epochs, one epoch after the other."""
     while True:
         yield from source

@@ -153,7 +153,7 @@ class FilmGenerator(MLVGM):
 
     @classmethod
     def load(cls, path: str | Path) -> FilmGenerator:
-        """Read a file that ``python -m mlviews.zoo.train`` wrote.
+        """Read a file that ``python -m mlviews.zoo.train`` or ``tune_film`` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.

@@ -90,7 +90,7 @@ def _load_nvae(weights: str | Path | nn.Module, **options: Any) -> MLVGM:
 _GENERATORS = {
     "fashion": Entry(
         FilmGenerator.load,
-        needs="bundled, or another file of mlviews.zoo.train",
+        needs="bundled, or another file of mlviews.zoo.train or tune_film",
         bundled=BUNDLED / "fashion.safetensors",
         border=2,
         inverter=BUNDLED / "fashion-inverter.safetensors",
@@ -112,7 +112,7 @@ _GENERATORS = {
     ),
     "film": Entry(
         FilmGenerator.load,
-        needs="a file of mlviews.zoo.train, of images of your own",
+        needs="a file of mlviews.zoo.train or tune_film, of images of your own",
     ),
     "fashion-diffusion": Entry(
         diffusion.load,

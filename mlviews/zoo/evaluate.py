@@ -49,7 +49,7 @@ from mlviews.runs.records import environment
 from mlviews.viz import mosaic, save_figure
 from mlviews.weights.files import format_of
 from mlviews.zoo import PROVENANCE
-from mlviews.zoo.train import start
+from mlviews.zoo.training import start
 
 BATCH = 250  # images per forward pass
 QUERIES = 1_000  # samples whose nearest training image is searched

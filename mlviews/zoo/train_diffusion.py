@@ -33,15 +33,8 @@ from mlviews.images import ImageSet
 from mlviews.runs.files import whole_folder
 from mlviews.runs.modes import plain
 from mlviews.zoo import PROVENANCE
-from mlviews.zoo.train import (
-    AdversarialTrainer,
-    Discriminator,
-    average_decay,
-    command,
-    equalise,
-    start,
-    update_average,
-)
+from mlviews.zoo.adversarial import AdversarialTrainer, Discriminator, equalise
+from mlviews.zoo.training import average_decay, command, start, update_average
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import typer
 from mlviews.generators import load_generator
 from mlviews.invert import Inverter, train_inverter
 from mlviews.zoo.images import training_images
-from mlviews.zoo.train import start
+from mlviews.zoo.training import start
 
 # A short run: on one thread of a busy machine its steps take half an hour to an hour.
 SHORT: dict[str, Any] = {

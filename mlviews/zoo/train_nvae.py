@@ -28,7 +28,8 @@ from mlviews.generators.nvae.network import NVAE, Cell, NVAEConfig, widen
 from mlviews.images import ImageSet
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
-from mlviews.zoo.train import BaseTrainer, average_decay, command, plain_weight, start, update_average
+from mlviews.zoo.adversarial import plain_weight
+from mlviews.zoo.training import BaseTrainer, average_decay, command, start, update_average
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from mlviews.images import ImageSet
 from mlviews.runs.files import digest
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
-from mlviews.zoo.train import BaseTrainer, average_decay, command, start, update_average
+from mlviews.zoo.training import BaseTrainer, average_decay, command, start, update_average
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Trainer(BaseTrainer):
 
     Args:
         recipe: what is trained, and how.
-        images: as for :class:`~mlviews.zoo.train.BaseTrainer`.
+        images: as for :class:`~mlviews.zoo.training.BaseTrainer`.
         total: likewise.
         seed: likewise.
         bf16: likewise.

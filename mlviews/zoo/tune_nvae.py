@@ -29,15 +29,8 @@ from mlviews.images import ImageSet
 from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
 from mlviews.weights.files import write_safetensors
-from mlviews.zoo.train import (
-    AdversarialTrainer,
-    Discriminator,
-    average_decay,
-    command,
-    equalise,
-    start,
-    update_average,
-)
+from mlviews.zoo.adversarial import AdversarialTrainer, Discriminator, checked_start, equalise
+from mlviews.zoo.training import average_decay, command, start, update_average
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Trainer(AdversarialTrainer):
 
     Args:
         recipe: how the network is trained on.
-        images: as for :class:`~mlviews.zoo.train.BaseTrainer`.
+        images: as for :class:`~mlviews.zoo.training.BaseTrainer`.
         total: likewise.
         seed: likewise.
         bf16: likewise.
@@ -102,27 +95,13 @@ class Trainer(AdversarialTrainer):
         bf16: bool,
         start: NVAE | None = None,
     ) -> None:
+        network = checked_start(recipe, images, total, start)
         super().__init__(recipe, images, total, seed, bf16)
-        if start is None:
-            raise ValueError("The recipe changes a trained network: give its file by --start.")
-        shape = tuple(self.pixels_of(torch.zeros(1, dtype=torch.long)).shape[1:])
-        if start.image_shape != shape:
-            raise ValueError(
-                f"The file of --start makes images of shape {start.image_shape}, not {shape}: give its "
-                "--size, and --color or --gray."
-            )
-        if len(start.levels) < 2:
-            raise ValueError("The file of --start has one level, and samples keep coarse ones: give another.")
-        if total <= recipe.alone:
-            raise ValueError(
-                f"Invalid images={total}: only the discriminator learns from the first {recipe.alone}; "
-                "give more."
-            )
         torch.manual_seed(seed)
-        self.start = fingerprint(start)
-        self.network = start.requires_grad_(True)
+        self.start = fingerprint(network)
+        self.network = network.requires_grad_(True)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        config = start.config
+        config = network.config
         self.discriminator = equalise(
             Discriminator(config.image_channels, recipe.width, 1, config.image_size)
         )
@@ -131,7 +110,8 @@ class Trainer(AdversarialTrainer):
 
     def settings(self) -> dict[str, Any]:
         """Return what the training depends on, with the weights that it goes on from."""
-        return super().settings() | {"start": self.start}
+        config = dataclasses.asdict(self.network.config)
+        return super().settings() | {"start": self.start, "model": config}
 
     def step(self) -> dict[str, float]:
         """Update the discriminator and the NVAE once each.
