@@ -25,7 +25,7 @@ from mlviews.config import ARGUMENTS, source_arguments
 from mlviews.errors import did_you_mean, listing
 from mlviews.generators.base import MLVGM
 from mlviews.images import ImageSet, Reader, Shape, as_image_set
-from mlviews.perturb import Perturber, Walker, assign
+from mlviews.perturb import Assignment, Perturber, Walker, assign
 from mlviews.reuse import MOST, Reuse
 from mlviews.runs import callers
 from mlviews.runs.files import warn_of_other_weights
@@ -281,11 +281,7 @@ class MLViewSource(IterableDataset[Any]):
         self.arguments = {name: parameters[name] for name in ARGUMENTS}
         self._generator = generator = _generator(generator)
         self.assignments = assign(perturb, generator.levels)
-        for levels, perturber in self.assignments:
-            if isinstance(perturber, Walker):
-                trained_for = perturber.provenance.get("fingerprint")
-                walker = f"The walker of level {levels[0]}"
-                warn_of_other_weights(walker, trained_for, generator, generator.name)
+        _warn_of_walkers(self.assignments, generator)
         self.batch_size = integer("batch_size", batch_size, 1)
         self.images = _image_set(images, generator)
         self.num_samples = _num_samples(num_samples, self.images)
@@ -607,6 +603,15 @@ def _generator(generator: Any) -> MLVGM:
             "Wrap a callable with mlviews.wrap_generator(fn, levels=..., image_shape=...)."
         )
     return generator
+
+
+def _warn_of_walkers(assignments: Sequence[Assignment], generator: MLVGM) -> None:
+    """Warn of walkers that were trained for other weights than the generator's."""
+    for levels, perturber in assignments:
+        if isinstance(perturber, Walker):
+            trained_for = perturber.provenance.get("fingerprint")
+            names = listing(generator.levels[level].name for level in levels)
+            warn_of_other_weights(f"The walker of {names}", trained_for, generator, generator.name)
 
 
 def _image_set(images: Any, generator: MLVGM) -> ImageSet | None:

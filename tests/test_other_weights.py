@@ -37,11 +37,14 @@ def check_silent(generator: MLVGM) -> None:
 
 def test_a_walker_of_other_weights_is_warned_of(tmp_path: Path) -> None:
     generator = load_generator("film", changed(tmp_path / "other.safetensors"))
-    with pytest.warns(UserWarning, match="walker of level 1 was trained for other weights .* 'film'"):
+    with pytest.warns(
+        UserWarning, match="16x16, 32x32 was trained for other weights .* 'film'"
+    ):
         MLViewSource(generator, perturb=LEARNED, batch_size=2)
+    check_silent(generator)  # it was said
     check_silent(load_generator("fashion"))
     # What nobody can tell: weights that are rounded, and a walker that does not say.
-    check_silent(generator.to(torch.bfloat16))
+    check_silent(load_generator("film", tmp_path / "other.safetensors").to(torch.bfloat16))
     unknown = {"1:": Walker(16)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

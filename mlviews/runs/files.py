@@ -13,12 +13,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 if sys.platform != "win32":
     import fcntl
+
+_COMPARED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # generators with fingerprints
 
 PART = ".part-"
 """How the name of a folder begins that holds files on their way to the folder around it."""
@@ -176,6 +179,7 @@ def warn_of_other_weights(part: str, trained_for: object, network: nn.Module, na
 
     It has the right shapes then and runs, but its magnitudes and codes are those of another generator.
     Compared are weights in float32 on the CPU, as they are loaded: others are rounded, or costly to fetch.
+    A generator is compared with a fingerprint once, as sources of it may be made at every click.
 
     Args:
         part: how the warning names the walker or the inverter.
@@ -183,11 +187,13 @@ def warn_of_other_weights(part: str, trained_for: object, network: nn.Module, na
         network: the generator.
         name: the generator's.
     """
-    if not isinstance(trained_for, str):
+    compared = _COMPARED.setdefault(network, set())
+    if not isinstance(trained_for, str) or trained_for in compared:
         return
     floating = [value for value in network.state_dict().values() if value.is_floating_point()]
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in floating):
         return
+    compared.add(trained_for)
     if fingerprint(network) != trained_for:
         warnings.warn(
             f"{part} was trained for other weights than generator {name!r} has: what it was measured to do "

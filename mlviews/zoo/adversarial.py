@@ -118,6 +118,11 @@ class AdversarialTrainer(BaseTrainer):
     opt_g: torch.optim.Optimizer
     opt_d: torch.optim.Optimizer
     base_lrs: tuple[float, float]  # of the two, at first
+    origin: dict[str, Any] = {}  # noqa: RUF012 (of a second training: what it goes on from)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the training depends on, with the weights that a second training goes on from."""
+        return super().settings() | self.origin
 
     def set_optimizers(
         self,

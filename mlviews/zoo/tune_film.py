@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +107,7 @@ class Trainer(FilmTrainer):
         lightly()  # before all else, an error that says how to install it
         network = checked_start(recipe, images, total, start)
         super().__init__(recipe, images, total, seed, bf16, network.config)
-        self.start = fingerprint(network)
+        self.origin = {"start": fingerprint(network), "model": dataclasses.asdict(network.config)}
         for copy in (self.generator, self.average):
             for name, value in network.named_parameters():
                 set_plain_weight(copy, name, value)
@@ -128,10 +127,6 @@ class Trainer(FilmTrainer):
         )
         self.shares = torch.tensor(_by_level(recipe.shares, len(levels)))
         self.visible = torch.tensor(_by_level(recipe.visible, len(levels) - 1))
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the training depends on, with the weights that it goes on from."""
-        return super().settings() | {"start": self.start, "model": dataclasses.asdict(self.model)}
 
     def prepare(self) -> None:
         """Train the encoder on the real images."""

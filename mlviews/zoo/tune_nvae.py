@@ -98,7 +98,7 @@ class Trainer(AdversarialTrainer):
         network = checked_start(recipe, images, total, start)
         super().__init__(recipe, images, total, seed, bf16)
         torch.manual_seed(seed)
-        self.start = fingerprint(network)
+        self.origin = {"start": fingerprint(network), "model": dataclasses.asdict(network.config)}
         self.network = network.requires_grad_(True)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         config = network.config
@@ -107,11 +107,6 @@ class Trainer(AdversarialTrainer):
         )
         self.discriminator.to(memory_format=torch.channels_last)
         self.set_optimizers(self.network, recipe.lr, recipe.lr_discriminator, betas=(0.5, 0.99), fused=True)
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the training depends on, with the weights that it goes on from."""
-        config = dataclasses.asdict(self.network.config)
-        return super().settings() | {"start": self.start, "model": config}
 
     def step(self) -> dict[str, float]:
         """Update the discriminator and the NVAE once each.
