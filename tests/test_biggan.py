@@ -19,9 +19,8 @@ from torch import Tensor
 
 from mlviews import MLViewSource, WeightsError, load_generator
 from mlviews.generators import winograd
-from mlviews.generators.biggan import BigGAN, BigGANConfig
-from mlviews.generators.biggan import network as biggan
-from mlviews.generators.biggan.network import Conv
+from mlviews.generators.biggan import BigGAN, BigGANConfig, layers
+from mlviews.generators.biggan.layers import Conv
 from mlviews.generators.biggan.reading import HUB_EPS, TORCH_EPS
 from mlviews.generators.biggan.reading import load as load_biggan
 from mlviews.perturb import Normal
@@ -136,8 +135,8 @@ def test_strips_of_rows_and_images_change_nothing(bigbigan: BigGAN, monkeypatch:
     expected = bigbigan(z)
     monkeypatch.setattr(winograd, "_STRIP", 1 << 14)
     monkeypatch.setattr(winograd, "_MIN_TILES", 5)
-    monkeypatch.setattr(biggan, "_SCORES", 1 << 13)
-    monkeypatch.setattr(biggan, "_CACHED", 1 << 16)
+    monkeypatch.setattr(layers, "_SCORES", 1 << 13)
+    monkeypatch.setattr(layers, "_CACHED", 1 << 16)
     torch.testing.assert_close(bigbigan(z), expected, atol=5e-5, rtol=0)
 
 

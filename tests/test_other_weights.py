@@ -37,9 +37,7 @@ def check_silent(generator: MLVGM) -> None:
 
 def test_a_walker_of_other_weights_is_warned_of(tmp_path: Path) -> None:
     generator = load_generator("film", changed(tmp_path / "other.safetensors"))
-    with pytest.warns(
-        UserWarning, match="16x16, 32x32 was trained for other weights .* 'film'"
-    ):
+    with pytest.warns(UserWarning, match="16x16, 32x32 was trained for other weights .* 'film'"):
         MLViewSource(generator, perturb=LEARNED, batch_size=2)
     check_silent(generator)  # it was said
     check_silent(load_generator("fashion"))

@@ -13,24 +13,22 @@ import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mlviews.checks import path_of
 from mlviews.integrations.files.formats import FORMATS, lacking
+from mlviews.integrations.files.reading import entries, one_line, read_json, read_list, refuse_link
 from mlviews.runs.checkpoint import differences
 from mlviews.runs.files import sha256
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 PACKED = "views"  # the name of the one file that ffcv's shards become
 VIEWS, TRANSFORMED = "views", "transformed"  # settings that hold numbers which follow from samples
-
-_LONGEST = 300  # characters of a message that come from a file
 
 
 class Folder:
@@ -68,7 +66,7 @@ class Folder:
         self._refuse_links()
         entries = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         # In this order, as the manifest takes the place of unfinished.json.
-        settings = _read_json(self.path / UNFINISHED) or _read_json(self.path / MANIFEST)
+        settings = read_json(self.path / UNFINISHED) or read_json(self.path / MANIFEST)
         if settings is None:
             if entries - {self.partial.name}:
                 raise ValueError(
@@ -84,7 +82,7 @@ class Folder:
         changed = differences({key: settings.get(key) for key in self.settings}, self.settings)
         if changed:
             raise ValueError(
-                f"{self.path} holds an export with {_one_line(_told(changed[0]))}: "
+                f"{self.path} holds an export with {one_line(_told(changed[0]))}: "
                 f"use another folder (--out), or the settings it was begun with."
             )
 
@@ -93,15 +91,15 @@ class Folder:
 
         Nothing is opened for it. Another process may remove entries meanwhile.
         """
-        for path in _entries(self.path):
-            _refuse_link(path)
-        _refuse_link(self.path / "checksums", folder=True)
-        _refuse_link(self.partial, folder=True)
-        for path in _entries(self.path / "checksums"):
-            _refuse_link(path)
+        for path in entries(self.path):
+            refuse_link(path)
+        refuse_link(self.path / "checksums", folder=True)
+        refuse_link(self.partial, folder=True)
+        for path in entries(self.path / "checksums"):
+            refuse_link(path)
         for folder, folders, files in os.walk(self.partial):
             for name in (*folders, *files):
-                _refuse_link(Path(folder, name), links=1)
+                refuse_link(Path(folder, name), links=1)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -141,13 +139,15 @@ class Folder:
     def is_whole(self, name: str) -> bool:
         """Has the shard been written with all its samples, and is every file still as it was then?"""
         try:
-            checksums = _read_list(self.list_path(name))
+            checksums = read_list(self.list_path(name))
             for file, checksum in checksums.items():
                 path = self.path / file
                 if not path.is_file() or sha256(path) != checksum:
                     return False
             samples = range(self.settings["num_samples"]) if name == PACKED else self.shards[name]
-            return not _lacking(self.settings, self.path, list(checksums), samples, packed=name == PACKED)
+            return not missing_samples(
+                self.settings, self.path, list(checksums), samples, packed=name == PACKED
+            )
         except (FileNotFoundError, ValueError):
             return False
 
@@ -212,7 +212,7 @@ class Folder:
 
     def _sweep(self) -> None:
         """Remove the stages that processes which are gone have left. Call it under the lock."""
-        for root in _entries(self.partial):
+        for root in entries(self.partial):
             if not root.is_dir():
                 continue
             lock = FileLock(root / "lock", timeout=0)
@@ -224,7 +224,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a shard, its list last."""
         with suppress(FileNotFoundError):
-            for file in _read_list(self.list_path(name)):
+            for file in read_list(self.list_path(name)):
                 (self.path / file).unlink(missing_ok=True)
                 with suppress(OSError):  # the folder still has files of other shards
                     (self.path / file).parent.rmdir()
@@ -248,7 +248,7 @@ class Folder:
             facts.append(
                 {"start": samples.start, "stop": samples.stop, "checksums": file, "sha256": sha256(path)}
             )
-            files += [path, *(self.path / file for file in _read_list(path))]
+            files += [path, *(self.path / file for file in read_list(path))]
         self._write_json(self.path / MANIFEST, {**self.settings, **more, "shards": facts})
         (self.path / UNFINISHED).unlink(missing_ok=True)
         return files
@@ -278,73 +278,7 @@ class Folder:
         self._write(path, json.dumps(value, indent=1) + "\n")
 
 
-def verify(out: str | Path) -> int:
-    """Check every file of a finished export against its checksum, and that no sample is missing.
-
-    Args:
-        out: the export's folder.
-
-    Returns:
-        The number of files that were checked.
-
-    Raises:
-        FileNotFoundError: if there is no export.
-        ValueError: if it is unfinished, or for the first file that is missing, damaged, or not the export's.
-    """
-    folder = path_of(out, "export folder")
-    manifest = _read_json(folder / MANIFEST)
-    if (folder / UNFINISHED).exists():
-        raise ValueError(
-            f"{folder} is an unfinished export: run the same export again, which goes on where it stopped."
-        )
-    if manifest is None:
-        raise FileNotFoundError(f"No export in {folder}: it has no {MANIFEST}.")
-    try:
-        listed = _checked_files(folder, manifest)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / MANIFEST} is damaged ({error!r}): use another folder (--out), or delete this one."
-        ) from error
-    strays = sorted(path for path in folder.rglob("*") if path.is_file() and path not in listed)
-    if strays:
-        raise ValueError(
-            f"{strays[0]} is no part of the export: remove it; "
-            f"readers take whatever lies among the images for one."
-        )
-    return len(listed)
-
-
-def _checked_files(folder: Path, manifest: Mapping[str, Any]) -> set[Path]:
-    """Return every file of a finished export; raise a ValueError for the first that is not as it was."""
-    listed = {folder / MANIFEST}
-    position = 0  # samples in the shards before
-    for shard in manifest["shards"]:
-        start, stop = shard["start"], shard["stop"]
-        if start != position or not start < stop <= manifest["num_samples"]:
-            break
-        position = stop
-        path = folder / _inside(shard["checksums"])
-        _check_file(path, shard["sha256"], MANIFEST)
-        checksums = _read_list(path)
-        for file, checksum in checksums.items():
-            _check_file(folder / file, checksum, shard["checksums"])
-        packed = path.name == f"{PACKED}.sha256"
-        missing = _lacking(manifest, folder, list(checksums), range(start, stop), packed=packed)
-        if missing:
-            raise ValueError(
-                f"{path} does not list all of its samples ({missing}): "
-                f"run the same export again, which writes anew what is damaged."
-            )
-        listed |= {path, *(folder / file for file in checksums)}
-    if position != manifest["num_samples"]:
-        raise ValueError(
-            f"{folder / MANIFEST} lists shards of {position} samples in a row, "
-            f"of num_samples={manifest['num_samples']}: run the same export again."
-        )
-    return listed
-
-
-def _lacking(
+def missing_samples(
     settings: Mapping[str, Any], folder: Path, files: Sequence[str], samples: range, *, packed: bool
 ) -> str:
     """Say what a shard's files lack of its samples; empty if nothing."""
@@ -362,91 +296,3 @@ def _told(change: str) -> str:
         if change.startswith(f"{key}.samples"):
             return f"other views of the same generator: its {cause} has changed"
     return change
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return what is in a folder, sorted; nothing if it is no folder, or is being removed."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return sorted(folder.iterdir())
-    return []
-
-
-def _refuse_link(path: Path, *, folder: bool = False, links: int | None = None) -> None:
-    """Raise a ValueError unless the path is an ordinary file or folder, or is not there.
-
-    Args:
-        path: it is not followed.
-        folder: whether it must be a folder.
-        links: how many names a file may have; None: any number.
-    """
-    try:
-        facts = path.lstat()
-    except FileNotFoundError:
-        return
-    problem = ""
-    if stat.S_ISLNK(facts.st_mode):
-        problem = "is a symbolic link"
-    elif not (stat.S_ISDIR(facts.st_mode) or (stat.S_ISREG(facts.st_mode) and not folder)):
-        problem = "is no folder" if folder else "is no ordinary file or folder"
-    elif links is not None and stat.S_ISREG(facts.st_mode) and facts.st_nlink > links:
-        problem = "is a file that has another name too"
-    if problem:
-        raise ValueError(
-            f"{_one_line(str(path))} {problem}, which no export makes: "
-            f"use another folder (--out), or remove it."
-        )
-
-
-def _one_line(text: str) -> str:
-    """Return a text that may come from a file so that a message can show it."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable if len(printable) <= _LONGEST else f"{printable[:_LONGEST]}…"
-
-
-def _check_file(path: Path, checksum: str, list_name: str) -> None:
-    """Raise a ValueError unless the file has the checksum that a list gives for it."""
-    if not path.is_file():
-        problem = "is missing, but has a checksum"
-    elif sha256(path) != checksum:
-        problem = "differs from its checksum"
-    else:
-        return
-    raise ValueError(
-        f"{_one_line(str(path))} {problem} in {list_name}: "
-        f"run the same export again, which writes anew what is damaged."
-    )
-
-
-def _read_list(path: Path) -> dict[str, str]:
-    """Return the checksums of a list by the paths of their files, all of them within the export."""
-    try:
-        pairs = [line.split("  ", 1) for line in path.read_text().splitlines()]
-    except UnicodeDecodeError:
-        pairs = []
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{path} is not a list of checksums.")
-    return {_inside(file): checksum for checksum, file in pairs}
-
-
-def _inside(file: str) -> str:
-    """Return a path that a file gives, if it stays within the export; else raise a ValueError."""
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts or "\0" in file:
-        raise ValueError(f"{_one_line(file)!r} is not within the export that lists it.")
-    return file
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the content of a file; None if there is no file."""
-    _refuse_link(path)  # a FIFO would be waited for
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged ({_one_line(str(error))}): use another folder (--out), or delete this one."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not of an export: use another folder (--out).")
-    return content

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mlviews.checks import is_number
 from mlviews.generators.base import MLVGM, Latents, Level
-from mlviews.generators.biggan.network import (
+from mlviews.generators.biggan.layers import (
     Attention,
     Conv,
     First,
