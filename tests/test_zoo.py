@@ -24,7 +24,7 @@ from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.nvae.network import NVAEConfig
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.weights.files import read_safetensors
-from mlviews.zoo import FOLDER, train_nvae
+from mlviews.zoo import FOLDER, train_nvae, tune_film
 from mlviews.zoo import evaluate as quality
 from mlviews.zoo.adversarial import Discriminator, equalise
 from mlviews.zoo.train import RECIPES, Trainer
@@ -178,8 +178,9 @@ def test_discriminator_shapes() -> None:
 def test_the_bundled_weights_say_where_they_come_from() -> None:
     _, metadata = read_safetensors(FOLDER / "fashion.safetensors", "mlviews.film")
     provenance = json.loads(metadata["provenance"])
-    assert provenance["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES["fashion"])))
-    assert provenance["images"] >= 500_000
+    for training, recipe in ((provenance, tune_film.RECIPES), (provenance["start"], RECIPES)):
+        assert training["recipe"] == json.loads(json.dumps(dataclasses.asdict(recipe["fashion"])))
+        assert training["images"] >= 500_000
 
 
 def test_frechet_distance_is_scipys() -> None:
