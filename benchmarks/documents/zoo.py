@@ -16,9 +16,9 @@ def generator(fashion: Record, first: Record, trial: Record) -> str:
     """Fidelity of the bundled generator beside its first training, the trial recipe and real images."""
     fidelity, floor, trained = fashion["fidelity"], fashion["frechet_floor"], fashion["provenance"]
     anchors, first_anchors = fidelity["anchors"], first["fidelity"]["anchors"]
-    shown = f"{trained['start']['images']:,} images, then {trained['images']:,}"
+    images = f"{trained['start']['images']:,} images, then {trained['images']:,}"
     rows = [
-        _fidelity(f"`fashion`, {shown}", anchors),
+        _fidelity(f"`fashion`, {images}", anchors),
         _fidelity("the same, prior not truncated", fidelity["prior"]),
         _fidelity("after the first training", first_anchors),
         _fidelity(f"trial recipe, {trial['provenance']['images']:,} images", trial["fidelity"]["anchors"]),
