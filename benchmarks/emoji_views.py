@@ -42,7 +42,7 @@ from mlviews.runs.files import sha256, whole
 from mlviews.runs.records import environment
 from mlviews.source import pair_layout
 from mlviews.viz import mosaic
-from mlviews.zoo.evaluate import distance_figures, frechet_distance, gaussian, nearest
+from mlviews.zoo.quality.figures import distance_figures, frechet_distance, gaussian, nearest
 
 SCORES = ("linear", "linear, balanced", "kNN", "kNN, balanced", "recall@1", "recall@5", "mAP")
 TRANSFORMS = {

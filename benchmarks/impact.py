@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "walker-norm": ("walker", {"levels": [1], "keep_norm": True}),
     "walker-diverse-norm": ("walker", {"levels": [1], "directions": 4.0, "keep_norm": True}),
     "walker-joint": ("walker", {"levels": [[1, 2, 3]], "directions": 4.0, "keep_norm": True}),
-    # The walker of the preset fashion-ml-drawn, with --target-loss 1.4.
+    # The walker of the preset fashion-ml-drawn.
     "walker-drawn": (
         "walker",
         {

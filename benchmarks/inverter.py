@@ -5,7 +5,8 @@
 Real test images go through ``encode`` and back: the error over their 28x28 real pixels, and whether a
 classifier trained on real images still gives the image its class; then with all levels finer than the first k
 drawn anew. ``fashion`` goes through its inverter, alone and followed by a few steps of optimization;
-``fashion-nvae`` through its encoder. Prints a table, writes ``benchmarks/results/fashion-inverter.json``.
+``fashion-nvae`` through its encoder; and, for scale, as many principal components of the training images as
+``fashion`` has latents. Prints a table, writes ``benchmarks/results/fashion-inverter.json``.
 
 ``python benchmarks/inverter.py --data DIR --diffusion --images 1000`` does so with ``fashion-diffusion``,
 which takes longer, and writes ``benchmarks/results/fashion-diffusion-encoding.json``.
@@ -134,6 +135,22 @@ def measure_refined(
     }
 
 
+def measure_components(
+    count: int, model: Classifier, train: Labelled, test: Labelled, console: Console
+) -> dict[str, Any]:
+    """Return the row of the closest images that so many principal components of training images span."""
+    pixels = train.images.flatten(1).float() / 255  # [N, D]
+    mean = pixels.mean(0)
+    _, vectors = torch.linalg.eigh(torch.cov((pixels - mean).T))  # by rising variance
+    widest = vectors[:, -count:]  # [D, count]
+    total = Totals(model)
+    for batch in track(torch.arange(len(test.images)).split(BATCH), "components", console=console):
+        images = test.images[batch].float() / 255
+        spanned = (images.flatten(1) - mean) @ widest @ widest.T + mean
+        total.add(images, test.labels[batch], spanned.view_as(images))
+    return {"components": count, **total.figures()}
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's four idx files.")],
     classifier: Annotated[
@@ -165,6 +182,7 @@ def main(
     assert isinstance(fashion.inverter, Inverter)
     right = (classes(model, test.images.float() / 255) == test.labels).float().mean().item()
     part = Labelled(*(values[:refined] for values in test))
+    latents = sum(math.prod(level.shape) for level in fashion.levels)
     record = {
         "command": command("inverter.py"),
         "seed": seed,
@@ -174,6 +192,7 @@ def main(
         "fashion": measure(fashion, model, test, seed, console),
         "fashion_refined": [measure_refined(fashion, model, part, count, console) for count in (0, steps)],
         "fashion_nvae": measure(load_generator("fashion-nvae"), model, test, seed, console),
+        "components": measure_components(latents, model, load_fashion_mnist(data, "train"), test, console),
         **environment(),
     }
     publish(record, out, reconstruction(record), generators=["fashion", "fashion-nvae"])

@@ -22,6 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import typer
+import weights
 from documents.views import differences_table, scores_table
 from real_images import train_and_test
 from record import RESULTS, SCORES, command, interval, off_the_records, publish
@@ -139,12 +140,13 @@ def recorded_cells(path: Path, keys: Sequence[Key], budget: Budget) -> list[Cell
 
 
 def check_budget(budget: Budget, work: Path) -> None:
-    """Note the budget in the working folder, and refuse to mix cells of another one."""
-    path, facts = work / "budget.json", [*budget[:3], budget.data is not None]
+    """Note the budget and the bundled weights in the working folder, and refuse to mix cells of others."""
+    path = work / "budget.json"
+    facts = [*budget[:3], budget.data is not None, weights.bundled(*weights.versions())]
     if path.exists() and json.loads(path.read_text()) != facts:
         raise typer.BadParameter(
-            f"{work} holds cells of another budget (steps, batch size, labels, whole data set: "
-            f"{path.read_text()}): give another --work."
+            f"{work} holds cells of another budget or of other weights (steps, batch size, labels, whole "
+            f"data set, SHA-256 of the generators' files: {path.read_text()}): give another --work."
         )
     with whole(path) as part:  # another call may be reading it
         part.write_text(json.dumps(facts))

@@ -33,7 +33,8 @@ from mlviews.evaluation.readout import evaluate
 from mlviews.runs.files import whole
 from mlviews.runs.records import environment
 
-SMALL, ALL = 1_000, 60_000  # own images
+SIZES = (1_000, 10_000, 60_000)  # own images
+ALL = SIZES[-1]
 
 
 class Arm(NamedTuple):
@@ -42,7 +43,7 @@ class Arm(NamedTuple):
     preset: str
     transform: str
     arguments: dict[str, Any]
-    sizes: tuple[int, ...] = (SMALL, ALL)
+    sizes: tuple[int, ...] = SIZES
     seeds: int = 3  # 1: it only says which T_x to take
 
 
@@ -60,7 +61,7 @@ ARMS = {
     "both reconstructed by the NVAE, no T_x": Arm(NVAE, "none", RECONSTRUCTED),
     "both reconstructed by the NVAE, gentle": Arm(NVAE, "gentle", RECONSTRUCTED, (ALL,), seeds=1),
     "real anchor, GAN positive, no T_x": Arm(GAN, "none", {}, (ALL,), seeds=1),
-    "real anchor, GAN positive, gentle": Arm(GAN, "gentle", {}, (ALL,)),
+    "real anchor, GAN positive, gentle": Arm(GAN, "gentle", {}),
     "both reconstructed by the GAN, no T_x": Arm(GAN, "none", RECONSTRUCTED),
     # Drawn anchors are the same however many images there are.
     "drawn anchors, NVAE, gentle": Arm(
@@ -68,7 +69,6 @@ ARMS = {
     ),
     "drawn anchors, GAN, no T_x": Arm("fashion-ml-random", "none", {}, (ALL,)),
 }
-SIZES = (SMALL, ALL)
 LABELS = 10_000  # labeled real images that probes are fitted on
 
 
@@ -205,7 +205,8 @@ def main(
         "cells": cells,
         **cells[-1]["environment"],
     }
-    publish(record, off_the_records(out) if partial else out, real_anchors(record))
+    out = off_the_records(out) if partial else out
+    publish(record, out, real_anchors(record), generators=["fashion", "fashion-nvae"])
 
 
 if __name__ == "__main__":

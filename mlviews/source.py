@@ -606,7 +606,7 @@ def _generator(generator: Any) -> MLVGM:
 
 
 def _warn_of_walkers(assignments: Sequence[Assignment], generator: MLVGM) -> None:
-    """Warn of walkers that were trained for other weights than the generator's."""
+    """Warn of walkers that belong to other weights than the generator has."""
     for levels, perturber in assignments:
         if isinstance(perturber, Walker):
             trained_for = perturber.provenance.get("fingerprint")

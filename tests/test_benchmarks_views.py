@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -75,12 +76,13 @@ def test_probe_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
     assert set(second) == {"raw pixels", "real", "ML random"}
 
 
-def test_cells_of_another_budget_are_not_mixed(tmp_path: Path) -> None:
-    (tmp_path / "budget.json").write_text("[500, 64, 10000, true]")
+@pytest.mark.parametrize("facts", ["[500, 64, 10000, true]", '[500, 64, 10000, false, {"fashion": "0"}]'])
+def test_cells_of_another_budget_or_of_other_weights_are_not_mixed(facts: str, tmp_path: Path) -> None:
+    (tmp_path / "budget.json").write_text(facts)
     command = [sys.executable, "benchmarks/probe.py", "--collect", "--work", str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert "another budget" in process.stderr
+    assert "another budget or of other weights" in re.sub(r"[│\s]+", " ", process.stderr)  # a box of rich's
 
 
 def test_the_interval_is_students(probe: dict[str, Any]) -> None:
@@ -297,3 +299,28 @@ def test_real_anchors_are_compared_with_the_best_controls_seed_by_seed() -> None
         ("drawn anchors, GAN, no T_x", "real only, gentle"): 4.0,
         ("real anchor, NVAE positive, gentle", "drawn anchors, GAN, no T_x"): -1.5,
     }
+
+
+def test_classes_that_a_generator_never_saw_are_counted_apart() -> None:
+    unseen = runpy.run_path(str(ROOT / "benchmarks" / "unseen.py"))
+    sneaker, bag = unseen["LEFT_OUT"]
+    labels = torch.tensor([sneaker, sneaker, bag, 0, 1, 2])
+    right = 100.0 * torch.tensor([True, False, True, True, False, False])
+    assert unseen["by_group"](right, labels) == {"all": 50, "Sneaker": 50, "Bag": 100, "others": 33.333}
+    assert unseen["of_classes"](labels, ()).sum() == 0, "a generator that sees all classes leaves none out"
+
+
+def test_arms_with_unseen_classes_are_compared_seed_by_seed() -> None:
+    unseen = runpy.run_path(str(ROOT / "benchmarks" / "unseen.py"))
+    knn = dict(zip(unseen["ARMS"], ((80, 82), (83, 84), (81, 84), (84, 84), (79, 81)), strict=True))
+    cells = [
+        {"arm": arm, "seed": seed, "scores": {"kNN all": score}}
+        for arm, scores in knn.items()
+        for seed, score in enumerate(scores)
+    ]
+    summary = unseen["summarized"](cells)
+    assert [row["scores"]["kNN all"]["mean"] for row in summary["rows"]] == [81, 83.5, 82.5, 84, 80]
+    means = {(row["of"], row["less"]): row["scores"]["kNN all"]["mean"] for row in summary["differences"]}
+    assert means["real anchor, positive by the NVAE of eight", "real only"] == 1.5
+    assert means["drawn anchor, the NVAE of eight", "drawn anchor, the NVAE of all classes"] == -4
+    assert len(means) == len(unseen["DIFFERENCES"])

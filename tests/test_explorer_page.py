@@ -33,13 +33,17 @@ ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALL = '/?state={"anchors":2,"views":3}'
 WAIT = 60_000  # milliseconds: machines may be busy
+NOISE = {"name": "normal", "truncation": 2.0}
+PERTURB = {0: NOISE | {"std": 0.22}, 1: NOISE | {"std": 0.69}, 2: "resample", 3: "resample"}
 
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     folder = tmp_path_factory.mktemp("report")
     shutil.copy(ROOT / "benchmarks" / "results" / "fashion-sweep.json", folder / "impact.json")
-    return Session("fashion-ml-matched", report=folder)
+    preset = folder / "preset.yaml"
+    preset.write_text(json.dumps({"preset": "fashion-ml-matched", "perturb": PERTURB}))
+    return Session(str(preset), report=folder)
 
 
 @pytest.fixture(scope="module")

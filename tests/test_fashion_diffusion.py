@@ -21,8 +21,7 @@ from typer.testing import CliRunner
 from mlviews import MLVGM, MLViewSource, list_generators, load_generator
 from mlviews.perturb import Resample
 from mlviews.source import Batch
-from mlviews.zoo import FOLDER, PROVENANCE, train_diffusion
-from mlviews.zoo import evaluate as quality
+from mlviews.zoo import FOLDER, PROVENANCE, evaluate, train_diffusion
 from mlviews.zoo.train_diffusion import RECIPES, Denoiser, Recipe, Trainer
 
 BUNDLED = FOLDER / "fashion-diffusion"
@@ -122,7 +121,7 @@ def test_a_short_training_from_the_command_line(tmp_path: Path, monkeypatch: pyt
     facts = json.loads((out / "fashion-diffusion" / PROVENANCE).read_text())
     assert (facts["images"], facts["seed"]) == (64, 0)
     run(
-        quality.main,
+        evaluate.main,
         str(out / "fashion-diffusion"),
         "--out",
         str(out / "quality"),

@@ -32,8 +32,9 @@ from mlviews.generators.nvae.reading import source_shapes
 from mlviews.generators.nvae.walk import causal_mask
 from mlviews.weights.checkpoints import Checkpoint, convert
 from mlviews.weights.files import read_safetensors, write_safetensors
-from mlviews.zoo import FOLDER, train_nvae, tune_nvae
-from mlviews.zoo import evaluate as quality
+from mlviews.zoo import FOLDER, evaluate, train_nvae, tune_nvae
+from mlviews.zoo.quality.figures import likelihood_figures
+from mlviews.zoo.quality.pictures import draw_levels, draw_reconstructions
 from mlviews.zoo.train_nvae import RECIPES, Recipe, Trainer, balance
 
 ROOT = Path(__file__).parents[1]
@@ -471,20 +472,20 @@ def test_a_short_training_from_the_command_line_and_its_likelihood(
         assert result.exit_code == 0, result.output
     first_column = [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()]
     assert first_column == ["images", "128"]
-    g, provenance = quality._load(out / "fashion-nvae.safetensors", 0.8)
+    g, provenance = evaluate._load(out / "fashion-nvae.safetensors", 0.8)
     assert isinstance(g, NVAE)
     assert (g.config, g.temperature, len(g.levels), provenance["images"]) == (model, 0.8, 2, 128)
 
     images = torch.randint(256, (300, 1, 32, 32), generator=generator).to(torch.uint8)
-    figures = quality.likelihood_figures(g, images, 0, lambda count: None)
+    figures = likelihood_figures(g, images, 0, lambda count: None)
     log, divergences = g.elbo(images.float() / 255, g.sample_latents(range(300), truncation=None))
     nats = (torch.stack(divergences).sum(0) - log).mean().item()
     assert figures["bits_per_dimension"] == pytest.approx(nats / math.log(2) / 784, rel=1e-4)
     parts = figures["nats"]
     assert sum(parts["rate_of_each_group"]) + parts["distortion"] == pytest.approx(nats, rel=1e-4)
     assert 0 < figures["reconstruction"]["mse"] < 1
-    quality.draw_reconstructions(g, images, tmp_path / "reconstructions.png")
-    quality.draw_levels(g, g.sample_latents(range(3)), 0, tmp_path / "levels.png", resample=True)
+    draw_reconstructions(g, images, tmp_path / "reconstructions.png")
+    draw_levels(g, g.sample_latents(range(3)), 0, tmp_path / "levels.png", resample=True)
     assert (tmp_path / "levels.png").stat().st_size > 1000
 
 

@@ -1,4 +1,4 @@
-"""Walkers and inverters of other weights than the generator's: they fit by shape, and are warned of."""
+"""What belongs to other weights than the generator has: it fits by shape, and is warned of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mlviews import MLViewSource
+from mlviews import MLViewSource, measure_impact
+from mlviews.explorer.costs import Costs
 from mlviews.generators import load_generator
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Walker
@@ -37,7 +38,7 @@ def check_silent(generator: MLVGM) -> None:
 
 def test_a_walker_of_other_weights_is_warned_of(tmp_path: Path) -> None:
     generator = load_generator("film", changed(tmp_path / "other.safetensors"))
-    with pytest.warns(UserWarning, match="16x16, 32x32 was trained for other weights .* 'film'"):
+    with pytest.warns(UserWarning, match="16x16, 32x32 belongs to other weights .* 'film'"):
         MLViewSource(generator, perturb=LEARNED, batch_size=2)
     check_silent(generator)  # it was said
     check_silent(load_generator("fashion"))
@@ -51,9 +52,21 @@ def test_a_walker_of_other_weights_is_warned_of(tmp_path: Path) -> None:
 
 def test_an_inverter_of_other_weights_is_warned_of(tmp_path: Path) -> None:
     other, inverter = changed(tmp_path / "other.safetensors"), ZOO / "fashion-inverter.safetensors"
-    with pytest.warns(UserWarning, match="inverter was trained for other weights .* 'film'"):
+    with pytest.warns(UserWarning, match="inverter belongs to other weights .* 'film'"):
         load_generator("film", other, inverter=inverter)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_generator("film", ZOO / "fashion.safetensors", inverter=inverter)
         load_generator("fashion")
+
+
+def test_a_report_of_other_weights_is_warned_of(tmp_path: Path) -> None:
+    fashion = load_generator("fashion")
+    quick = {"steps": 10, "train_pairs": 4, "pairs": 8, "evaluations": 2, "monte_carlo": 10}
+    measure_impact(fashion, levels=[3], progress=False, **quick).save(tmp_path / "report")
+    other = load_generator("film", changed(tmp_path / "other.safetensors"))
+    with pytest.warns(UserWarning, match="report belongs to other weights .* 'film'"):
+        Costs.load(tmp_path / "report", other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Costs.load(tmp_path / "report", fashion).report is not None

@@ -25,8 +25,8 @@ from mlviews.generators.semafo import SemafoConfig, SemafoVAE
 from mlviews.levels import Blend
 from mlviews.perturb import Resample
 from mlviews.runs.files import sha256
-from mlviews.zoo import FOLDER, train_semafo
-from mlviews.zoo import evaluate as quality
+from mlviews.zoo import FOLDER, evaluate, train_semafo
+from mlviews.zoo.quality.pictures import draw_levels, draw_reconstructions
 from mlviews.zoo.train_semafo import PRIORS, RECIPES, Recipe, Trainer, augment, labelled_rows, weakly
 
 ROOT = Path(__file__).parents[1]
@@ -332,13 +332,13 @@ def test_a_short_training_from_the_command_line_and_its_measurement(
     assert refined.provenance["start"]["sha256"] == sha256(first)
     assert refined.provenance["start"]["images"] == 128
 
-    g, provenance = quality._load(out / "fashion-semafo.safetensors", 1.0)
+    g, provenance = evaluate._load(out / "fashion-semafo.safetensors", 1.0)
     assert isinstance(g, SemafoVAE)
     assert (g.config, g.border, provenance["images"]) == (model, 2, 128)
     labels = g.sample_labels(range(3))
-    quality.draw_levels(g, g.sample_latents(range(3)), 0, tmp_path / "levels.png", labels=labels)
+    draw_levels(g, g.sample_latents(range(3)), 0, tmp_path / "levels.png", labels=labels)
     images = torch.randint(256, (20, 1, 32, 32), generator=noise).to(torch.uint8)
-    quality.draw_reconstructions(g, images, tmp_path / "reconstructions.png", torch.arange(20) % 10)
+    draw_reconstructions(g, images, tmp_path / "reconstructions.png", torch.arange(20) % 10)
     assert (tmp_path / "reconstructions.png").stat().st_size > 1000
 
 

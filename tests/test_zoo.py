@@ -24,9 +24,9 @@ from mlviews.generators.film import FilmConfig, FilmGenerator
 from mlviews.generators.nvae.network import NVAEConfig
 from mlviews.runs.checkpoint import Checkpoint
 from mlviews.weights.files import read_safetensors
-from mlviews.zoo import FOLDER, train_nvae
-from mlviews.zoo import evaluate as quality
+from mlviews.zoo import FOLDER, evaluate, train_nvae, tune_film
 from mlviews.zoo.adversarial import Discriminator, equalise
+from mlviews.zoo.quality.figures import entropy_share, frechet_distance, gaussian, nearest
 from mlviews.zoo.train import RECIPES, Trainer
 from mlviews.zoo.training import BaseTrainer
 from mlviews.zoo.training import run as run_training
@@ -178,8 +178,9 @@ def test_discriminator_shapes() -> None:
 def test_the_bundled_weights_say_where_they_come_from() -> None:
     _, metadata = read_safetensors(FOLDER / "fashion.safetensors", "mlviews.film")
     provenance = json.loads(metadata["provenance"])
-    assert provenance["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES["fashion"])))
-    assert provenance["images"] >= 500_000
+    for training, recipe in ((provenance, tune_film.RECIPES), (provenance["start"], RECIPES)):
+        assert training["recipe"] == json.loads(json.dumps(dataclasses.asdict(recipe["fashion"])))
+        assert training["images"] >= 500_000
 
 
 def test_frechet_distance_is_scipys() -> None:
@@ -188,25 +189,25 @@ def test_frechet_distance_is_scipys() -> None:
         torch.randn(500, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + shift
         for shift in (0, 1)
     )
-    p, q = quality.gaussian(a), quality.gaussian(b)
+    p, q = gaussian(a), gaussian(b)
     root = linalg.sqrtm(p.covariance.numpy() @ q.covariance.numpy()).real
     trace = np.trace(p.covariance.numpy() + q.covariance.numpy() - 2 * root)
     expected = (p.mean - q.mean).square().sum().item() + trace
-    assert quality.frechet_distance(p, q) == pytest.approx(expected, rel=1e-9)
-    assert quality.frechet_distance(p, p) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(p, q) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(p, p) == pytest.approx(0, abs=1e-9)
 
 
 def test_entropy_share() -> None:
-    assert quality.entropy_share(torch.full((10,), 0.1)) == pytest.approx(1)
-    assert quality.entropy_share(torch.eye(10)[0]) == 0
-    assert quality.entropy_share(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(math.log(2) / math.log(4))
+    assert entropy_share(torch.full((10,), 0.1)) == pytest.approx(1)
+    assert entropy_share(torch.eye(10)[0]) == 0
+    assert entropy_share(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(math.log(2) / math.log(4))
 
 
 def test_nearest_is_brute_force() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = torch.rand(7, 1, 4, 4, generator=generator)
     train = torch.randint(256, (40, 1, 4, 4), generator=generator).to(torch.uint8)
-    distances, indices = quality.nearest(queries, train, lambda count: None)
+    distances, indices = nearest(queries, train, lambda count: None)
     expected = torch.cdist(queries.flatten(1), train.flatten(1) / 255)
     torch.testing.assert_close(distances, expected.min(1).values, atol=1e-5, rtol=0)
     assert torch.equal(indices, expected.argmin(1))
@@ -263,7 +264,7 @@ def test_a_short_training_and_evaluation_from_the_command_line(
     ]
 
     run(
-        quality.main,
+        evaluate.main,
         str(out / "fashion.safetensors"),
         "--data",
         str(data),

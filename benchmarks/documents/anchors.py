@@ -101,3 +101,67 @@ def anchors_disk(record: Record) -> str:
         "their code.",
         provenance(record),
     )
+
+
+@table("unseen")
+def unseen_generators(record: Record) -> str:
+    """Reconstructions of real images of classes that a generator saw, and of those that it did not."""
+    rows = [
+        [
+            facts["generator"],
+            f"{facts['images']:,}",
+            *(f"{error / 1000:.4f}" for error in facts["scores"].values()),
+        ]
+        for facts in record["generators"]
+    ]
+    first, second = record["generators"][0]["shown"]
+    return captioned(
+        markdown(["NVAE trained on", "images", *_groups(record)], rows),
+        "Mean squared error of 10,000 real test images, encoded and decoded, over the 28×28 real pixels. "
+        f"Both networks are `nvae` of the zoo: {first:,} images were shown, and {second:,} in the second "
+        "training.",
+        provenance(record),
+    )
+
+
+@table("unseen")
+def unseen_classes(record: Record) -> str:
+    """Encoders trained on real images, of which the generator saw eight of ten classes, or all."""
+    rows = [
+        [row["arm"], *(with_interval(score) for score in row["scores"].values())] for row in record["rows"]
+    ]
+    seeds = record["rows"][0]["scores"]["kNN all"]["seeds"]
+    return captioned(
+        markdown(["views", *_probes(record)], rows),
+        f"Accuracy in % on 10,000 real test images of encoders trained by SimCLR for {record['steps']} steps "
+        f"of {record['batch_size']} pairs of all ten classes, gentle T_x; mean ± half of the 95% interval "
+        f"over {seeds} seeds. Probes are fitted on 10,000 labeled images of all classes. {threads(record)} a "
+        "cell.",
+        provenance(record),
+    )
+
+
+@table("unseen")
+def unseen_differences(record: Record) -> str:
+    """Differences of those encoders, seed by seed."""
+    rows = [
+        [
+            f"{row['of']} − {row['less']}",
+            *(with_interval(score, sign="+") for score in row["scores"].values()),
+        ]
+        for row in record["differences"]
+    ]
+    return captioned(
+        markdown(["difference at the same seed", *_probes(record)], rows),
+        "Points, mean ± half of the 95% interval over seeds.",
+    )
+
+
+def _groups(record: Record) -> list[str]:
+    """Return the groups of classes, as the head of a table."""
+    return ["all", *(f"{name}, left out" for name in record["left_out"]), "others"]
+
+
+def _probes(record: Record) -> list[str]:
+    """Return the probes and the groups of classes, as the head of a table."""
+    return [f"{probe}: {group}" for probe in ("linear", "kNN") for group in _groups(record)]

@@ -49,7 +49,8 @@ def table(
         names: the records that the function gets.
         absent: stands in its place as long as a record is missing; None: all of them have to be there.
         also: records that the function reads itself.
-        generators: the bundled generators whose figures the table has; None for all of its records'.
+        generators: the bundled generators whose figures the table has; None for all of its records'; none if
+            its rows name the weights.
     """
 
     def register(function: Callable[..., str]) -> Callable[..., str]:

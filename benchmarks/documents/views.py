@@ -146,15 +146,15 @@ def views_diffusion(record: Record) -> str:
     )
 
 
-@table("probe", "fashion-poor.quality", "fashion.quality", generators=["fashion"])
-def views_quality(record: Record, poor: Record, bundled: Record) -> str:
+@table("probe", "fashion-poor.quality", "fashion-first.quality", generators=["fashion"])
+def views_quality(record: Record, poor: Record, fashion: Record) -> str:
     """How good the generator is."""
-    poor_anchors, bundled_anchors = poor["fidelity"]["anchors"], bundled["fidelity"]["anchors"]
+    poor_anchors, anchors = poor["fidelity"]["anchors"], fashion["fidelity"]["anchors"]
     return captioned(
         scores_table(record, "quality", extra=("none, gentle", "single random, no T_x", "ML random, no T_x")),
         f"Fréchet distance to the training images: {poor_anchors['frechet_to_train']:.1f} of the poor "
-        f"generator, {bundled_anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the "
-        f"classifier: {poor_anchors['confidence']:.3f} and {bundled_anchors['confidence']:.3f}.",
+        f"generator, {anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the "
+        f"classifier: {poor_anchors['confidence']:.3f} and {anchors['confidence']:.3f}.",
         provenance(poor["run"]),
     )
 

@@ -11,44 +11,47 @@ RECONSTRUCTION = [
 ]  # fmt: skip
 
 
-@table("fashion.quality", "fashion-trial.quality")
-def generator(fashion: Record, trial: Record) -> str:
-    """Fidelity of the bundled generator beside the trial recipe and real images."""
-    fidelity, floor = fashion["fidelity"], fashion["frechet_floor"]
-    anchors, trial_anchors = fidelity["anchors"], trial["fidelity"]["anchors"]
+@table("fashion.quality", "fashion-first.quality", "fashion-trial.quality", generators=())
+def generator(fashion: Record, first: Record, trial: Record) -> str:
+    """Fidelity of the bundled generator beside its first training, the trial recipe and real images."""
+    fidelity, floor, trained = fashion["fidelity"], fashion["frechet_floor"], fashion["provenance"]
+    anchors, first_anchors = fidelity["anchors"], first["fidelity"]["anchors"]
+    images = f"{trained['start']['images']:,} images, then {trained['images']:,}"
     rows = [
-        _fidelity(f"`fashion`, {fashion['provenance']['images']:,} images", anchors),
+        _fidelity(f"`fashion`, {images}", anchors),
         _fidelity("the same, prior not truncated", fidelity["prior"]),
-        _fidelity(f"trial recipe, {trial['provenance']['images']:,} images", trial_anchors),
+        _fidelity("after the first training", first_anchors),
+        _fidelity(f"trial recipe, {trial['provenance']['images']:,} images", trial["fidelity"]["anchors"]),
         _fidelity("real test images", fidelity["test"]),
     ]
-    ratio = anchors["frechet_to_train"] / trial_anchors["frechet_to_train"]
+    ratio = anchors["frechet_to_train"] / first_anchors["frechet_to_train"]
     return captioned(
         markdown(FIDELITY, rows),
         f"By a classifier of {fashion['classifier']['test_accuracy']:.1%} accuracy on real test images, "
         f"{anchors['samples']:,} samples.",
-        f"The Fréchet distance is {ratio:.2f} times the trial recipe's; its floor, real images against real "
-        f"images, is {floor['train_to_test']:.1f} with {floor['images_per_side']:,} a side and "
+        f"The Fréchet distance is {ratio:.2f} times that after the first training; its floor, real images "
+        f"against real images, is {floor['train_to_test']:.1f} with {floor['images_per_side']:,} a side and "
         f"{fidelity['test']['frechet_to_train']:.1f} with all.",
         provenance(fashion["run"]),
     )
 
 
-@table("fashion.quality", "fashion-trial.quality")
-def levels(fashion: Record, trial: Record) -> str:
-    """What each level of the bundled generator does."""
+@table("fashion.quality", "fashion-first.quality", generators=())
+def levels(fashion: Record, first: Record) -> str:
+    """What each level of the bundled generator does, and did after its first training."""
     rows = []
-    for row, trial_row in zip(fashion["levels"]["table"], trial["levels"]["table"], strict=True):
+    for row, before in zip(fashion["levels"]["table"], first["levels"]["table"], strict=True):
         rows.append([
             f"{row['level']} ({row['name']})",
             f"{row['normal']['class_kept']:.1%}",
             f"{row['resample']['class_kept']:.1%}",
             f"{row['normal']['pixel_change']:.3f}",
-            f"{trial_row['normal']['class_kept']:.1%}",
+            f"{before['normal']['class_kept']:.1%}",
+            f"{before['normal']['pixel_change']:.3f}",
         ])  # fmt: skip
     header = [
         "level moved alone", "class kept, N^t(0, 1, 2)", "class kept, resampled", "mean change of a pixel",
-        "trial recipe: class kept, N^t(0, 1, 2)",
+        "first training: class kept, N^t(0, 1, 2)", "mean change of a pixel",
     ]  # fmt: skip
     return captioned(markdown(header, rows), f"Shares of {fashion['levels']['table'][0]['pairs']:,} pairs.")
 
@@ -290,6 +293,9 @@ def reconstruction(record: Record) -> str:
     for row in record["fashion_refined"][1:]:
         name = f"`fashion`, its inverter and {row['steps']} steps of optimization"
         rows.append(_reconstructed(name, "all", row))
+    components = record["components"]
+    name = f"{components['components']} principal components of the training images"
+    rows.append(_reconstructed(name, "", components))
     first, last = record["fashion_refined"][0], record["fashion_refined"][-1]
     return captioned(
         markdown(RECONSTRUCTION, rows),

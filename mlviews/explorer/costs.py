@@ -21,7 +21,7 @@ from mlviews.impact.figures import BEYOND, Curve, LevelImpact
 from mlviews.impact.report import ImpactReport
 from mlviews.impact.sweep import SweepOptions
 from mlviews.perturb import Mix
-from mlviews.runs.files import whole
+from mlviews.runs.files import warn_of_other_weights, whole
 
 CLASSES_FILE = "class-kept.json"
 """The file beside a report that holds the shares of positives that keep their anchor's class."""
@@ -102,6 +102,8 @@ class Costs:
     def load(cls, folder: Path, generator: MLVGM) -> Costs:
         """Read what a folder holds of a report and of class curves; nothing is an answer too.
 
+        A report of other weights of the generator is warned of.
+
         Raises:
             ValueError: if a file is damaged, or is of another generator's levels.
         """
@@ -113,6 +115,9 @@ class Costs:
                 f"The report {folder} is of {report.label} with the levels {measured}, the generator's are "
                 f"{', '.join(generator.level_names)}: give the report of this one (--report)."
             )
+        if report is not None:
+            weights = report.options.get("weights")
+            warn_of_other_weights(f"The report {folder}", weights, generator, generator.name)
         return cls(report, ClassShares.load(folder))
 
     @property

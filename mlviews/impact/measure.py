@@ -23,6 +23,7 @@ from mlviews.impact.sweep import HIGH, SweepOptions, Swept, sweep
 from mlviews.impact.walkers import WalkerOptions, check_levels, train_walker
 from mlviews.latents import interpolate
 from mlviews.perturb import Mix, Normal, Resample
+from mlviews.runs.files import fingerprint
 from mlviews.runs.modes import plain
 from mlviews.runs.processes import launch
 from mlviews.runs.records import environment
@@ -119,6 +120,7 @@ def measure_impact(
         environment=environment(fabric.device),
         options={
             "generator": dict(generator.options),
+            "weights": fingerprint(generator),
             "monte_carlo": monte_carlo,
             "anchor": dataclasses.asdict(law),
             "processes": fabric.world_size,

@@ -174,30 +174,30 @@ def fingerprint(module: nn.Module) -> str:
     return digest(module.state_dict())
 
 
-def warn_of_other_weights(part: str, trained_for: object, network: nn.Module, name: str) -> None:
-    """Warn if a walker or an inverter was trained for other weights than the generator has.
+def warn_of_other_weights(part: str, belongs_to: object, network: nn.Module, name: str) -> None:
+    """Warn if a walker, an inverter or a report belongs to other weights than the generator has.
 
-    It has the right shapes then and runs, but its magnitudes and codes are those of another generator.
+    It has the right shapes then, but its magnitudes and codes are those of another generator.
     Compared are weights in float32 on the CPU, as they are loaded: others are rounded, or costly to fetch.
     A generator is compared with a fingerprint once, as sources of it may be made at every click.
 
     Args:
-        part: how the warning names the walker or the inverter.
-        trained_for: the fingerprint that its provenance has; nothing is said of one without.
+        part: how the warning names the walker, the inverter or the report.
+        belongs_to: the fingerprint that its provenance has; nothing is said of one without.
         network: the generator.
         name: the generator's.
     """
     compared = _COMPARED.setdefault(network, set())
-    if not isinstance(trained_for, str) or trained_for in compared:
+    if not isinstance(belongs_to, str) or belongs_to in compared:
         return
     floating = [value for value in network.state_dict().values() if value.is_floating_point()]
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in floating):
         return
-    compared.add(trained_for)
-    if fingerprint(network) != trained_for:
+    compared.add(belongs_to)
+    if fingerprint(network) != belongs_to:
         warnings.warn(
-            f"{part} was trained for other weights than generator {name!r} has: what it was measured to do "
-            "does not hold here. Train one for these weights, or load the weights that it was trained for.",
+            f"{part} belongs to other weights than generator {name!r} has: what was measured does not hold "
+            "here. Make it anew for these weights, or load the weights that it belongs to.",
             stacklevel=3,
         )
 
