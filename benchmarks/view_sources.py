@@ -99,6 +99,10 @@ its rows are left out if the file is missing.
 NONE, SINGLE, ML = ({"preset": f"fashion-{name}"} for name in ("none", "single-random", "ml-random"))
 SINGLE_LEARNED, ML_LEARNED = {"preset": "fashion-single-learned"}, {"preset": "fashion-ml-learned"}
 ML_DRAWN = {"preset": "fashion-ml-drawn"}
+WIDE = {
+    "preset": "fashion-ml-matched",
+    "perturb": {0: {"name": "normal", "std": 0.3, "truncation": 2.0}, "1:": "resample"},
+}
 BORROWED = ML_LEARNED | {"wrap": "borrowed"}
 FEW = ML | normal({"1:": 0.7}) | {"wrap": "few"}
 NVAE = {"preset": "fashion-nvae-resample"}
@@ -152,6 +156,7 @@ SOURCES: dict[str, Source] = {
     "ML random of 0.5": Source("magnitudes", "none", ML | normal({"1:": 0.5})),
     "ML random of 2.0": Source("magnitudes", "none", ML | normal({"1:": 2.0})),
     "ML of 0.2 and 1.0": Source("magnitudes", "none", ML | normal({0: 0.2, "1:": 1.0})),
+    "ML of 0.3 and drawn afresh, gentle": Source("magnitudes", "gentle", WIDE),
     # How good the generator is.
     "poor generator, none, gentle": Source("quality", "gentle", NONE | POOR),
     "poor generator, single random": Source("quality", "none", SINGLE | POOR),

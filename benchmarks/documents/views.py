@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from record import SCORES, with_interval
+from record import SCORES, interval, with_interval
 
 from documents.common import Record, captioned, markdown, provenance, table, with_range
 
@@ -51,6 +51,47 @@ def probe(demo: Record, *runs: Record) -> str:
         f"{trained['linear']['1']:.1f}, kNN {trained['knn']:.1f}, untrained {untrained['linear']['1']:.1f} "
         f"and {untrained['knn']:.1f}, after {demo['seconds']['all']:.0f} s.",
     )
+
+
+@table("second/probe", "probe", generators=())
+def views_second(second: Record, first: Record) -> str:
+    """The same views by the first and the second weights of the bundled GAN."""
+    scores = ("linear 100%", "kNN")
+    before = {(row["method"], row["source"]): row["scores"] for row in first["summary"]["rows"]}
+    rows = []
+    for row in second["summary"]["rows"]:
+        key = row["method"], row["source"]
+        cells = [row["source"], row["transform"]]
+        for score in scores:
+            measured = with_interval(row["scores"][score])
+            if key in before:
+                change = with_interval(_change(second, first, key, score), sign="+")
+                cells += [with_interval(before[key][score]), measured, change]
+            else:
+                cells += ["", measured, ""]
+        rows.append(cells)
+    columns = [f"{score}: {column}" for score in scores for column in ("first weights", "second", "change")]
+    return captioned(
+        markdown(["views", "T_x", *columns], rows),
+        f"SimCLR, {second['steps']:,} steps of {second['batch_size']} pairs; mean ± half of the 95 % "
+        f"interval over {second['seeds']} seeds, of the change over differences at the same seed; "
+        f"{_cost(second)}.",
+        provenance(second),
+    )
+
+
+def _change(new: Record, old: Record, key: tuple[str, str], score: str) -> Record:
+    """Return the interval of a score's change between records, seed by seed, of a method and source."""
+    by_seed = [
+        {
+            cell["seed"]: cell["scores"][score]
+            for cell in record["cells"]
+            if (cell["method"], cell["source"]) == key
+        }
+        for record in (new, old)
+    ]
+    seeds = by_seed[0].keys() & by_seed[1].keys()
+    return interval([by_seed[0][seed] - by_seed[1][seed] for seed in sorted(seeds)])
 
 
 @table("probe", generators=["fashion"])
