@@ -246,6 +246,12 @@ def main(
         path: (name, images, bf16, folder, work) for name, path in generators.items() if not path.exists()
     }
     run_in_processes(train_generator, tasks, jobs, console)
+    trained = [json.loads(path.read_text()) for path in generators.values()]
+    if any((facts["shown"][0], facts["bf16"]) != (images, bf16) for facts in trained):
+        raise typer.BadParameter(
+            f"{work} holds generators of other settings than images={images} and bf16={bf16}, and cells of "
+            "them: give another --work."
+        )
     paths = {
         (name, seed): work / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
         for seed in range(seeds)
@@ -262,7 +268,7 @@ def main(
         "left_out": [CLASSES[label] for label in LEFT_OUT],
         "steps": steps,
         "batch_size": batch_size,
-        "generators": [json.loads(path.read_text()) for path in generators.values()],
+        "generators": trained,
         **summarized(cells),
         "cells": cells,
         **cells[-1]["environment"],

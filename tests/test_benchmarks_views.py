@@ -16,6 +16,7 @@ import feeds
 import numpy as np
 import pytest
 import torch
+import weights
 from scipy import stats
 from view_sources import PAIRS, SOURCES, TELLING, Borrowed, InFewDirections, generated
 
@@ -76,9 +77,14 @@ def test_probe_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
     assert set(second) == {"raw pixels", "real", "ML random"}
 
 
-@pytest.mark.parametrize("facts", ["[500, 64, 10000, true]", '[500, 64, 10000, false, {"fashion": "0"}]'])
-def test_cells_of_another_budget_or_of_other_weights_are_not_mixed(facts: str, tmp_path: Path) -> None:
-    (tmp_path / "budget.json").write_text(facts)
+SHA256 = weights.bundled(*weights.versions())
+
+
+@pytest.mark.parametrize(
+    "facts", [[499, 64, 10_000, False, SHA256], [500, 64, 10_000, False, {"fashion": "0"}]]
+)
+def test_cells_of_another_budget_or_of_other_weights_are_not_mixed(facts: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "budget.json").write_text(json.dumps(facts))
     command = [sys.executable, "benchmarks/probe.py", "--collect", "--work", str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 2

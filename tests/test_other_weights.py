@@ -15,6 +15,7 @@ from mlviews.explorer.costs import Costs
 from mlviews.generators import load_generator
 from mlviews.generators.base import MLVGM
 from mlviews.perturb import Walker
+from mlviews.sharing import publish
 
 ZOO = Path(__file__).parents[1] / "mlviews" / "zoo"
 LEARNED = {"1:": Walker.load(ZOO.parent / "presets" / "fashion-ml-learned.safetensors")}
@@ -70,3 +71,6 @@ def test_a_report_of_other_weights_is_warned_of(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Costs.load(tmp_path / "report", fashion).report is not None
+    named = load_generator("fashion", tmp_path / "other.safetensors")
+    with pytest.warns(UserWarning, match="report belongs to other weights .* 'fashion'"):
+        publish(named, tmp_path / "shared", report=tmp_path / "report")

@@ -55,7 +55,7 @@ def probe(demo: Record, *runs: Record) -> str:
 
 @table("second/probe", "probe", generators=())
 def views_second(second: Record, first: Record) -> str:
-    """The same views by the first and the second weights of the bundled GAN."""
+    """The same presets by the first and the second weights of the bundled GAN."""
     scores = ("linear 100%", "kNN")
     before = {(row["method"], row["source"]): row["scores"] for row in first["summary"]["rows"]}
     rows = []

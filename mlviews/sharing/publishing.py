@@ -24,7 +24,7 @@ from mlviews.identity import generator_identity
 from mlviews.impact import ImpactReport
 from mlviews.perturb import Normal
 from mlviews.runs.checkpoint import differences
-from mlviews.runs.files import fingerprint, whole_folder
+from mlviews.runs.files import fingerprint, warn_of_other_weights, whole_folder
 from mlviews.sharing import card
 from mlviews.sharing.upload import client, upload
 from mlviews.weights import checkpoints
@@ -196,6 +196,7 @@ def _checked_report(report: ImpactReport | str | Path, generator: MLVGM) -> Impa
             f"{measured}, not of {generator.name!r} with {len(levels)} levels and options {options}: measure "
             "this one, by mlviews impact."
         )
+    warn_of_other_weights("The report", report.options.get("weights"), generator, generator.name)
     return report
 
 
