@@ -324,7 +324,7 @@ def main(
     manifest = json.loads((data / "manifest.json").read_text())
     labels = sum(manifest["images"]["train"].values())
     budget = Budget(steps, batch_size, labels, str(data))
-    check_budget(budget, work)
+    check_budget(budget, work, {})  # cells of a generator are in a folder of its digest
     of_generator = work / sha256(weights)[:8]
     files = Files(weights, of_generator / "levels")
     paths = {

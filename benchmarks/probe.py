@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,7 +25,7 @@ import typer
 import weights
 from documents.views import differences_table, scores_table
 from real_images import train_and_test
-from record import RESULTS, SCORES, command, interval, off_the_records, publish
+from record import RESULTS, SCORES, command, intervals, off_the_records, paired_differences, publish
 from rich.console import Console
 from view_sources import (
     CELLS,
@@ -139,14 +139,20 @@ def recorded_cells(path: Path, keys: Sequence[Key], budget: Budget) -> list[Cell
     return [cell for cell in record["cells"] if key_of(cell) in keys]
 
 
-def check_budget(budget: Budget, work: Path) -> None:
-    """Note the budget and the bundled weights in the working folder, and refuse to mix cells of others."""
+def check_budget(budget: Budget, work: Path, settings: Mapping[str, Any]) -> None:
+    """Note in the working folder what its cells depend on, and refuse to mix them with others.
+
+    Args:
+        budget: what every cell gets.
+        work: the folder.
+        settings: what the cells depend on besides, e.g. the digests of the weights.
+    """
     path = work / "budget.json"
-    facts = [*budget[:3], budget.data is not None, weights.bundled(*weights.versions())]
+    facts = [*budget[:3], budget.data is not None, settings]
     if path.exists() and json.loads(path.read_text()) != facts:
         raise typer.BadParameter(
-            f"{work} holds cells of another budget or of other weights (steps, batch size, labels, whole "
-            f"data set, SHA-256 of the generators' files: {path.read_text()}): give another --work."
+            f"{work} holds cells of another budget or of other settings (steps, batch size, labels, whole "
+            f"data set, settings: {path.read_text()}): give another --work."
         )
     with whole(path) as part:  # another call may be reading it
         part.write_text(json.dumps(facts))
@@ -161,9 +167,6 @@ def summarise(cells: Sequence[Cell], compared: Comparison = FASHION) -> dict[str
     for cell in cells:
         scores.setdefault((cell["method"], cell["source"]), {})[cell["seed"]] = cell["scores"]
 
-    def intervals(of_seeds: Sequence[dict[str, float]]) -> dict[str, Any]:
-        return {name: interval([score[name] for score in of_seeds]) for name in compared.scores}
-
     rows = []
     for method, name in dict.fromkeys([*compared.cells, *scores]):  # cells beside the tables' come last
         by_seed = scores.get((method, name), {})
@@ -174,13 +177,8 @@ def summarise(cells: Sequence[Cell], compared: Comparison = FASHION) -> dict[str
     differences = []
     for method in METHODS:
         for name, less in compared.pairs:
-            minuend, subtrahend = scores.get((method, name), {}), scores.get((method, less), {})
-            seeds = sorted(minuend.keys() & subtrahend.keys())
-            if seeds:
-                of_seeds = [
-                    {key: minuend[seed][key] - subtrahend[seed][key] for key in compared.scores}
-                    for seed in seeds
-                ]
+            of_seeds = paired_differences(scores.get((method, name), {}), scores.get((method, less), {}))
+            if of_seeds:
                 differences.append(
                     {"method": method, "of": name, "less": less, "scores": intervals(of_seeds)}
                 )
@@ -336,7 +334,7 @@ def main(
         out = off_the_records(out, work)
     keys = choose(seeds, only, methods, quick)
     budget = Budget(steps, batch_size, labels, None if data is None else str(data))
-    check_budget(budget, work)
+    check_budget(budget, work, weights.bundled(*weights.versions()))
     recorded = [] if earlier is None else recorded_cells(earlier, keys, budget)
     keys = [key for key in keys if key not in {key_of(cell) for cell in recorded}]
     paths = {key: work / f"{'-'.join(map(str, key)).replace(' ', '_')}.json" for key in keys}

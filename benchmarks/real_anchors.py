@@ -19,10 +19,11 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+import weights
 from documents.anchors import real_anchors
-from probe import Budget, by_name, check_budget, interval, run_in_processes
+from probe import Budget, by_name, check_budget, run_in_processes
 from real_images import train_and_test
-from record import RESULTS, SCORES, command, off_the_records, publish
+from record import RESULTS, command, intervals, off_the_records, paired_differences, publish
 from rich.console import Console
 from view_sources import TRANSFORMS
 
@@ -114,11 +115,6 @@ Scored = dict[tuple[str, int], dict[int, dict[str, float]]]
 """Scores by name, of each seed, of each arm and number of images."""
 
 
-def intervals(of_seeds: list[dict[str, float]]) -> dict[str, Any]:
-    """Return the interval of every score over the seeds."""
-    return {name: interval([scores[name] for scores in of_seeds]) for name in SCORES}
-
-
 def summarized(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the rows of the table, and paired differences from the best controls.
 
@@ -164,9 +160,8 @@ def mean_knn(of_seeds: dict[int, dict[str, float]]) -> float:
 
 def paired(minuend: dict[int, dict[str, float]], subtrahend: dict[int, dict[str, float]]) -> dict[str, Any]:
     """Return the difference of two arms, seed by seed."""
-    seeds = sorted(minuend.keys() & subtrahend.keys())
-    of_seeds = [{score: minuend[seed][score] - subtrahend[seed][score] for score in SCORES} for seed in seeds]
-    return {"seeds": len(seeds), "scores": intervals(of_seeds)}
+    of_seeds = paired_differences(minuend, subtrahend)
+    return {"seeds": len(of_seeds), "scores": intervals(of_seeds)}
 
 
 def main(
@@ -183,7 +178,7 @@ def main(
     """Compare real and generated positives of real images."""
     console = Console(stderr=True)
     budget = Budget(steps, batch_size, LABELS, None if data is None else str(data))
-    check_budget(budget, work)
+    check_budget(budget, work, weights.bundled("fashion", "fashion-nvae"))
     paths = {
         (name, images, seed): work / f"{name.replace(' ', '-').replace(',', '')}-{images}-{seed}.json"
         for seed in range(seeds)

@@ -6,7 +6,7 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +68,18 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
         quantile = float(stats.t.ppf(0.975, len(values) - 1))
         half = round(quantile * statistics.stdev(values) / len(values) ** 0.5, 2)
     return {"mean": round(statistics.fmean(values), 2), "half": half, "seeds": len(values)}
+
+
+def intervals(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the interval of every score over the seeds."""
+    return {name: interval([scores[name] for scores in of_seeds]) for name in of_seeds[0]}
+
+
+def paired_differences(
+    minuend: Mapping[int, Mapping[str, float]], subtrahend: Mapping[int, Mapping[str, float]]
+) -> list[dict[str, float]]:
+    """Return the differences of every score, of the seeds that both have."""
+    return [
+        {name: score - subtrahend[seed][name] for name, score in minuend[seed].items()}
+        for seed in sorted(minuend.keys() & subtrahend.keys())
+    ]

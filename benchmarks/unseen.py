@@ -26,7 +26,7 @@ import typer
 from documents.anchors import unseen_classes, unseen_differences, unseen_generators
 from probe import Budget, check_budget, run_in_processes
 from real_images import all_to_train_on, train_and_test
-from record import RESULTS, command, interval, off_the_records, publish
+from record import RESULTS, command, intervals, off_the_records, paired_differences, publish
 from rich.console import Console
 from torch import Tensor
 from view_sources import TRANSFORMS
@@ -200,22 +200,16 @@ Scored = dict[str, dict[int, dict[str, float]]]
 """Scores by name, of each seed, of each arm."""
 
 
-def intervals(of_seeds: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return the interval of every score over the seeds."""
-    return {name: interval([scores[name] for scores in of_seeds]) for name in of_seeds[0]}
-
-
 def summarized(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the rows of the table, and the differences of arms at the same seed."""
     scored: Scored = {}
     for cell in cells:
         scored.setdefault(cell["arm"], {})[cell["seed"]] = cell["scores"]
     rows = [{"arm": arm, "scores": intervals(list(of_seeds.values()))} for arm, of_seeds in scored.items()]
-    differences = []
-    for minuend, subtrahend in DIFFERENCES:
-        pairs = [(scores, scored[subtrahend][seed]) for seed, scores in scored[minuend].items()]
-        of_seeds = [{name: more[name] - less[name] for name in more} for more, less in pairs]
-        differences.append({"of": minuend, "less": subtrahend, "scores": intervals(of_seeds)})
+    differences = [
+        {"of": arm, "less": less, "scores": intervals(paired_differences(scored[arm], scored[less]))}
+        for arm, less in DIFFERENCES
+    ]
     return {"rows": rows, "differences": differences}
 
 
@@ -240,18 +234,12 @@ def main(
     console = Console(stderr=True)
     folder = None if data is None else str(data)
     budget = Budget(steps, batch_size, LABELS, folder)
-    check_budget(budget, work)
+    check_budget(budget, work, {"images": images, "bf16": bf16})
     generators = {name: work / f"{name.replace(' ', '-')}.json" for name in GENERATORS}
     tasks = {
         path: (name, images, bf16, folder, work) for name, path in generators.items() if not path.exists()
     }
     run_in_processes(train_generator, tasks, jobs, console)
-    trained = [json.loads(path.read_text()) for path in generators.values()]
-    if any((facts["shown"][0], facts["bf16"]) != (images, bf16) for facts in trained):
-        raise typer.BadParameter(
-            f"{work} holds generators of other settings than images={images} and bf16={bf16}, and cells of "
-            "them: give another --work."
-        )
     paths = {
         (name, seed): work / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
         for seed in range(seeds)
@@ -268,7 +256,7 @@ def main(
         "left_out": [CLASSES[label] for label in LEFT_OUT],
         "steps": steps,
         "batch_size": batch_size,
-        "generators": trained,
+        "generators": [json.loads(path.read_text()) for path in generators.values()],
         **summarized(cells),
         "cells": cells,
         **cells[-1]["environment"],

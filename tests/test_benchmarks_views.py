@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import weights
+from record import SCORES, interval
 from scipy import stats
 from view_sources import PAIRS, SOURCES, TELLING, Borrowed, InFewDirections, generated
 
@@ -88,18 +89,18 @@ def test_cells_of_another_budget_or_of_other_weights_are_not_mixed(facts: list[A
     command = [sys.executable, "benchmarks/probe.py", "--collect", "--work", str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert "another budget or of other weights" in re.sub(r"[│\s]+", " ", process.stderr)  # a box of rich's
+    assert "another budget or of other settings" in re.sub(r"[│\s]+", " ", process.stderr)  # a box of rich's
 
 
-def test_the_interval_is_students(probe: dict[str, Any]) -> None:
+def test_the_interval_is_students() -> None:
     values = [80.0, 82.0, 81.5]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    assert probe["interval"](values) == {
+    assert interval(values) == {
         "mean": 81.17,
         "half": pytest.approx((high - low) / 2, abs=0.01),
         "seeds": 3,
     }
-    assert probe["interval"]([80.0]) == {"mean": 80.0, "half": None, "seeds": 1}
+    assert interval([80.0]) == {"mean": 80.0, "half": None, "seeds": 1}
 
 
 def test_differences_are_of_the_same_seeds(probe: dict[str, Any]) -> None:
@@ -293,7 +294,7 @@ def test_real_anchors_are_compared_with_the_best_controls_seed_by_seed() -> None
         "drawn anchors, GAN, no T_x": (85, 85),
     }
     cells = [
-        {"arm": arm, "images": 60_000, "seed": seed, "scores": dict.fromkeys(real_anchors["SCORES"], score)}
+        {"arm": arm, "images": 60_000, "seed": seed, "scores": dict.fromkeys(SCORES, score)}
         for arm, scores in knn.items()
         for seed, score in enumerate(scores)
     ]

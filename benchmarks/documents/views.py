@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from record import SCORES, interval, with_interval
+from record import SCORES, intervals, paired_differences, with_interval
 
 from documents.common import Record, captioned, markdown, provenance, table, with_range
 
@@ -82,16 +82,12 @@ def views_second(second: Record, first: Record) -> str:
 
 def _change(new: Record, old: Record, key: tuple[str, str], score: str) -> Record:
     """Return the interval of a score's change between records, seed by seed, of a method and source."""
-    by_seed = [
-        {
-            cell["seed"]: cell["scores"][score]
-            for cell in record["cells"]
-            if (cell["method"], cell["source"]) == key
-        }
+    after, before = (
+        {cell["seed"]: cell["scores"] for cell in record["cells"] if (cell["method"], cell["source"]) == key}
         for record in (new, old)
-    ]
-    seeds = by_seed[0].keys() & by_seed[1].keys()
-    return interval([by_seed[0][seed] - by_seed[1][seed] for seed in sorted(seeds)])
+    )
+    change: Record = intervals(paired_differences(after, before))[score]
+    return change
 
 
 @table("probe", generators=["fashion"])
@@ -196,6 +192,7 @@ def views_quality(record: Record, poor: Record, fashion: Record) -> str:
         f"Fréchet distance to the training images: {poor_anchors['frechet_to_train']:.1f} of the poor "
         f"generator, {anchors['frechet_to_train']:.1f} of `fashion`; mean confidence of the "
         f"classifier: {poor_anchors['confidence']:.3f} and {anchors['confidence']:.3f}.",
+        "The classifiers are two of one recipe.",
         provenance(poor["run"]),
     )
 
